@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The only file that reads compiler macros.
+#pragma once
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define SKIM_HD __host__ __device__
+#else
+#define SKIM_HD
+#endif
+
+// Members of tier-0 types that kernels call are always inlined: two units compiled for different processors may be
+// linked together, and neither may keep the other's copy of a shared function.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define SKIM_INLINE __forceinline
+#define SKIM_LAMBDA_INLINE
+#define SKIM_RESTRICT __restrict
+#define SKIM_NOINLINE __declspec(noinline)
+#else
+#define SKIM_INLINE inline __attribute__((always_inline))
+#define SKIM_LAMBDA_INLINE __attribute__((always_inline))
+#define SKIM_RESTRICT __restrict__
+#define SKIM_NOINLINE __attribute__((noinline))
+#endif
+
+// Tells the processor that the thread spins.
+#if defined(__x86_64__) || defined(__i386__)
+#define SKIM_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define SKIM_PAUSE() __asm__ __volatile__("yield")
+#else
+#define SKIM_PAUSE() static_cast<void>(0)
+#endif
+
+/// Checks an internal invariant; user errors are reported by `check`, never asserted.
+#ifndef SKIM_ASSERT
+#define SKIM_ASSERT(condition) assert(condition)
+#endif

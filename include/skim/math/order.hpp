@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The order in which scores rank: by value, -0 equal to +0, NaN below -inf.
+#pragma once
+
+#include <skim/types.hpp>
+
+namespace skim {
+inline namespace v0 {
+
+/// An unsigned number that compares as the score ranks; 0 is reserved for entries that are no candidates.
+SKIM_HD SKIM_INLINE std::uint32_t rank_bits(float score) {
+  const std::uint32_t bits = detail::bits_from_float(score);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 1;           // NaN
+  if (magnitude == 0) return 0x80000000u;          // both zeros
+  return bits >> 31 ? ~bits : bits | 0x80000000u;  // -inf becomes 0x007fffff
+}
+
+}  // namespace v0
+}  // namespace skim
