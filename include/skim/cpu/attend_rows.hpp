@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file One work unit of attention: the rows of a row tile against a piece of the keys.
+///
+/// Keys are taken in logical order (listed past slots, then the chunk's own) and cut into tiles of 64 at fixed places, so
+/// that every cache layout gives the same bits.
+#pragma once
+
+#include <skim/cpu/attend_tile.hpp>
+#include <skim/workspace.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+namespace detail {
+
+/// Scratch of one worker.
+template <class Math>
+struct attend_scratch {
+  using unit = typename Math::unit;
+  unit *qt, *k, *v, *weights;
+  float *scores, *out, *largest, *sum, *rows;  // rows: `lanes` query or output rows in f32
+  std::int32_t *first, *last, *positions;
+  float* value;  // one V row in f32
+
+  attend_scratch(skim::detail::arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t stride) {
+    constexpr std::int64_t width = row_vectors * simd::lanes;
+    const std::int64_t steps = (D + Math::values - 1) / Math::values, padded = round_up(Dv, padded_to);
+    qt = arena.take<unit>(steps * stride);
+    k = arena.take<unit>(tile_keys * steps);
+    v = arena.take<unit>(tile_keys * padded);
+    weights = arena.take<unit>(tile_keys * width);
+    scores = arena.take<float>(tile_keys * width);
+    out = arena.take<float>(padded * stride);
+    largest = arena.take<float>(stride);
+    sum = arena.take<float>(stride);
+    rows = arena.take<float>(greater(simd::lanes * (D + D % Math::values), padded));
+    first = arena.take<std::int32_t>(stride);
+    last = arena.take<std::int32_t>(stride);
+    positions = arena.take<std::int32_t>(tile_keys);
+    value = arena.take<float>(padded);
+  }
+};
+
+/// One row tile of one KV head: who its rows are and where their results go.
+struct attend_job {
+  const attention_args* args;
+  const index_lists* lists;  // null: all keys
+  attention_sequence sequence;
+  std::int64_t s, head, G, row, rows, stride;
+  std::int64_t key_begin, key_end;  // in logical order
+
+  std::int64_t past() const { return sequence.kv->length(head) - sequence.Tq; }
+  std::int64_t listed() const { return lists ? lists->counts[s * sequence.kv->heads + head] : past(); }
+  /// Row r of the tile is query head `head * G + r % G` of token `(row + r) / G`: tokens ascend, so that tiles of a
+  /// causal chunk end where the mask does.
+  std::int64_t token(std::int64_t r) const { return (row + r) / G; }
+  std::int64_t query_head(std::int64_t r) const { return head * G + (row + r) % G; }
+};
+
+SKIM_INLINE std::int32_t clamp_position(std::int64_t position) {
+  constexpr std::int64_t most = largest_index;
+  return static_cast<std::int32_t>(position > most ? most : position < -most ? -most : position);
+}
+
+/// qt [steps, stride], bounds and empty sums of the tile's rows; lanes beyond the last row hold zeros and see nothing.
+template <class Math>
+SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& to, float scale) {
+  const attention_args& args = *job.args;
+  const kv_view& kv = *job.sequence.kv;
+  const std::int64_t D = args.q.extents[2], row_length = D + D % Math::values;
+  for (std::int64_t r0 = 0; r0 < job.stride; r0 += simd::lanes) {
+    for (std::int64_t i = 0; i < simd::lanes; ++i) {
+      const std::int64_t r = r0 + i;
+      float* const row = to.rows + i * row_length;
+      row[row_length - 1] = 0;
+      if (r < job.rows) {
+        const std::int64_t t = job.token(r);
+        simd::widen_row(args.q.at(job.sequence.first_row + t, job.query_head(r)), args.q.type, D, row);
+        const std::int64_t position = kv.position(job.head, job.past() + t);
+        to.first[r] = clamp_position(position - args.mask.left);
+        to.last[r] = clamp_position(position + args.mask.right);
+      } else {
+        for (std::int64_t d = 0; d < D; ++d) row[d] = 0;
+        to.first[r] = largest_index;
+        to.last[r] = -largest_index;
+      }
+      to.largest[r] = minus_infinity;
+      to.sum[r] = 0;
+    }
+    for (std::int64_t d = 0; d < D; d += Math::values) {
+      float even[simd::lanes], odd[simd::lanes];
+      for (std::int64_t i = 0; i < simd::lanes; ++i) {
+        even[i] = to.rows[i * row_length + d] * scale;
+        odd[i] = Math::values == 2 ? to.rows[i * row_length + d + 1] * scale : 0;
+      }
+      Math::pack(to.qt + d / Math::values * job.stride + r0, simd::load(even), simd::load(odd));
+    }
+  }
+}
+
+/// The slots and positions of `count` keys from logical index `begin` on; returns the range of their positions.
+SKIM_INLINE position_range list_tile(const attend_job& job, std::int64_t begin, std::int64_t count, std::int64_t* slots,
+                                     std::int32_t* positions) {
+  const kv_view& kv = *job.sequence.kv;
+  const std::int64_t listed = job.listed(), past = job.past();
+  const std::int32_t* const list = job.lists ? job.lists->row(job.s * kv.heads + job.head) : nullptr;
+  position_range range{largest_index, -1};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t at = begin + i;
+    slots[i] = at >= listed ? past + at - listed : list ? list[at] : at;
+    const std::int64_t position = kv.position(job.head, slots[i]);
+    positions[i] = static_cast<std::int32_t>(position);
+    range.begin = smaller(range.begin, position);
+    range.end = greater(range.end, position + 1);
+  }
+  return range;
+}
+
+SKIM_INLINE const char* row_address(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
+  return static_cast<const char*>(tensor.data) + kv.row_offset(tensor, head, slot) * element_bytes(tensor.type);
+}
+
+SKIM_INLINE bool is_finite(float x) {
+  return std::fabs(x) <= std::numeric_limits<float>::max();
+}
+
+/// Zeroes the infinities and NaNs of V row `key` in the tile; true if there were any.
+template <class Math>
+SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::int64_t key,
+                                 const attend_scratch<Math>& to, std::int64_t v_stride) {
+  const kv_view& kv = *job.sequence.kv;
+  simd::widen_row(row_address(kv, kv.v, job.head, slot), kv.v.type, kv.v.dim, to.value);
+  bool found = false;
+  for (std::int64_t d = 0; d < kv.v.dim; ++d) {
+    if (is_finite(to.value[d])) continue;
+    typename Math::unit& step = to.v[key / Math::values * v_stride + d];
+    step = Math::without(step, key % Math::values);
+    found = true;
+  }
+  return found;
+}
+
+/// Widens the tile's keys and values. With `guard`, infinities and NaNs in V become zeros and bit i of the answer says that
+/// row i had some: where some row must not see a key, its weight 0 times infinity would poison that row.
+template <class Math>
+SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* slots, std::int64_t keys, bool guard,
+                                    const attend_scratch<Math>& to, key_tile<typename Math::unit>& tile) {
+  const kv_view& kv = *job.sequence.kv;
+  const std::int64_t D = kv.k.dim, Dv = kv.v.dim;
+  tile.keys = keys;
+  tile.k_steps = tile.k_stride = (D + Math::values - 1) / Math::values;
+  tile.v_steps = (keys + Math::values - 1) / Math::values;
+  tile.v_stride = round_up(Dv, padded_to);
+  tile.k = to.k;
+  tile.v = to.v;
+  tile.positions = to.positions;
+  for (std::int64_t i = 0; i < keys; ++i) {
+    Math::load_key(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
+  }
+  for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) to.k[at] = 0;
+
+  for (std::int64_t i = 0; i < keys; i += Math::values) {
+    const char* const next = i + 1 < keys ? row_address(kv, kv.v, job.head, slots[i + 1]) : nullptr;
+    typename Math::unit* const row = to.v + i / Math::values * tile.v_stride;
+    Math::load_values(row_address(kv, kv.v, job.head, slots[i]), next, kv.v.type, Dv, row);
+    for (std::int64_t d = Dv; d < tile.v_stride; ++d) row[d] = 0;
+  }
+  std::uint64_t nonfinite = 0;
+  for (std::int64_t i = 0; guard && i < keys; ++i) {
+    if (clear_nonfinite(job, slots[i], i, to, tile.v_stride)) nonfinite |= std::uint64_t{1} << i;
+  }
+  return nonfinite;
+}
+
+/// Gives the rows that see them the infinities and NaNs that `load_tile` took out.
+template <class Math>
+SKIM_INLINE void add_nonfinite(const attend_job& job, const std::int64_t* slots, std::uint64_t nonfinite,
+                               const attend_scratch<Math>& with, float* out) {
+  const kv_view& kv = *job.sequence.kv;
+  for (std::int64_t i = 0; i < tile_keys; ++i) {
+    if ((nonfinite >> i & 1) == 0) continue;
+    simd::widen_row(row_address(kv, kv.v, job.head, slots[i]), kv.v.type, kv.v.dim, with.value);
+    for (std::int64_t d = 0; d < kv.v.dim; ++d) {
+      if (is_finite(with.value[d])) continue;
+      for (std::int64_t r = 0; r < job.rows; ++r) {
+        if (with.first[r] <= with.positions[i] && with.positions[i] <= with.last[r]) {
+          out[d * job.stride + r] += with.value[d];
+        }
+      }
+    }
+  }
+}
+
+/// Positions of the queries in rows [begin, end) of the tile: the range that `mask::keys` and `covers` take.
+SKIM_INLINE position_range query_range(const attend_job& job, std::int64_t begin, std::int64_t end) {
+  const kv_view& kv = *job.sequence.kv;
+  position_range range{largest_index, -1};
+  for (std::int64_t t = job.token(begin); t <= job.token(end - 1); ++t) {
+    const std::int64_t position = kv.position(job.head, job.past() + t);
+    range.begin = smaller(range.begin, position);
+    range.end = greater(range.end, position + 1);
+  }
+  return range;
+}
+
+SKIM_INLINE bool disjoint(position_range a, position_range b) {
+  return a.end <= b.begin || b.end <= a.begin;
+}
+
+/// Attends the job's rows to its keys: leaves unnormalised output, maxima and denominators in `out`, `largest`, `sum`.
+template <class Math>
+inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scratch, const logit_rule& rule) {
+  using unit = typename Math::unit;
+  const mask& see = job.args->mask;
+  const row_block<unit> rows{scratch.qt,    scratch.out,  scratch.largest, scratch.sum,
+                             scratch.first, scratch.last, job.stride};
+  for (std::int64_t i = 0; i < round_up(job.sequence.kv->v.dim, padded_to) * job.stride; ++i) scratch.out[i] = 0;
+  const position_range queries = query_range(job, 0, job.rows);
+  const std::int64_t end = smaller(job.key_end, job.listed() + job.sequence.Tq);
+  unit* const weights = std::is_same_v<unit, float> ? reinterpret_cast<unit*>(scratch.scores) : scratch.weights;
+  std::int64_t slots[tile_keys];
+  for (std::int64_t begin = job.key_begin; begin < end; begin += tile_keys) {
+    const std::int64_t keys = smaller(tile_keys, end - begin);
+    const position_range range = list_tile(job, begin, keys, slots, scratch.positions);
+    if (disjoint(see.keys(queries), range)) continue;
+    const bool guard = !see.covers(queries, range);
+    key_tile<unit> tile;
+    const std::uint64_t nonfinite = load_tile<Math>(job, slots, keys, guard, scratch, tile);
+    for (std::int64_t r = 0; r < job.rows;) {
+      const bool wide = job.stride - r >= row_vectors * simd::lanes;
+      const std::int64_t next = r + (wide ? row_vectors : 1) * simd::lanes;
+      const position_range block = guard ? query_range(job, r, smaller(next, job.rows)) : queries;
+      if (!guard || !disjoint(see.keys(block), range)) {
+        const bool masked = guard && !see.covers(block, range);
+        if (wide) {
+          attend_tile<Math, row_vectors>(rows, r, tile, rule, masked, scratch.scores, weights);
+        } else {
+          attend_tile<Math, 1>(rows, r, tile, rule, masked, scratch.scores, weights);
+        }
+      }
+      r = next;
+    }
+    if (nonfinite) add_nonfinite<Math>(job, slots, nonfinite, scratch, scratch.out);
+  }
+}
+
+/// Normalises and stores the job's rows: out = sum of weighted values / denominator, lse = log of the denominator.
+inline void store_rows(const attend_job& job, const float* out, const float* largest, const float* sum,
+                       float* row) {  // row [Dv]: scratch
+  const attention_args& args = *job.args;
+  const std::int64_t Dv = args.out.extents[2];
+  for (std::int64_t r = 0; r < job.rows; ++r) {
+    const std::int64_t t = job.sequence.first_row + job.token(r), h = job.query_head(r);
+    float total = sum[r], most = largest[r], shrink = 1;
+    if (args.sink_logits) {
+      const float sink = static_cast<float>(static_cast<double>(args.sink_logits[h]) * log2_e);
+      const float base = sink > most ? sink : most;
+      if (base != minus_infinity) {
+        shrink = std::exp2(most - base);
+        total = total * shrink + std::exp2(sink - base);
+        most = base;
+      }
+    }
+    const float inverse = total == 0 ? 0 : shrink / total;
+    for (std::int64_t d = 0; d < Dv; ++d) row[d] = out[d * job.stride + r] * inverse;
+    simd::narrow_row(row, Dv, args.out.at(t, h), args.out.type);
+    if (args.lse.data) {
+      const double log_sum = (static_cast<double>(most) + std::log2(static_cast<double>(total))) / log2_e;
+      *args.lse.at(t, h) = total == 0 ? minus_infinity : static_cast<float>(log_sum);
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file One tile of online-softmax attention: up to 64 keys against the query rows of one KV head.
+///
+/// Query rows lie in the SIMD lanes. The `M = G * Tq` rows that share a KV head are packed once as `qt [D, M]`; keys and
+/// values keep their row layout and are broadcast, one element at a time, against vectors of rows. So nothing is
+/// transposed per key, a gathered row costs what a contiguous one does, maxima and sums of the softmax need no
+/// horizontal step, and all query heads of a group share each widened key.
+#pragma once
+
+#include <skim/attention.hpp>
+#include <skim/cpu/simd/math.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+namespace detail {
+
+using namespace skim::detail;  // NOLINT: the library's own internals, one level up
+
+inline constexpr std::int64_t tile_keys = 64;
+/// Broadcast elements times row vectors are the accumulators: 8 x 2 of 32 registers, 4 x 2 of 16. Either hides the
+/// latency of two 4-cycle multiply-add units, and needs fewer loads than multiply-adds.
+inline constexpr int broadcasts = simd::registers >= 32 ? 8 : 4;
+inline constexpr int row_vectors = 2;
+inline constexpr std::int64_t padded_to = 8;  // K rows of a tile and Dv are padded to this: a multiple of `broadcasts`
+static_assert(padded_to % broadcasts == 0 && tile_keys % padded_to == 0, "padding must leave whole broadcast blocks");
+
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+inline constexpr double log2_e = 1.4426950408889634074;
+
+SKIM_INLINE constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
+  return (n + to - 1) / to * to;
+}
+SKIM_INLINE constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+SKIM_INLINE constexpr std::int64_t greater(std::int64_t a, std::int64_t b) {
+  return a > b ? a : b;
+}
+
+/// acc[i][v] += sum over steps of ones(i, step) * many[step][v]. `ones(i, step)` is at ones + i * across + step * along.
+template <class Math, int Vectors, class Across, class Along>
+SKIM_INLINE void multiply_tile(const typename Math::unit* SKIM_RESTRICT ones, Across across, Along along,
+                               const typename Math::unit* SKIM_RESTRICT many, std::int64_t many_stride,
+                               std::int64_t steps, simd::floats (&acc)[broadcasts][Vectors]) {
+  simd::floats sum[broadcasts][Vectors];  // a local that never escapes stays in registers
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
+  });
+  for (std::int64_t step = 0; step < steps; ++step) {
+    simd::floats row[Vectors];
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(many + v * simd::lanes); });
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      const typename Math::unit one = ones[i * across];
+      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = Math::multiply_add(row[v], one, sum[i][v]); });
+    });
+    ones += along;
+    many += many_stride;
+  }
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = sum[i][v]; });
+  });
+}
+
+using one_constant = std::integral_constant<std::int64_t, 1>;
+
+/// The query rows of one work unit: packed once, then met by every tile.
+template <class Unit>
+struct row_block {
+  const Unit* qt;             // [steps of D, stride], scaled so that logits come out in base 2
+  float* out;                 // [round_up(Dv, 8), stride], unnormalised
+  float* largest;             // [stride], running maximum of the logits, base 2
+  float* sum;                 // [stride], running denominator
+  const std::int32_t* first;  // [stride], lowest visible position
+  const std::int32_t* last;   // [stride], highest visible position
+  std::int64_t stride;        // rows, rounded up to the lane count
+};
+
+/// The keys of one tile, widened once for all rows of the group.
+template <class Unit>
+struct key_tile {
+  const Unit* k;                  // [round_up(keys, 8), k_stride]
+  const Unit* v;                  // [steps of keys, v_stride]
+  const std::int32_t* positions;  // [keys]
+  std::int64_t keys, k_stride, v_stride, k_steps, v_steps;
+};
+
+struct logit_rule {
+  float soft_cap = 0;        // base 2 (times log2 e); 0 = none
+  float soft_cap_input = 0;  // 1 / soft_cap in the units in which q.k arrives
+};
+
+/// scores [keys, Vectors * lanes] = logits of a block of rows, base 2; masked entries -inf.
+template <class Math, int Vectors>
+SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
+                            const key_tile<typename Math::unit>& tile, const logit_rule& rule, bool masked,
+                            float* SKIM_RESTRICT scores) {
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  for (std::int64_t key = 0; key < tile.keys; key += broadcasts) {
+    simd::floats acc[broadcasts][Vectors];
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
+    });
+    multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, one_constant{}, rows.qt + row,
+                                 rows.stride, tile.k_steps, acc);
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      simd::unroll<Vectors>(
+          [&](auto v) SKIM_LAMBDA_INLINE { simd::store(scores + (key + i) * width + v * simd::lanes, acc[i][v]); });
+    });
+  }
+  if (rule.soft_cap > 0) {
+    for (std::int64_t i = 0; i < tile.keys * width; i += simd::lanes) {
+      simd::store(scores + i, simd::soft_cap(simd::load(scores + i), simd::floats(rule.soft_cap),
+                                             simd::floats(rule.soft_cap_input)));
+    }
+  }
+  if (!masked) return;
+  for (std::int64_t v = 0; v < Vectors; ++v) {
+    const simd::ints first = simd::load(rows.first + row + v * simd::lanes);
+    const simd::ints last = simd::load(rows.last + row + v * simd::lanes);
+    for (std::int64_t key = 0; key < tile.keys; ++key) {
+      float* at = scores + key * width + v * simd::lanes;
+      const simd::ints position(tile.positions[key]);
+      const simd::float_mask seen = simd::as_float_mask((first <= position) & (position <= last));
+      simd::store(at, xsimd::select(seen, simd::load(at), simd::floats(minus_infinity)));
+    }
+  }
+}
+
+/// Replaces the scores by weights 2^(score - maximum), packed as steps, and updates the rows' maximum and denominator.
+/// Returns in `shrink` what the rows' accumulated output must be multiplied by.
+template <class Math, int Vectors>
+SKIM_INLINE void weigh_tile(const row_block<typename Math::unit>& rows, std::int64_t row, std::int64_t keys,
+                            float* scores, typename Math::unit* weights, simd::floats (&shrink)[Vectors]) {
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+    float* const column = scores + v * simd::lanes;
+    float* const largest = rows.largest + row + v * simd::lanes;
+    float* const sum = rows.sum + row + v * simd::lanes;
+    const simd::floats before = simd::load(largest);
+    simd::floats most = before;
+    for (std::int64_t key = 0; key < keys; ++key) most = simd::larger(simd::load(column + key * width), most);
+    simd::store(largest, most);
+    // A row that has seen no key yet has maximum -inf; 0 in its place makes every weight 2^-inf = 0 instead of NaN.
+    const simd::floats base = xsimd::select(most == simd::floats(minus_infinity), simd::floats(0.0f), most);
+    shrink[v] = simd::exp2_nonpositive(before - base);
+    simd::floats total(0.0f);
+    for (std::int64_t key = 0; key < keys; key += Math::values) {
+      const simd::floats even = simd::exp2_nonpositive(simd::load(column + key * width) - base);
+      simd::floats odd(0.0f);
+      if constexpr (Math::values == 2) {
+        if (key + 1 < keys) odd = simd::exp2_nonpositive(simd::load(column + (key + 1) * width) - base);
+        total = total + odd;
+      }
+      total = total + even;
+      Math::pack(weights + key / Math::values * width + v * simd::lanes, even, odd);
+    }
+    simd::store(sum, simd::fma(simd::load(sum), shrink[v], total));
+  });
+}
+
+/// out [Dv, rows] = out * shrink + V^T weights.
+template <class Math, int Vectors>
+SKIM_INLINE void accumulate_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
+                                 const key_tile<typename Math::unit>& tile,
+                                 const typename Math::unit* SKIM_RESTRICT weights,
+                                 const simd::floats (&shrink)[Vectors]) {
+  for (std::int64_t d = 0; d < tile.v_stride; d += broadcasts) {
+    simd::floats acc[broadcasts][Vectors];
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+        acc[i][v] = simd::load(rows.out + (d + i) * rows.stride + row + v * simd::lanes) * shrink[v];
+      });
+    });
+    multiply_tile<Math, Vectors>(tile.v + d, one_constant{}, tile.v_stride, weights, Vectors * simd::lanes,
+                                 tile.v_steps, acc);
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+        simd::store(rows.out + (d + i) * rows.stride + row + v * simd::lanes, acc[i][v]);
+      });
+    });
+  }
+}
+
+/// One tile against the block of `Vectors * lanes` rows from `row` on. Not inlined: the two widths and two masks would
+/// otherwise be copied into every caller.
+template <class Math, int Vectors>
+SKIM_NOINLINE void attend_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
+                               const key_tile<typename Math::unit>& tile, const logit_rule& rule, bool masked,
+                               float* scores, typename Math::unit* weights) {
+  simd::floats shrink[Vectors];
+  score_tile<Math, Vectors>(rows, row, tile, rule, masked, scores);
+  weigh_tile<Math, Vectors>(rows, row, tile.keys, scores, weights, shrink);
+  accumulate_tile<Math, Vectors>(rows, row, tile, weights, shrink);
+}
+
+}  // namespace detail
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim

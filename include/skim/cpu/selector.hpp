@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file What a selector must answer on the CPU, and how a policy of one's own joins in.
+///
+/// A selector policy has these members (all const; `args` passed `check`):
+///   `report check(const attention_args& args)`: of its own parameters;
+///   `std::int64_t list_capacity(const attention_args& args)`: the longest list it may write;
+///   `std::size_t workspace_bytes(const attention_args& args, unsigned workers)`: scratch of `select`;
+///   `template <class Executor> void select(const attention_args& args, const index_lists& lists, memory state,
+///    memory workspace, const Executor& executor)`: for every sequence and KV head, the past slots to read, ascending,
+///    and their count. Every write happens inside a body of `executor.parallel_for`.
+/// and may have
+///   `bool runs_dense(const attention_args& args, std::int64_t Tk)`: nothing to leave out for any head of a sequence
+///    (default: never);
+///   `std::size_t state_bytes(const attention_args& args)`: memory it keeps between calls, per layer (default: 0);
+///   `cost_estimate cost(const attention_args& args)`: of `select` (default: zero).
+/// The library's policies carry parameters only; `selector_kernel` specialisations supply their members.
+#pragma once
+
+#include <skim/attention.hpp>
+#include <skim/cpu/simd/compat.hpp>
+#include <skim/executor.hpp>
+#include <skim/selector/dense.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
+#include <utility>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+
+namespace detail {
+
+using namespace skim::detail;  // NOLINT: the library's own internals, one level up
+
+template <class P, class = void>
+struct has_check : std::false_type {};
+template <class P>
+struct has_check<P,
+                 std::void_t<decltype(report{std::declval<const P&>().check(std::declval<const attention_args&>())})>>
+    : std::true_type {};
+
+template <class P, class = void>
+struct has_list_capacity : std::false_type {};
+template <class P>
+struct has_list_capacity<P, std::void_t<decltype(std::int64_t{std::declval<const P&>().list_capacity(
+                                std::declval<const attention_args&>())})>> : std::true_type {};
+
+template <class P, class = void>
+struct has_workspace_bytes : std::false_type {};
+template <class P>
+struct has_workspace_bytes<P, std::void_t<decltype(std::size_t{std::declval<const P&>().workspace_bytes(
+                                  std::declval<const attention_args&>(), 1u)})>> : std::true_type {};
+
+template <class P, class = void>
+struct has_select : std::false_type {};
+template <class P>
+struct has_select<P, std::void_t<decltype(std::declval<const P&>().select(
+                         std::declval<const attention_args&>(), std::declval<const index_lists&>(), memory{}, memory{},
+                         std::declval<const serial_executor&>()))>> : std::true_type {};
+
+template <class P, class = void>
+struct has_runs_dense : std::false_type {};
+template <class P>
+struct has_runs_dense<P, std::void_t<decltype(std::declval<const P&>().runs_dense(
+                             std::declval<const attention_args&>(), std::int64_t{}))>> : std::true_type {};
+
+template <class P, class = void>
+struct has_state_bytes : std::false_type {};
+template <class P>
+struct has_state_bytes<
+    P, std::void_t<decltype(std::declval<const P&>().state_bytes(std::declval<const attention_args&>()))>>
+    : std::true_type {};
+
+template <class P, class = void>
+struct has_cost : std::false_type {};
+template <class P>
+struct has_cost<P, std::void_t<decltype(std::declval<const P&>().cost(std::declval<const attention_args&>()))>>
+    : std::true_type {};
+
+}  // namespace detail
+
+/// The members above for `Policy`: its own, unless a header of the library specialises this.
+template <class Policy>
+struct selector_kernel {
+  static_assert(detail::has_check<Policy>::value, "a selector policy needs: report check(const attention_args&) const");
+  static_assert(detail::has_list_capacity<Policy>::value,
+                "a selector policy needs: std::int64_t list_capacity(const attention_args&) const");
+  static_assert(detail::has_workspace_bytes<Policy>::value,
+                "a selector policy needs: std::size_t workspace_bytes(const attention_args&, unsigned workers) const");
+  static_assert(detail::has_select<Policy>::value,
+                "a selector policy needs: template <class Executor> void select(const attention_args&, const "
+                "index_lists&, memory state, memory workspace, const Executor&) const");
+
+  static report check(const Policy& policy, const attention_args& args) { return policy.check(args); }
+  static std::int64_t list_capacity(const Policy& policy, const attention_args& args) {
+    return policy.list_capacity(args);
+  }
+  static std::size_t workspace_bytes(const Policy& policy, const attention_args& args, unsigned workers) {
+    return policy.workspace_bytes(args, workers);
+  }
+  static std::size_t state_bytes(const Policy& policy, const attention_args& args) {
+    if constexpr (detail::has_state_bytes<Policy>::value) return policy.state_bytes(args);
+    return 0;
+  }
+  static bool runs_dense(const Policy& policy, const attention_args& args, std::int64_t Tk) {
+    if constexpr (detail::has_runs_dense<Policy>::value) return policy.runs_dense(args, Tk);
+    return false;
+  }
+  static cost_estimate cost(const Policy& policy, const attention_args& args) {
+    if constexpr (detail::has_cost<Policy>::value) return policy.cost(args);
+    return {};
+  }
+  template <class Executor>
+  static void select(const Policy& policy, const attention_args& args, const index_lists& lists, memory state,
+                     memory workspace, const Executor& executor) {
+    policy.select(args, lists, state, workspace, executor);
+  }
+};
+
+/// `dense`: never asked to select.
+template <>
+struct selector_kernel<dense> {
+  static report check(const dense&, const attention_args&) { return {}; }
+  static std::int64_t list_capacity(const dense&, const attention_args& args) {
+    std::int64_t longest = 0;
+    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+      if (sequence_at(args, s).Tk() > longest) longest = sequence_at(args, s).Tk();
+    }
+    return longest;
+  }
+  static std::size_t workspace_bytes(const dense&, const attention_args&, unsigned) { return 0; }
+  static std::size_t state_bytes(const dense&, const attention_args&) { return 0; }
+  static bool runs_dense(const dense&, const attention_args&, std::int64_t) { return true; }
+  static cost_estimate cost(const dense&, const attention_args&) { return {}; }
+  template <class Executor>
+  static void select(const dense&, const attention_args& args, const index_lists& lists, memory, memory,
+                     const Executor& executor) {
+    const std::int64_t heads = first_view(args).heads;
+    executor.parallel_for(lists.rows, [&](std::int64_t row, unsigned) {
+      const attention_sequence sequence = sequence_at(args, row / heads);
+      const std::int64_t past = sequence.kv->length(row % heads) - sequence.Tq;
+      for (std::int64_t slot = 0; slot < past; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
+      lists.counts[row] = static_cast<std::int32_t>(past);
+    });
+  }
+};
+
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim

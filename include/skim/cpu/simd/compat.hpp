@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The only file that knows which xsimd and which instruction set it is compiled with.
+///
+/// Code in `skim::cpu` lives in an inline namespace named after the feature set, so that units compiled with different
+/// flags can be linked together: each keeps its own kernels.
+#pragma once
+
+#include <skim/types.hpp>
+
+#include <xsimd/xsimd.hpp>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define SKIM_PASTE_3(a, b, c) a##b##c
+#define SKIM_PASTE_2(a, b) a##b
+#define SKIM_NAME_3(a, b, c) SKIM_PASTE_3(a, b, c)
+
+#if XSIMD_WITH_AVX512BW
+#define SKIM_CPU_ARCH avx512bw
+#define SKIM_CPU_REGISTERS 32
+#elif XSIMD_WITH_AVX512F
+#define SKIM_CPU_ARCH avx512f
+#define SKIM_CPU_REGISTERS 32
+#elif XSIMD_WITH_FMA3_AVX2
+#define SKIM_CPU_ARCH avx2_fma
+#define SKIM_CPU_REGISTERS 16
+#elif XSIMD_WITH_AVX2
+#define SKIM_CPU_ARCH avx2
+#define SKIM_CPU_REGISTERS 16
+#elif XSIMD_WITH_AVX
+#define SKIM_CPU_ARCH avx
+#define SKIM_CPU_REGISTERS 16
+#elif XSIMD_WITH_NEON64
+#define SKIM_CPU_ARCH neon64
+#define SKIM_CPU_REGISTERS 32
+#elif XSIMD_WITH_SSE4_2
+#define SKIM_CPU_ARCH sse4_2
+#define SKIM_CPU_REGISTERS 16
+#elif XSIMD_WITH_SSE4_1
+#define SKIM_CPU_ARCH sse4_1
+#define SKIM_CPU_REGISTERS 16
+#elif XSIMD_WITH_SSE2
+#define SKIM_CPU_ARCH sse2
+#define SKIM_CPU_REGISTERS 16
+#else
+#error "skim::cpu needs an instruction set that xsimd supports: SSE2 or later, or 64-bit NEON"
+#endif
+
+#if defined(__F16C__)
+#define SKIM_CPU_F16 _f16c
+#else
+#define SKIM_CPU_F16
+#endif
+#if defined(__AVX512BF16__) && XSIMD_WITH_AVX512BW
+#define SKIM_CPU_DOT_PAIRS 1
+#define SKIM_CPU_BF16 _bf16
+#else
+#define SKIM_CPU_DOT_PAIRS 0
+#define SKIM_CPU_BF16
+#endif
+
+/// Names the feature set: avx512bw_f16c_bf16, avx2_fma_f16c, sse2, neon64, ...
+#define SKIM_CPU_FEATURES SKIM_NAME_3(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16)
+
+#define SKIM_CPU_STRING_2(name) #name
+#define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+
+/// The feature set, for reports and benchmark labels.
+inline constexpr const char* feature_set = SKIM_CPU_STRING(SKIM_CPU_FEATURES);
+
+namespace simd {
+
+using arch = xsimd::default_arch;
+using floats = xsimd::batch<float, arch>;
+using ints = xsimd::batch<std::int32_t, arch>;
+using float_mask = xsimd::batch_bool<float, arch>;
+
+inline constexpr std::int64_t lanes = static_cast<std::int64_t>(floats::size);
+inline constexpr int registers = SKIM_CPU_REGISTERS;
+
+/// a * b + c, fused where the processor can; xsimd before 11 has no fused form for AVX-512.
+SKIM_INLINE floats fma(floats a, floats b, floats c) {
+#if XSIMD_VERSION_MAJOR < 11 && XSIMD_WITH_AVX512F
+  return floats(_mm512_fmadd_ps(a, b, c));
+#else
+  return xsimd::fma(a, b, c);
+#endif
+}
+
+/// The larger; b where a is NaN. xsimd's own max changed its NaN rule between versions.
+SKIM_INLINE floats larger(floats a, floats b) {
+  return xsimd::select(a > b, a, b);
+}
+
+SKIM_INLINE ints as_ints(floats x) {
+#if XSIMD_VERSION_MAJOR < 11
+  return xsimd::bitwise_cast<ints>(x);
+#else
+  return xsimd::bitwise_cast<std::int32_t>(x);
+#endif
+}
+
+SKIM_INLINE floats as_floats(ints x) {
+#if XSIMD_VERSION_MAJOR < 11
+  return xsimd::bitwise_cast<floats>(x);
+#else
+  return xsimd::bitwise_cast<float>(x);
+#endif
+}
+
+SKIM_INLINE float_mask as_float_mask(xsimd::batch_bool<std::int32_t, arch> m) {
+#if XSIMD_VERSION_MAJOR < 11
+  return xsimd::bool_cast(m);
+#else
+  return xsimd::batch_bool_cast<float>(m);
+#endif
+}
+
+SKIM_INLINE floats load(const float* p) {
+  return floats::load_unaligned(p);
+}
+SKIM_INLINE ints load(const std::int32_t* p) {
+  return ints::load_unaligned(p);
+}
+SKIM_INLINE void store(float* p, floats x) {
+  x.store_unaligned(p);
+}
+
+SKIM_INLINE float sum(floats x) {
+#if XSIMD_VERSION_MAJOR < 11
+  return xsimd::hadd(x);
+#else
+  return xsimd::reduce_add(x);
+#endif
+}
+
+/// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
+/// indexed by `i` stay in registers.
+template <class Body, int... I>
+SKIM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class Body>
+SKIM_INLINE void unroll(const Body& body) {
+  unroll_indices(body, std::make_integer_sequence<int, N>{});
+}
+
+}  // namespace simd
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The two ways to multiply a tile (see math/accumulate.hpp), behind one interface: a *step* is what one
+/// multiply-add consumes per lane, one f32 or one pair of bf16.
+#pragma once
+
+#include <skim/cpu/simd/convert.hpp>
+#include <skim/math/accumulate.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+namespace simd {
+
+template <class Accumulate>
+struct tile_math;
+
+/// One step is one f32.
+template <>
+struct tile_math<accumulate::widen_fma> {
+  using unit = float;                        ///< storage of one step
+  static constexpr std::int64_t values = 1;  ///< numbers in a step
+
+  static SKIM_INLINE floats load_steps(const float* p) { return load(p); }
+  static SKIM_INLINE floats multiply_add(floats many, float one, floats sum) { return fma(many, floats(one), sum); }
+
+  /// Packs `lanes` rows' values for one step.
+  static SKIM_INLINE void pack(float* to, floats even, floats) { store(to, even); }
+
+  /// A key as steps along D: `to [n]`.
+  static SKIM_INLINE void load_key(const void* from, element type, std::int64_t n, float* to) {
+    widen_row(from, type, n, to);
+  }
+  /// The values of one step's keys, `to [n]`; a null row counts as zeros.
+  static SKIM_INLINE void load_values(const void* from, const void*, element type, std::int64_t n, float* to) {
+    if (from) return widen_row(from, type, n, to);
+    for (std::int64_t d = 0; d < n; ++d) to[d] = 0;
+  }
+  /// Zeroes the value that key `which` of the step contributes.
+  static SKIM_INLINE float without(float, std::int64_t) { return 0; }
+};
+
+#if SKIM_CPU_DOT_PAIRS
+/// One step is two bf16, the earlier in the low half.
+template <>
+struct tile_math<accumulate::dot_pairs> {
+  using unit = std::uint32_t;
+  static constexpr std::int64_t values = 2;
+
+  static SKIM_INLINE floats load_steps(const std::uint32_t* p) {
+    return floats(_mm512_castsi512_ps(_mm512_loadu_si512(p)));
+  }
+  static SKIM_INLINE floats multiply_add(floats many, std::uint32_t one, floats sum) {
+    const __m512i pair = _mm512_set1_epi32(static_cast<int>(one));
+    return floats(_mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(many), (__m512bh)pair));
+  }
+
+  static SKIM_INLINE __m512i round_to_bf16(floats x) {  // in the upper half of each lane
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+  }
+  static SKIM_INLINE void pack(std::uint32_t* to, floats even, floats odd) {
+    const __m512i high = _mm512_and_si512(round_to_bf16(odd), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_srli_epi32(round_to_bf16(even), 16), high));
+  }
+
+  static SKIM_INLINE void load_key(const void* from, element, std::int64_t n, std::uint32_t* to) {
+    if (n % 2 != 0) to[n / 2] = 0;  // an odd D ends in half a step
+    std::memcpy(to, from, static_cast<std::size_t>(n) * 2);
+  }
+  static SKIM_INLINE void load_values(const void* from, const void* next, element, std::int64_t n, std::uint32_t* to) {
+    const bf16 *low = static_cast<const bf16*>(from), *high = static_cast<const bf16*>(next);
+    for (std::int64_t d = 0; d < n; ++d) {
+      const std::uint32_t even = low ? low[d].bits : 0u, odd = high ? high[d].bits : 0u;
+      to[d] = even | odd << 16;
+    }
+  }
+  static SKIM_INLINE std::uint32_t without(std::uint32_t pair, std::int64_t which) {
+    return which == 0 ? pair & 0xffff0000u : pair & 0xffffu;
+  }
+};
+#endif
+
+/// True where `dot_pairs` runs as such: the instruction is there and the cache stores bf16.
+template <class Accumulate>
+SKIM_INLINE bool multiplies_pairs(element type) {
+  return SKIM_CPU_DOT_PAIRS && std::is_same_v<Accumulate, accumulate::dot_pairs> && type == element::bf16;
+}
+
+}  // namespace simd
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim
