@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# Shared by tests, benchmarks and examples; not installed.
+
+set(SKIM_TEST_ARCH native CACHE STRING "-march of tests, benchmarks and examples; empty for the compiler's default")
+set(SKIM_TEST_STRIDE 1 CACHE STRING "Tests over a sample of cases take every n-th case (slow builds, such as sanitizers)")
+
+set(skim_warnings -Wall -Wextra -Wshadow)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  # GCC 12 reports uninitialised values inside its own AVX-512 headers.
+  list(APPEND skim_warnings -Wno-maybe-uninitialized)
+endif()
+
+# Stops with the Debian package's name if one of our own programs lacks a library.
+function(skim_require package target debian_package)
+  skim_find(${package} ${target} ${debian_package} missing)
+  if(missing)
+    message(FATAL_ERROR "${missing}")
+  endif()
+endfunction()
+
+# The flags of everything that we build and run ourselves.
+function(skim_set_flags target)
+  target_compile_options(${target} PRIVATE ${skim_warnings})
+  if(SKIM_TEST_ARCH)
+    target_compile_options(${target} PRIVATE -march=${SKIM_TEST_ARCH})
+  endif()
+endfunction()
+
+# skim_add_program(name sources... [LIBRARIES targets...]): an executable on skim::tbb and skim::eigen, where there are
+# such (a cross build has neither), with SKIM_HAS_TBB and SKIM_HAS_EIGEN set to 0 or 1.
+function(skim_add_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" LIBRARIES)
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  skim_set_flags(${name})
+  target_link_libraries(${name} PRIVATE skim::skim ${arg_LIBRARIES})
+  foreach(component IN LISTS skim_components)
+    string(TOUPPER SKIM_HAS_${component} macro)
+    if(TARGET skim::${component})
+      target_link_libraries(${name} PRIVATE skim::${component})
+      target_compile_definitions(${name} PRIVATE ${macro}=1)
+    else()
+      target_compile_definitions(${name} PRIVATE ${macro}=0)
+    endif()
+  endforeach()
+endfunction()
+
+# skim_add_test(name sources... [LIBRARIES targets...] [LABELS labels...]): a GoogleTest program, each of its tests
+# registered as <name>.<suite>.<test> under `LABELS`. Those with `exhaustive` in their name get the label `exhaustive`
+# alone, which no run includes unless asked.
+function(skim_add_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES;LABELS")
+  skim_add_program(${name} ${arg_UNPARSED_ARGUMENTS} LIBRARIES GTest::gtest_main ${arg_LIBRARIES})
+  target_compile_definitions(${name} PRIVATE SKIM_TEST_STRIDE=${SKIM_TEST_STRIDE})
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
+                       PROPERTIES LABELS "${arg_LABELS}" DISCOVERY_TIMEOUT 60)
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
+                       PROPERTIES LABELS exhaustive DISCOVERY_TIMEOUT 60)
+endfunction()
