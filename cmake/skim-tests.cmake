@@ -44,15 +44,15 @@ function(skim_add_program name)
   endforeach()
 endfunction()
 
-# skim_add_test(name sources... [LIBRARIES targets...] [LABELS labels...]): a GoogleTest program, each of its tests
-# registered as <name>.<suite>.<test> under `LABELS`. Those with `exhaustive` in their name get the label `exhaustive`
-# alone, which no run includes unless asked.
+# skim_add_test(name sources... [LIBRARIES targets...] LABEL label): a GoogleTest program, each of its tests registered
+# as <name>.<suite>.<test>. Those with `exhaustive` in their name get the label `exhaustive` instead, which no run
+# includes unless asked.
 function(skim_add_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES;LABELS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL" "LIBRARIES")
   skim_add_program(${name} ${arg_UNPARSED_ARGUMENTS} LIBRARIES GTest::gtest_main ${arg_LIBRARIES})
   target_compile_definitions(${name} PRIVATE SKIM_TEST_STRIDE=${SKIM_TEST_STRIDE})
   gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
-                       PROPERTIES LABELS "${arg_LABELS}" DISCOVERY_TIMEOUT 60)
+                       PROPERTIES LABELS ${arg_LABEL} DISCOVERY_TIMEOUT 60)
   gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
                        PROPERTIES LABELS exhaustive DISCOVERY_TIMEOUT 60)
 endfunction()
