@@ -19,11 +19,13 @@
 #define SKIM_LAMBDA_INLINE
 #define SKIM_RESTRICT __restrict
 #define SKIM_NOINLINE __declspec(noinline)
+#define SKIM_MAY_ALIAS
 #else
 #define SKIM_INLINE inline __attribute__((always_inline))
 #define SKIM_LAMBDA_INLINE __attribute__((always_inline))
 #define SKIM_RESTRICT __restrict__
 #define SKIM_NOINLINE __attribute__((noinline))
+#define SKIM_MAY_ALIAS __attribute__((may_alias))
 #endif
 
 // Tells the processor that the thread spins.

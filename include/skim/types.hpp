@@ -10,13 +10,14 @@
 namespace skim {
 inline namespace v0 {
 
-/// IEEE 754 binary16. The bits are those of `_Float16`, `__half` and `Eigen::half`.
-struct f16 {
+/// IEEE 754 binary16. The bits are those of `_Float16`, `__half` and `Eigen::half`, and a view may point at them: without
+/// "may alias", GCC 12 reorders the host's stores to its own type and loads through this one.
+struct SKIM_MAY_ALIAS f16 {
   std::uint16_t bits;
 };
 
 /// The upper half of a binary32. The bits are those of `__nv_bfloat16` and `Eigen::bfloat16`.
-struct bf16 {
+struct SKIM_MAY_ALIAS bf16 {
   std::uint16_t bits;
 };
 
