@@ -143,6 +143,19 @@ SKIM_INLINE float sum(floats x) {
 #endif
 }
 
+/// The largest lane; arbitrary if some lanes are NaN, NaN if all are.
+SKIM_INLINE float max_lane(floats x) {
+#if XSIMD_WITH_AVX512F
+  return _mm512_reduce_max_ps(x);
+#else
+  float lane[lanes];
+  store(lane, x);
+  float most = lane[0];
+  for (std::int64_t i = 1; i < lanes; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+#endif
+}
+
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.
 template <class Body, int... I>
