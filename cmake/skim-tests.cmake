@@ -44,6 +44,11 @@ function(skim_add_program name)
   endforeach()
 endfunction()
 
+# The programs that `./tests/run` builds where it does not build everything.
+add_custom_target(unit_tests)
+add_custom_target(team_tests)
+add_dependencies(unit_tests team_tests)
+
 # skim_add_test(name sources... [LIBRARIES targets...] LABEL label): a GoogleTest program, each of its tests registered
 # as <name>.<suite>.<test>. Those with `exhaustive` in their name get the label `exhaustive` instead, which no run
 # includes unless asked.
@@ -55,4 +60,7 @@ function(skim_add_test name)
                        PROPERTIES LABELS ${arg_LABEL} DISCOVERY_TIMEOUT 60)
   gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
                        PROPERTIES LABELS exhaustive DISCOVERY_TIMEOUT 60)
+  if(TARGET ${arg_LABEL}_tests)
+    add_dependencies(${arg_LABEL}_tests ${name})
+  endif()
 endfunction()
