@@ -167,9 +167,11 @@ inline void merge_pieces(const attend_unit& unit, const attention_args& args, co
       const simd::floats keep = simd::exp2_nonpositive(a - base), add = simd::exp2_nonpositive(b - base);
       simd::store(merged.largest + r, most);
       simd::store(merged.sum + r, simd::fma(simd::load(next.sum + r), add, simd::load(merged.sum + r) * keep));
+      const row_lanes place = row_lanes::of(r, unit.plan.stride);
       for (std::int64_t d = 0; d < Dv; ++d) {
-        float* const at = merged.out + d * unit.plan.stride + r;
-        const simd::floats more = simd::load(next.out + d * unit.plan.stride + r) * add;
+        const std::int64_t offset = place.offset(r, round_up(Dv, padded_to), d);
+        float* const at = merged.out + offset;
+        const simd::floats more = simd::load(next.out + offset) * add;
         simd::store(at, simd::fma(simd::load(at), keep, more));
       }
     }

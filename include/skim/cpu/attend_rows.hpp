@@ -68,8 +68,9 @@ template <class Math>
 SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& to, float scale) {
   const attention_args& args = *job.args;
   const kv_view& kv = *job.sequence.kv;
-  const std::int64_t D = args.q.extents[2], row_length = D + D % Math::values;
+  const std::int64_t D = args.q.extents[2], row_length = D + D % Math::values, steps = row_length / Math::values;
   for (std::int64_t r0 = 0; r0 < job.stride; r0 += simd::lanes) {
+    const row_lanes place = row_lanes::of(r0, job.stride);
     for (std::int64_t i = 0; i < simd::lanes; ++i) {
       const std::int64_t r = r0 + i;
       float* const row = to.rows + i * row_length;
@@ -94,7 +95,7 @@ SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>&
         even[i] = to.rows[i * row_length + d] * scale;
         odd[i] = Math::values == 2 ? to.rows[i * row_length + d + 1] * scale : 0;
       }
-      Math::pack(to.qt + d / Math::values * job.stride + r0, simd::load(even), simd::load(odd));
+      Math::pack(to.qt + place.offset(r0, steps, d / Math::values), simd::load(even), simd::load(odd));
     }
   }
 }
@@ -178,6 +179,7 @@ template <class Math>
 SKIM_INLINE void add_nonfinite(const attend_job& job, const std::int64_t* slots, std::uint64_t nonfinite,
                                const attend_scratch<Math>& with, float* out) {
   const kv_view& kv = *job.sequence.kv;
+  const std::int64_t dims = round_up(kv.v.dim, padded_to);
   for (std::int64_t i = 0; i < tile_keys; ++i) {
     if ((nonfinite >> i & 1) == 0) continue;
     simd::widen_row(row_address(kv, kv.v, job.head, slots[i]), kv.v.type, kv.v.dim, with.value);
@@ -185,7 +187,7 @@ SKIM_INLINE void add_nonfinite(const attend_job& job, const std::int64_t* slots,
       if (is_finite(with.value[d])) continue;
       for (std::int64_t r = 0; r < job.rows; ++r) {
         if (with.first[r] <= with.positions[i] && with.positions[i] <= with.last[r]) {
-          out[d * job.stride + r] += with.value[d];
+          out[row_lanes::of(r, job.stride).offset(r, dims, d)] += with.value[d];
         }
       }
     }
@@ -249,7 +251,7 @@ inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scrat
 inline void store_rows(const attend_job& job, const float* out, const float* largest, const float* sum,
                        float* row) {  // row [Dv]: scratch
   const attention_args& args = *job.args;
-  const std::int64_t Dv = args.out.extents[2];
+  const std::int64_t Dv = args.out.extents[2], dims = round_up(Dv, padded_to);
   for (std::int64_t r = 0; r < job.rows; ++r) {
     const std::int64_t t = job.sequence.first_row + job.token(r), h = job.query_head(r);
     float total = sum[r], most = largest[r], shrink = 1;
@@ -263,7 +265,8 @@ inline void store_rows(const attend_job& job, const float* out, const float* lar
       }
     }
     const float inverse = total == 0 ? 0 : shrink / total;
-    for (std::int64_t d = 0; d < Dv; ++d) row[d] = out[d * job.stride + r] * inverse;
+    const row_lanes place = row_lanes::of(r, job.stride);
+    for (std::int64_t d = 0; d < Dv; ++d) row[d] = out[place.offset(r, dims, d)] * inverse;
     simd::narrow_row(row, Dv, args.out.at(t, h), args.out.type);
     if (args.lse.data) {
       const double log_sum = (static_cast<double>(most) + std::log2(static_cast<double>(total))) / log2_e;

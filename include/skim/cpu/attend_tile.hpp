@@ -41,10 +41,10 @@ SKIM_INLINE constexpr std::int64_t greater(std::int64_t a, std::int64_t b) {
 }
 
 /// acc[i][v] += sum over steps of ones(i, step) * many[step][v]. `ones(i, step)` is at ones + i * across + step * along.
-template <class Math, int Vectors, class Across, class Along>
+template <class Math, int Vectors, class Across, class Along, class Stride>
 SKIM_INLINE void multiply_tile(const typename Math::unit* SKIM_RESTRICT ones, Across across, Along along,
-                               const typename Math::unit* SKIM_RESTRICT many, std::int64_t many_stride,
-                               std::int64_t steps, simd::floats (&acc)[broadcasts][Vectors]) {
+                               const typename Math::unit* SKIM_RESTRICT many, Stride many_stride, std::int64_t steps,
+                               simd::floats (&acc)[broadcasts][Vectors]) {
   simd::floats sum[broadcasts][Vectors];  // a local that never escapes stays in registers
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
@@ -65,12 +65,33 @@ SKIM_INLINE void multiply_tile(const typename Math::unit* SKIM_RESTRICT ones, Ac
 }
 
 using one_constant = std::integral_constant<std::int64_t, 1>;
+template <int Vectors>
+using width_constant = std::integral_constant<std::int64_t, Vectors * simd::lanes>;
+
+/// Where the rows of a work unit lie in `[dims, rows]` scratch. Blocks of two vectors of rows (the last may be one) follow
+/// each other, each `[dims, width]`: the tile loops then walk memory in order. Plain `[dims, rows]` strides by powers of
+/// two would put a block's lines into a few L1 sets.
+struct row_lanes {
+  std::int64_t begin;  // first row of the block
+  std::int64_t width;  // rows of the block
+
+  SKIM_INLINE static row_lanes of(std::int64_t row, std::int64_t stride) {
+    constexpr std::int64_t wide = row_vectors * simd::lanes;
+    const std::int64_t begin = row / wide * wide;
+    if (stride - begin >= wide) return {begin, wide};
+    return {row / simd::lanes * simd::lanes, simd::lanes};
+  }
+  /// Offset of `row` in dimension `d` of `dims`.
+  SKIM_INLINE std::int64_t offset(std::int64_t row, std::int64_t dims, std::int64_t d) const {
+    return begin * dims + d * width + row - begin;
+  }
+};
 
 /// The query rows of one work unit: packed once, then met by every tile.
 template <class Unit>
 struct row_block {
-  const Unit* qt;             // [steps of D, stride], scaled so that logits come out in base 2
-  float* out;                 // [round_up(Dv, 8), stride], unnormalised
+  const Unit* qt;             // [steps of D, rows] by `row_lanes`, scaled so that logits come out in base 2
+  float* out;                 // [round_up(Dv, 8), rows] by `row_lanes`, unnormalised
   float* largest;             // [stride], running maximum of the logits, base 2
   float* sum;                 // [stride], running denominator
   const std::int32_t* first;  // [stride], lowest visible position
@@ -103,8 +124,8 @@ SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
     });
-    multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, one_constant{}, rows.qt + row,
-                                 rows.stride, tile.k_steps, acc);
+    multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, one_constant{},
+                                 rows.qt + row * tile.k_steps, width_constant<Vectors>{}, tile.k_steps, acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>(
           [&](auto v) SKIM_LAMBDA_INLINE { simd::store(scores + (key + i) * width + v * simd::lanes, acc[i][v]); });
@@ -167,19 +188,20 @@ SKIM_INLINE void accumulate_tile(const row_block<typename Math::unit>& rows, std
                                  const key_tile<typename Math::unit>& tile,
                                  const typename Math::unit* SKIM_RESTRICT weights,
                                  const simd::floats (&shrink)[Vectors]) {
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  float* const out = rows.out + row * tile.v_stride;
   for (std::int64_t d = 0; d < tile.v_stride; d += broadcasts) {
     simd::floats acc[broadcasts][Vectors];
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
-        acc[i][v] = simd::load(rows.out + (d + i) * rows.stride + row + v * simd::lanes) * shrink[v];
+        acc[i][v] = simd::load(out + (d + i) * width + v * simd::lanes) * shrink[v];
       });
     });
-    multiply_tile<Math, Vectors>(tile.v + d, one_constant{}, tile.v_stride, weights, Vectors * simd::lanes,
+    multiply_tile<Math, Vectors>(tile.v + d, one_constant{}, tile.v_stride, weights, width_constant<Vectors>{},
                                  tile.v_steps, acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
-        simd::store(rows.out + (d + i) * rows.stride + row + v * simd::lanes, acc[i][v]);
-      });
+      simd::unroll<Vectors>(
+          [&](auto v) SKIM_LAMBDA_INLINE { simd::store(out + (d + i) * width + v * simd::lanes, acc[i][v]); });
     });
   }
 }
