@@ -22,7 +22,7 @@ struct retention {
   }
 
   /// Keys kept of `Tk`; may exceed `Tk`. A share is never less than sinks + recent, which a short cache would undercut.
-  constexpr std::int64_t keys(std::int64_t Tk) const {
+  SKIM_HD constexpr std::int64_t keys(std::int64_t Tk) const {
     if (count > 0) return count;
     const double exact = fraction * static_cast<double>(Tk);
     std::int64_t rounded = static_cast<std::int64_t>(exact);
