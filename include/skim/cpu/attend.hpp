@@ -211,14 +211,14 @@ void attend_with(const attention_args& args, const index_lists* lists, void* wor
     }
     load_queries<Math>(job, scratch, scale);
     attend_rows<Math>(job, scratch, rule);
-    if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.rows);
+    if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.row);
   });
 
   executor.parallel_for(count_units(args, capacity, attend_stage::merge), [&](std::int64_t index, unsigned worker) {
     const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::merge);
     skim::detail::arena arena(scratches + layout.scratch * worker);
     const attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
-    merge_pieces(unit, args, unit.job(args, lists), partials, scratch.rows);
+    merge_pieces(unit, args, unit.job(args, lists), partials, scratch.row);
   });
 }
 

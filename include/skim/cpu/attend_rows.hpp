@@ -19,7 +19,7 @@ template <class Math>
 struct attend_scratch {
   using unit = typename Math::unit;
   unit *qt, *k, *v, *weights;
-  float *scores, *out, *largest, *sum, *rows;  // rows: `lanes` query or output rows in f32
+  float *scores, *out, *largest, *sum, *row;  // row: a query or output row in f32
   std::int32_t *first, *last, *positions;
   float* value;  // one V row in f32
 
@@ -34,7 +34,7 @@ struct attend_scratch {
     out = arena.take<float>(padded * stride);
     largest = arena.take<float>(stride);
     sum = arena.take<float>(stride);
-    rows = arena.take<float>(greater(simd::lanes * (D + D % Math::values), padded));
+    row = arena.take<float>(greater(D, padded));
     first = arena.take<std::int32_t>(stride);
     last = arena.take<std::int32_t>(stride);
     positions = arena.take<std::int32_t>(tile_keys);
@@ -63,40 +63,27 @@ SKIM_INLINE std::int32_t clamp_position(std::int64_t position) {
   return static_cast<std::int32_t>(position > most ? most : position < -most ? -most : position);
 }
 
-/// qt [steps, stride], bounds and empty sums of the tile's rows; lanes beyond the last row hold zeros and see nothing.
+/// Packs the tile's queries and sets their bounds and empty sums; lanes beyond the last row hold zeros and see nothing.
 template <class Math>
 SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& to, float scale) {
   const attention_args& args = *job.args;
   const kv_view& kv = *job.sequence.kv;
-  const std::int64_t D = args.q.extents[2], row_length = D + D % Math::values, steps = row_length / Math::values;
-  for (std::int64_t r0 = 0; r0 < job.stride; r0 += simd::lanes) {
-    const row_lanes place = row_lanes::of(r0, job.stride);
-    for (std::int64_t i = 0; i < simd::lanes; ++i) {
-      const std::int64_t r = r0 + i;
-      float* const row = to.rows + i * row_length;
-      row[row_length - 1] = 0;
-      if (r < job.rows) {
-        const std::int64_t t = job.token(r);
-        simd::widen_row(args.q.at(job.sequence.first_row + t, job.query_head(r)), args.q.type, D, row);
-        const std::int64_t position = kv.position(job.head, job.past() + t);
-        to.first[r] = clamp_position(position - args.mask.left);
-        to.last[r] = clamp_position(position + args.mask.right);
-      } else {
-        for (std::int64_t d = 0; d < D; ++d) row[d] = 0;
-        to.first[r] = largest_index;
-        to.last[r] = -largest_index;
-      }
-      to.largest[r] = minus_infinity;
-      to.sum[r] = 0;
+  const std::int64_t D = args.q.extents[2], steps = (D + Math::values - 1) / Math::values;
+  for (std::int64_t r = 0; r < job.stride; ++r) {
+    const row_lanes place = row_lanes::of(r, job.stride);
+    to.largest[r] = minus_infinity;
+    to.sum[r] = 0;
+    if (r < job.rows) {
+      const std::int64_t t = job.token(r), position = kv.position(job.head, job.past() + t);
+      simd::widen_row(args.q.at(job.sequence.first_row + t, job.query_head(r)), args.q.type, D, to.row);
+      to.first[r] = clamp_position(position - args.mask.left);
+      to.last[r] = clamp_position(position + args.mask.right);
+    } else {
+      for (std::int64_t d = 0; d < D; ++d) to.row[d] = 0;
+      to.first[r] = largest_index;
+      to.last[r] = -largest_index;
     }
-    for (std::int64_t d = 0; d < D; d += Math::values) {
-      float even[simd::lanes], odd[simd::lanes];
-      for (std::int64_t i = 0; i < simd::lanes; ++i) {
-        even[i] = to.rows[i * row_length + d] * scale;
-        odd[i] = Math::values == 2 ? to.rows[i * row_length + d + 1] * scale : 0;
-      }
-      Math::pack(to.qt + place.offset(r0, steps, d / Math::values), simd::load(even), simd::load(odd));
-    }
+    Math::scatter_query(to.row, D, scale, to.qt + place.offset(r, steps, 0), place.width);
   }
 }
 

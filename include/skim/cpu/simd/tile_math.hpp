@@ -27,6 +27,10 @@ struct tile_math<accumulate::widen_fma> {
   /// Packs `lanes` rows' values for one step.
   static SKIM_INLINE void pack(float* to, floats even, floats) { store(to, even); }
 
+  /// A query row, scaled, into one lane: step i at to + i * stride.
+  static SKIM_INLINE void scatter_query(const float* row, std::int64_t n, float scale, float* to, std::int64_t stride) {
+    for (std::int64_t d = 0; d < n; ++d) to[d * stride] = row[d] * scale;
+  }
   /// A key as steps along D: `to [n]`.
   static SKIM_INLINE void load_key(const void* from, element type, std::int64_t n, float* to) {
     widen_row(from, type, n, to);
@@ -67,6 +71,14 @@ struct tile_math<accumulate::dot_pairs> {
     _mm512_storeu_si512(to, _mm512_or_si512(_mm512_srli_epi32(round_to_bf16(even), 16), high));
   }
 
+  static SKIM_INLINE void scatter_query(const float* row, std::int64_t n, float scale, std::uint32_t* to,
+                                        std::int64_t stride) {
+    for (std::int64_t d = 0; d < n; d += 2) {
+      const std::uint32_t even = from_float<bf16>(row[d] * scale).bits;
+      const std::uint32_t odd = d + 1 < n ? from_float<bf16>(row[d + 1] * scale).bits : 0u;
+      to[d / 2 * stride] = even | odd << 16;
+    }
+  }
   static SKIM_INLINE void load_key(const void* from, element, std::int64_t n, std::uint32_t* to) {
     if (n % 2 != 0) to[n / 2] = 0;  // an odd D ends in half a step
     std::memcpy(to, from, static_cast<std::size_t>(n) * 2);
