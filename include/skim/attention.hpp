@@ -81,7 +81,7 @@ inline constexpr std::int64_t largest_head_dim = 4096;  // bounds a kernel's scr
 inline constexpr std::int64_t largest_reach = std::int64_t{1} << 60;
 
 /// Adds |stride| * (extent - 1) to `reach`; false if the sum passes 2^60, so that byte offsets stay below 2^63.
-constexpr bool extend_reach(std::uint64_t& reach, std::int64_t extent, std::int64_t stride) {
+SKIM_INLINE constexpr bool extend_reach(std::uint64_t& reach, std::int64_t extent, std::int64_t stride) {
   if (extent <= 1) return true;
   const std::uint64_t step = stride < 0 ? 0 - static_cast<std::uint64_t>(stride) : static_cast<std::uint64_t>(stride);
   const std::uint64_t steps = static_cast<std::uint64_t>(extent - 1);
@@ -92,7 +92,7 @@ constexpr bool extend_reach(std::uint64_t& reach, std::int64_t extent, std::int6
 
 /// Extents that are not negative, a last stride of 1, a reach that fits 64 bits, and a pointer where there are elements.
 template <class T, int Rank>
-constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* const (&names)[Rank + 2]) {
+SKIM_INLINE constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* const (&names)[Rank + 2]) {
   std::uint64_t reach = 0;
   bool empty = false;
   for (int axis = 0; axis < Rank; ++axis) {
@@ -108,7 +108,8 @@ constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* cons
   return {};
 }
 
-constexpr report check_kv_tensor(const kv_view& view, const kv_tensor& tensor, const char* const (&names)[4]) {
+SKIM_INLINE constexpr report check_kv_tensor(const kv_view& view, const kv_tensor& tensor,
+                                             const char* const (&names)[4]) {
   if (tensor.dim < 1) return fault(status::bad_extent, names[0], tensor.dim, 1, "at least");
   if (tensor.dim > largest_head_dim)
     return fault(status::unsupported, names[0], tensor.dim, largest_head_dim, "at most");
@@ -128,7 +129,7 @@ constexpr report check_kv_tensor(const kv_view& view, const kv_tensor& tensor, c
 }
 
 /// The part of `check` that concerns one cache of which the chunk owns the last `Tq` tokens.
-constexpr report check_kv(const kv_view& view, std::int64_t Tq) {
+SKIM_INLINE constexpr report check_kv(const kv_view& view, std::int64_t Tq) {
   if (view.heads < 1) return fault(status::bad_extent, "kv.heads", view.heads, 1, "at least");
   if (view.tokens < Tq) return fault(status::bad_extent, "kv.tokens", view.tokens, Tq, "at least");
   if (view.tokens > largest_index) return fault(status::bad_extent, "kv.tokens", view.tokens, largest_index, "at most");
@@ -155,7 +156,7 @@ constexpr report check_kv(const kv_view& view, std::int64_t Tq) {
   return {};
 }
 
-constexpr report check_sequences(const attention_args& args) {
+SKIM_INLINE constexpr report check_sequences(const attention_args& args) {
   if (!args.sequences) return check_kv(args.kv, args.q.extents[0]);
   if (args.sequence_count < 0) return fault(status::bad_extent, "sequence_count", args.sequence_count, 0, "at least");
   if (!args.offsets) return null_fault("offsets");
@@ -188,7 +189,7 @@ constexpr bool within(float value, float low, float high) {
 
 /// Shapes, strides, types and numbers; O(1) for one sequence (O(sequences) for several), reads the arguments and view
 /// descriptors but nothing they point to. An empty chunk is valid.
-inline report check(const attention_args& args) {
+SKIM_INLINE report check(const attention_args& args) {
   using namespace detail;
   if (report r = check_tensor(args.q, {"q.extents[0]", "q.extents[1]", "q.extents[2]", "q.strides[2]", "q.data"}); !r) {
     return r;

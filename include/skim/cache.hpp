@@ -18,7 +18,7 @@ struct append_args {
 };
 
 /// O(1), follows no pointer.
-inline report check(const append_args& args) {
+SKIM_INLINE report check(const append_args& args) {
   using namespace detail;
   if (report r = check_tensor(args.k, {"k.extents[0]", "k.extents[1]", "k.extents[2]", "k.strides[2]", "k.data"}); !r) {
     return r;

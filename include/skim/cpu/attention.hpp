@@ -10,6 +10,15 @@ inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
+namespace detail {
+
+/// `skim::check`, inlined once into a function of this feature set.
+SKIM_NOINLINE inline report check_arguments(const attention_args& args) {
+  return skim::check(args);
+}
+
+}  // namespace detail
+
 /// Attention of a chunk over the keys that `Selector` chooses. A plain value; make one per layer.
 ///
 /// Storage f32, f16 or bf16; logits, softmax and output accumulate in f32. With `widen_fma`, an output differs from
@@ -28,7 +37,7 @@ struct attention {
 
   /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors.
   report check(const attention_args& args) const {
-    if (report r = skim::check(args); !r) return r;
+    if (report r = detail::check_arguments(args); !r) return r;
     if (sequence_count(args) == 0) return {};
     return kernel::check(selector, args);
   }
@@ -96,7 +105,7 @@ struct attention {
   template <class Executor>
   report attend(const attention_args& args, const index_lists& lists, memory workspace,
                 const Executor& executor) const {
-    if (report r = skim::check(args); !r) return r;
+    if (report r = detail::check_arguments(args); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
     if (report r = check_lists(args, lists); !r) return r;
     const std::size_t needed = detail::attend_bytes<Accumulate>(args, executor.concurrency());

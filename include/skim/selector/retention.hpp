@@ -31,7 +31,7 @@ struct retention {
   }
 };
 
-constexpr report check(const retention& keep) {
+SKIM_INLINE constexpr report check(const retention& keep) {
   using detail::fault;
   if (keep.sinks < 0) return fault(status::bad_value, "keep.sinks", keep.sinks, 0, "at least");
   if (keep.recent < 0) return fault(status::bad_value, "keep.recent", keep.recent, 0, "at least");
