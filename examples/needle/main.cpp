@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file needle: prefills needle-in-a-haystack prompts with several methods and shows what each costs and saves.
+#include "error.hpp"
+#include "output.hpp"
+
+#include <oneapi/tbb/global_control.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <unistd.h>
+
+#include <fstream>
+#include <iostream>
+
+namespace {
+
+using namespace needle;
+
+struct command_line {
+  std::string model = "qwen2", kv = "bf16", json;
+  std::vector<std::string> methods = {"dense", "quoka:queries=lowest_cosine,n=16,budget=512",
+                                      "quoka:queries=farthest_point,n=16,budget=512,recent=128,sinks=4"};
+  evaluation_settings settings;
+  int threads = tbb::this_task_arena::max_concurrency();
+  bool show = false;
+};
+
+void add_options(CLI::App& app, command_line& line) {
+  constexpr std::int64_t most_tokens = 1'000'000;
+  evaluation_settings& settings = line.settings;
+  app.add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors");
+  app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
+      ->check(CLI::Range(std::int64_t{1}, most_tokens));
+  app.add_option("--prompts", settings.prompts, "how many prompts")->check(CLI::Range(std::int64_t{1}, most_tokens));
+  app.add_option("--questions", settings.shape.questions, "questions at the end of a prompt");
+  app.add_option("--needles", settings.shape.needles, "facts hidden in a prompt");
+  app.add_option("--chunk", settings.chunk, "tokens prefilled at a time")
+      ->check(CLI::Range(std::int64_t{1}, most_tokens));
+  app.add_option("--seed", settings.seed, "the same seed, the same prompts");
+  app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
+  app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--method", line.methods,
+                 "repeats; parts are joined by +; 'table' = all rows of models/README.md. Valid parts:\n"
+                 "dense\n"
+                 "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
+                 "  budget=1024 or fraction=0.25,sinks=0,recent=0,score=cosine|dot,reduce=max|mean,seed=0\n"
+                 "sink_window:budget=1024 or fraction=0.25,sinks=4")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--json", line.json, "also write the results to this file");
+  app.add_flag("--show", line.show, "print a shortened prompt, a question and each method's answer");
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_items_expected() > 0 && option->get_name() != "--json" && option->get_name() != "--method") {
+      option->capture_default_str();
+    }
+  }
+}
+
+std::filesystem::path directory_of(const std::string& name) {
+  if (name == "qwen2" || name == "llama") return std::filesystem::path(NEEDLE_MODELS) / name;
+  std::error_code code;
+  if (std::filesystem::is_directory(name, code)) return name;
+  throw error("model '" + name + "' is not qwen2, llama or a directory");
+}
+
+skim::element element_named(const std::string& name) {
+  return name == "f32" ? skim::element::f32 : name == "f16" ? skim::element::f16 : skim::element::bf16;
+}
+
+nlohmann::json settings_json(const command_line& line) {
+  const evaluation_settings& s = line.settings;
+  return {{"model", line.model},
+          {"context", s.shape.tokens},
+          {"prompts", s.prompts},
+          {"questions", s.shape.questions},
+          {"needles", s.shape.needles},
+          {"chunk", s.chunk},
+          {"seed", s.seed},
+          {"threads", line.threads},
+          {"kv", line.kv}};
+}
+
+void run(command_line line) {
+  check(line.settings.shape);
+  line.settings.kv_type = element_named(line.kv);
+  const std::vector<method> methods = parse_methods(line.methods);
+  const model weights = read_model(directory_of(line.model));
+  if (weights.config.vocabulary < vocabulary::size) {
+    throw error("the model knows " + std::to_string(weights.config.vocabulary) + " tokens, needle prompts use " +
+                std::to_string(vocabulary::size));
+  }
+  std::ofstream json;
+  if (!line.json.empty()) {
+    json.open(line.json);  // before the work, not after it
+    if (!json) throw error(line.json + ": cannot be written");
+  }
+
+  const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
+  tbb::task_arena arena(line.threads);
+  const executor threads(arena);
+  if (line.show) print_question(std::cout, ask(weights, methods, line.settings, threads));
+  progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0);
+  const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
+  print_table(std::cout, results);
+  if (!line.json.empty()) {
+    json << to_json(settings_json(line), results).dump(2) << '\n';
+    if (!json.flush()) throw error(line.json + ": cannot be written");
+  }
+}
+
+/// Says what is wrong, in one line.
+int complain(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  std::cerr << "needle: " << text << '\n';
+  return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    CLI::App app("Prefills needle-in-a-haystack prompts and shows what each method costs and saves.", "needle");
+    command_line line;
+    add_options(app, line);
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::CallForHelp& help) {
+      return app.exit(help);
+    }
+    run(std::move(line));
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return complain("not enough memory");
+  } catch (const std::exception& problem) {
+    return complain(problem.what());
+  }
+}

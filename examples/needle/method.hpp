@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file How a prompt is prefilled, as the command line writes it: `quoka:queries=farthest_point,n=16,budget=512`.
+///
+/// A method is one or more parts joined by `+`; a part is a name, then `:` and `key=value` pairs joined by commas.
+/// Each part answers one question; for now there is one: which cached keys does a chunk read?
+#pragma once
+
+#include <skim/attention.hpp>
+#include <skim/cpu/executor_tbb.hpp>
+#include <skim/workspace.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace needle {
+
+using executor = skim::cpu::tbb_executor;
+
+/// A selector of one layer, its type erased: the engine need not be compiled once per selector.
+class layer_selector {
+ public:
+  virtual ~layer_selector() = default;
+  virtual skim::report check(const skim::attention_args& args) const = 0;
+  /// The most past keys that a KV head of the chunk will read; all of them = there is nothing to select.
+  virtual std::int64_t list_capacity(const skim::attention_args& args) const = 0;
+  virtual std::size_t workspace_bytes(const skim::attention_args& args, unsigned workers) const = 0;
+  virtual skim::report select(const skim::attention_args& args, const skim::index_lists& lists, skim::memory workspace,
+                              const executor& threads) const = 0;
+};
+
+struct method {
+  std::string text;          ///< as written
+  bool reads_norms = false;  ///< the cache must hold inverse key norms
+  std::function<std::unique_ptr<layer_selector>(std::int64_t layer)> make_selector;
+};
+
+/// Throws `error`, which lists the valid names or values where one is unknown.
+method parse_method(const std::string& text);
+
+/// Parses each; `table` stands for every method of the table in models/README.md.
+std::vector<method> parse_methods(const std::vector<std::string>& texts);
+
+}  // namespace needle

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`.
+#pragma once
+
+#include <Eigen/Core>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace needle {
+
+/// Row-major, so that a token's features, and an output feature's weights, are contiguous.
+using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using row = Eigen::RowVectorXf;
+
+/// Widths: d = the model's, f = the FFN's, D = a head's.
+struct model_config {
+  std::string architecture;
+  std::int64_t d = 0, f = 0, D = 0;
+  std::int64_t query_heads = 0, kv_heads = 0;
+  std::int64_t layers = 0, vocabulary = 0;
+  float norm_epsilon = 0;
+  double rope_theta = 0;
+  bool qkv_bias = false;
+  bool tied_output = false;  ///< the output head is the embedding
+};
+
+/// Reads the text of a `config.json`. Throws `error` on anything that the engine would compute wrongly.
+model_config parse_config(const std::string& text);
+
+/// Weights are [out features, in features], as stored, widened to f32.
+struct layer_weights {
+  row attention_norm;  // [d]
+  matrix qkv;          // [(Hq + 2 Hk) D, d]: queries, keys, values
+  row qkv_bias;        // [(Hq + 2 Hk) D], or empty
+  matrix out;          // [d, Hq D]
+  row ffn_norm;        // [d]
+  matrix gate, up;     // [f, d]
+  matrix down;         // [d, f]
+};
+
+struct model {
+  model_config config;
+  matrix embedding;  // [vocabulary, d]
+  std::vector<layer_weights> layers;
+  row norm;     // [d]
+  matrix head;  // [vocabulary, d], empty if tied
+
+  const matrix& output() const { return config.tied_output ? embedding : head; }
+};
+
+/// Reads both files of a directory; throws `error`.
+model read_model(const std::filesystem::path& directory);
+
+}  // namespace needle

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "output.hpp"
+
+#include <skim/skim.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <fstream>
+#include <iomanip>
+#include <ostream>
+#include <sstream>
+#include <thread>
+
+namespace needle {
+namespace {
+
+std::string fixed(double value, int digits) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(digits) << value;
+  return text.str();
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("gcc ") + __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+
+const evaluation_result* find_dense(const std::vector<evaluation_result>& results) {
+  const auto at = std::find_if(results.begin(), results.end(),
+                               [](const evaluation_result& each) { return each.method == "dense"; });
+  return at == results.end() ? nullptr : &*at;
+}
+
+void print_table(std::ostream& out, const std::vector<evaluation_result>& results) {
+  const evaluation_result* const dense = find_dense(results);
+  std::vector<std::vector<std::string>> rows = {
+      {"method", "accuracy", "nll", "first token", "speedup", "select", "attention", "FFN", "keys read"}};
+  for (const evaluation_result& each : results) {
+    rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), fixed(each.ttft_ms, 0) + " ms",
+                    dense ? fixed(dense->ttft_ms / each.ttft_ms, 2) + "x" : "-", fixed(each.select_ms, 0) + " ms",
+                    fixed(each.attention_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms", fixed(each.kv_tokens_read, 0)});
+  }
+  std::vector<std::size_t> widths(rows[0].size());
+  for (const auto& cells : rows) {
+    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+  }
+  for (const auto& cells : rows) {
+    out << std::left << std::setw(static_cast<int>(widths[0])) << cells[0] << std::right;
+    for (std::size_t i = 1; i < cells.size(); ++i) out << "  " << std::setw(static_cast<int>(widths[i])) << cells[i];
+    out << '\n';
+  }
+}
+
+void print_question(std::ostream& out, const shown_question& shown) {
+  out << shown.prompt << "\n\n" << shown.question << " ...\n";
+  std::size_t width = sizeof "right answer" - 1;
+  for (const shown_answer& each : shown.answers) width = std::max(width, each.method.size());
+  out << std::left << std::setw(static_cast<int>(width)) << "right answer"
+      << "  " << shown.answer << '\n';
+  for (const shown_answer& each : shown.answers) {
+    out << std::setw(static_cast<int>(width)) << each.method << "  " << each.words << (each.right ? "" : "  (wrong)")
+        << '\n';
+  }
+  out << '\n';
+}
+
+nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results) {
+  const evaluation_result* const dense = find_dense(results);
+  nlohmann::json rows = nlohmann::json::array();
+  for (const evaluation_result& each : results) {
+    rows.push_back({{"method", each.method},
+                    {"accuracy", each.accuracy},
+                    {"nll", each.nll},
+                    {"ttft_ms", each.ttft_ms},
+                    {"ttft_speedup", dense ? nlohmann::json(dense->ttft_ms / each.ttft_ms) : nlohmann::json()},
+                    {"select_ms", each.select_ms},
+                    {"attention_ms", each.attention_ms},
+                    {"ffn_ms", each.ffn_ms},
+                    {"evict_ms", each.evict_ms},
+                    {"kv_tokens_read", each.kv_tokens_read},
+                    {"kv_bytes_held", each.kv_bytes_held}});
+  }
+  const nlohmann::json machine = {{"cpu", cpu_name()},
+                                  {"cores", std::thread::hardware_concurrency()},
+                                  {"features", skim::cpu::feature_set},
+                                  {"compiler", compiler()}};
+  return {{"machine", machine}, {"settings", settings}, {"results", rows}};
+}
+
+progress_line::progress_line(std::ostream& out, bool terminal) : out_(out), terminal_(terminal) {}
+
+void progress_line::operator()(std::int64_t done, std::int64_t all, const std::string& next) {
+  const clock::time_point now = clock::now();
+  if (terminal_) {
+    out_ << "\r\033[K";
+    if (done < all) out_ << "prefill " << done + 1 << " of " << all << ": " << next;
+    out_ << std::flush;
+    return;
+  }
+  constexpr std::chrono::seconds interval(15);
+  if (now - last_ < interval || done == all) return;
+  last_ = now;
+  out_ << "needle: " << done << " of " << all << " prefills after "
+       << std::chrono::duration_cast<std::chrono::seconds>(now - start_).count() << " s" << std::endl;
+}
+
+}  // namespace needle

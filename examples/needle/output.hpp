@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file What the program prints and writes.
+#pragma once
+
+#include "evaluation.hpp"
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <chrono>
+#include <iosfwd>
+
+namespace needle {
+
+/// The first method that leaves nothing out; null if there is none.
+const evaluation_result* find_dense(const std::vector<evaluation_result>& results);
+
+void print_table(std::ostream& out, const std::vector<evaluation_result>& results);
+void print_question(std::ostream& out, const shown_question& shown);
+
+/// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run.
+nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results);
+
+/// One line that rewrites itself on a terminal; elsewhere a line every now and then.
+class progress_line {
+ public:
+  progress_line(std::ostream& out, bool terminal);
+  void operator()(std::int64_t done, std::int64_t all, const std::string& next);
+
+ private:
+  using clock = std::chrono::steady_clock;
+  std::ostream& out_;
+  bool terminal_;
+  clock::time_point start_ = clock::now(), last_ = start_;
+};
+
+}  // namespace needle
