@@ -32,14 +32,15 @@ require_packages() {
   "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
 }
 
-# build KIND TARGET [CMAKE_OPTION...]: configures build/KIND and builds TARGET; fails if either does.
+# build KIND TARGETS [CMAKE_OPTION...]: configures build/KIND and builds TARGETS, several words; fails if either does.
 build() {
-  local directory=$root/build/$1 target=$2
+  local directory=$root/build/$1 targets
+  read -ra targets <<<"$2"
   shift 2
   mkdir -p "$directory"
   if ! cmake -G Ninja -S "$root" -B "$directory" "$@" >"$directory/configure.log" 2>&1; then
     cat "$directory/configure.log"
     return 1
   fi
-  cmake --build "$directory" --target "$target" --parallel "$jobs"
+  cmake --build "$directory" --target "${targets[@]}" --parallel "$jobs"
 }

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# cmake -P weak_functions.cmake -- NM OBJECT...: fails if two of the objects define the same weak function.
+cmake_minimum_required(VERSION 3.21)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  list(APPEND arguments "${CMAKE_ARGV${i}}")
+endforeach()
+list(FIND arguments -- separator)
+math(EXPR first "${separator} + 1")
+list(SUBLIST arguments ${first} -1 objects)
+list(POP_FRONT objects nm)
+
+# nm's letters: W weak, u unique. V marks weak data, of which any copy will do.
+set(seen "")
+set(shared "")
+foreach(object IN LISTS objects)
+  execute_process(COMMAND ${nm} --defined-only --format=posix ${object} OUTPUT_VARIABLE symbols
+                  COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^\n ]+ [Wu] " functions "${symbols}")
+  if(NOT functions)
+    message(FATAL_ERROR "${object} defines no weak function at all: is it empty?")
+  endif()
+  foreach(function IN LISTS functions)
+    if(function IN_LIST seen)
+      list(APPEND shared ${function})
+    endif()
+  endforeach()
+  list(APPEND seen ${functions})
+endforeach()
+if(shared)
+  list(JOIN shared "\n" shared)
+  message(FATAL_ERROR "Functions that units for different processors share (c++filt demangles them):\n${shared}")
+endif()
