@@ -5,7 +5,7 @@
 #include <skim/types.hpp>
 #include <skim/workspace.hpp>
 
-#include <cstring>
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -20,20 +20,36 @@ inline std::vector<float> normal_values(std::int64_t count, unsigned seed) {
   return values;
 }
 
-/// Memory on a 64-byte boundary, filled with bytes that read as NaN in every element type.
+/// Memory on a 64-byte boundary, filled with bytes that read as NaN in every element type, between guards.
 class aligned_memory {
  public:
-  explicit aligned_memory(std::size_t bytes) : storage_(bytes + skim::memory_alignment), bytes_(bytes) {
-    std::memset(storage_.data(), 0xff, storage_.size());
+  explicit aligned_memory(std::size_t bytes, unsigned char fill = 0xff)
+      : storage_(bytes + 3 * skim::memory_alignment, guard), bytes_(bytes) {
+    std::fill_n(static_cast<unsigned char*>(data()), bytes, fill);
   }
+  aligned_memory(const aligned_memory&) = delete;
+  aligned_memory& operator=(const aligned_memory&) = delete;
 
-  void* data() {
-    const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
-    return storage_.data() + (skim::memory_alignment - address % skim::memory_alignment) % skim::memory_alignment;
-  }
+  void* data() { return storage_.data() + begin(); }
   skim::memory get() { return {data(), bytes_}; }
 
+  /// False if something wrote before or behind the memory.
+  bool guards_intact() const {
+    const auto is_guard = [](unsigned char byte) { return byte == guard; };
+    const auto first = storage_.begin() + static_cast<std::ptrdiff_t>(begin());
+    return std::all_of(storage_.begin(), first, is_guard) &&
+           std::all_of(first + static_cast<std::ptrdiff_t>(bytes_), storage_.end(), is_guard);
+  }
+
  private:
+  static constexpr unsigned char guard = 0xa5;
+
+  std::size_t begin() const {
+    const auto address = reinterpret_cast<std::uintptr_t>(storage_.data()) + skim::memory_alignment;
+    return skim::memory_alignment +
+           (skim::memory_alignment - address % skim::memory_alignment) % skim::memory_alignment;
+  }
+
   std::vector<unsigned char> storage_;
   std::size_t bytes_;
 };

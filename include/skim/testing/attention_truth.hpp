@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Exact attention and how far from it a kernel's rounding may lead, element by element. Allocates.
+#pragma once
+
+#include <skim/reference/attention.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace testing {
+
+/// The arithmetic that a kernel is allowed. With `S = sum_j p_j |v_j|` (per output element), `A` the row's largest
+/// `scale * sum_d |q_d k_d|` and `n` keys, an output may differ from the exact one by
+///   (expm1(2 delta) + 2 factor + sum (32 + n / 16)) S,   delta = (sum (D + 8) + factor) A,
+/// and by half a unit in the last place of its own type; a log-sum-exp by delta + sum (32 + n / 16 + 4 |lse|).
+/// The first term is the logits' error, which moves weights by exp(delta) and their total by as much. n / 16 and not n:
+/// rounding errors of a sum that is kept in blocks or fused do not all have one sign.
+struct arithmetic {
+  double sum = 0x1p-24;  ///< unit roundoff of sums and of exp
+  double factor = 0;     ///< unit roundoff to which queries and weights are rounded before they are multiplied
+  double nmse = 1e-10;   ///< limit of |out - exact|^2 / |exact|^2 over the whole output, before its own rounding
+
+  static constexpr arithmetic widen_fma() { return {}; }
+  static constexpr arithmetic dot_pairs() { return {0x1p-24, 0x1p-8, 5e-5}; }
+};
+
+/// Unit roundoff of a storage type.
+constexpr double roundoff(element type) {
+  return type == element::f16 ? 0x1p-11 : type == element::bf16 ? 0x1p-8 : 0x1p-24;
+}
+
+/// Half of the smallest subnormal: the rounding of values that are tiny in their type.
+constexpr double smallest_step(element type) {
+  return type == element::f16 ? 0x1p-25 : 0x1p-134;  // bf16's subnormals end at 2^-133, f32's below
+}
+
+/// Exact results and bounds; row r = token * Hq + query head.
+struct attention_truth {
+  std::int64_t Tq = 0, Hq = 0, Dv = 0;
+  std::vector<double> out, out_bound;  // [Tq * Hq, Dv]; the bound without the output's own rounding
+  std::vector<double> lse, lse_bound;  // [Tq * Hq]
+};
+
+namespace detail {
+
+/// K or V of the keys that one KV head reads, widened once for all its query rows: [keys, dim].
+inline std::vector<double> widened(const kv_view& kv, const kv_tensor& tensor, std::int64_t head,
+                                   const std::vector<std::int64_t>& slots) {
+  std::vector<double> rows;
+  rows.reserve(slots.size() * static_cast<std::size_t>(tensor.dim));
+  for (const std::int64_t slot : slots) {
+    const std::int64_t row = kv.row_offset(tensor, head, slot);
+    for (std::int64_t d = 0; d < tensor.dim; ++d) {
+      rows.push_back(static_cast<double>(load_element(tensor.data, tensor.type, row + d)));
+    }
+  }
+  return rows;
+}
+
+/// sum_d a_d b_d and sum_d |a_d b_d|; four sums each, or the additions would wait for one another.
+struct products {
+  double sum = 0, size = 0;
+
+  products(const double* a, const double* b, std::int64_t n) {
+    double sums[4] = {}, sizes[4] = {};
+    for (std::int64_t d = 0; d < n; ++d) {
+      const double product = a[d] * b[d];
+      sums[d % 4] += product;
+      sizes[d % 4] += std::fabs(product);
+    }
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    size = (sizes[0] + sizes[1]) + (sizes[2] + sizes[3]);
+  }
+};
+
+/// The keys of one KV head.
+struct head_keys {
+  std::vector<std::int64_t> slots, positions;
+  std::vector<double> k, v;
+
+  head_keys(const attention_sequence& sequence, std::int64_t s, std::int64_t head, const index_lists* lists)
+      : slots(reference::slots_read(sequence, s, head, lists)),
+        k(widened(*sequence.kv, sequence.kv->k, head, slots)),
+        v(widened(*sequence.kv, sequence.kv->v, head, slots)) {
+    for (const std::int64_t slot : slots) positions.push_back(sequence.kv->position(head, slot));
+  }
+};
+
+/// One row: where its results go.
+struct truth_row {
+  double *out, *out_bound, *lse, *lse_bound;
+};
+
+inline void attend_row(const attention_args& args, const attention_sequence& sequence, std::int64_t t, std::int64_t h,
+                       const head_keys& keys, const arithmetic& rounding, truth_row row) {
+  const kv_view& kv = *sequence.kv;
+  const std::int64_t D = kv.k.dim, Dv = kv.v.dim, head = h / group_size(args);
+  const std::int64_t position = kv.position(head, kv.length(head) - sequence.Tq + t);
+  const double scale = static_cast<double>(logit_scale(args)), cap = static_cast<double>(args.soft_cap);
+  const double nothing = -std::numeric_limits<double>::infinity();
+  std::vector<double> q, weights(keys.slots.size(), nothing);
+  for (std::int64_t d = 0; d < D; ++d) {
+    q.push_back(
+        static_cast<double>(load_element(args.q.data, args.q.type, args.q.offset(sequence.first_row + t, h, d))));
+  }
+  double largest = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing, size = 0;
+  std::int64_t seen = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (!args.mask.visible(position, keys.positions[i])) continue;
+    const products dot(q.data(), keys.k.data() + static_cast<std::int64_t>(i) * D, D);
+    weights[i] = cap > 0 ? cap * std::tanh(scale * dot.sum / cap) : scale * dot.sum;
+    size = std::max(size, std::fabs(scale) * dot.size);
+    largest = std::max(largest, weights[i]);
+    ++seen;
+  }
+  std::fill_n(row.out, Dv, 0.0);
+  std::fill_n(row.out_bound, Dv, 0.0);
+  *row.lse = nothing;
+  *row.lse_bound = 0;
+  if (largest == nothing && seen == 0) return;
+  double total = args.sink_logits ? std::exp(static_cast<double>(args.sink_logits[h]) - largest) : 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (!args.mask.visible(position, keys.positions[i])) continue;
+    const double weight = std::exp(weights[i] - largest);
+    const double* const v = keys.v.data() + static_cast<std::int64_t>(i) * Dv;
+    total += weight;
+    for (std::int64_t d = 0; d < Dv; ++d) {
+      row.out[d] += weight * v[d];
+      row.out_bound[d] += weight * std::fabs(v[d]);
+    }
+  }
+  const double delta = (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size;
+  const double sums = rounding.sum * (32 + static_cast<double>(seen) / 16);
+  *row.lse = largest + std::log(total);
+  *row.lse_bound = delta + sums + 4 * rounding.sum * std::fabs(*row.lse);
+  for (std::int64_t d = 0; d < Dv; ++d) {
+    row.out[d] /= total;
+    row.out_bound[d] *= (std::expm1(2 * delta) + 2 * rounding.factor + sums) / total;
+  }
+}
+
+}  // namespace detail
+
+/// As `reference::attend` (a test compares the two), with bounds, and faster: keys are widened once per KV head.
+inline attention_truth attend_exactly(const attention_args& args, const index_lists* lists = nullptr,
+                                      const arithmetic& rounding = {}) {
+  attention_truth truth;
+  truth.Tq = args.q.extents[0];
+  truth.Hq = args.q.extents[1];
+  truth.Dv = args.out.extents[2];
+  const std::size_t rows = static_cast<std::size_t>(truth.Tq * truth.Hq);
+  truth.out.resize(rows * static_cast<std::size_t>(truth.Dv));
+  truth.out_bound.resize(truth.out.size());
+  truth.lse.resize(rows);
+  truth.lse_bound.resize(rows);
+  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+    const attention_sequence sequence = sequence_at(args, s);
+    const std::int64_t G = group_size(args);
+    for (std::int64_t head = 0; head < sequence.kv->heads; ++head) {
+      const detail::head_keys keys(sequence, s, head, lists);
+      for (std::int64_t i = 0; i < sequence.Tq * G; ++i) {
+        const std::int64_t h = head * G + i % G, row = (sequence.first_row + i / G) * truth.Hq + h;
+        detail::attend_row(args, sequence, i / G, h, keys, rounding,
+                           {truth.out.data() + row * truth.Dv, truth.out_bound.data() + row * truth.Dv,
+                            truth.lse.data() + row, truth.lse_bound.data() + row});
+      }
+    }
+  }
+  return truth;
+}
+
+}  // namespace testing
+}  // namespace v0
+}  // namespace skim

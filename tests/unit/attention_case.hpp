@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file One attention call to test, described by plain values, and the memory that it needs.
+#pragma once
+
+#include "strided_tensor.hpp"
+
+#include <skim/attention.hpp>
+
+#include <memory>
+#include <ostream>
+
+namespace skim_test {
+
+enum class positions_kind { from_zero, from_first, holes, shared_holes, shuffled };
+enum class lists_kind { none, empty, third, every };
+
+struct attention_case {
+  skim::element kv_type = skim::element::f32, q_type = skim::element::f32, out_type = skim::element::f32;
+  std::int64_t D = 64, Dv = 64, Tq = 7, Tk = 40, G = 1, Hk = 1;
+  memory_order kv_order = memory_order::token_major, q_order = memory_order::token_major;
+  std::int64_t padding = 0, shift = 0;
+  skim::kv_layout layout = skim::kv_layout::contiguous;
+  std::int64_t page_size = 1;
+  skim::mask mask = skim::mask::causal();
+  float scale = 0, soft_cap = 0;
+  bool sinks = false, lse = false, lengths = false, inverse_norms = false;
+  positions_kind positions = positions_kind::from_zero;
+  lists_kind lists = lists_kind::none;
+  std::int64_t sequences = 1;
+  bool dot_pairs = false;
+
+  std::int64_t Hq() const { return Hk * G; }
+};
+
+inline std::ostream& operator<<(std::ostream& to, const attention_case& c) {
+  const char* const orders[] = {"token major", "head major", "interleaved"};
+  const char* const layouts[] = {"contiguous", "paged", "ring"};
+  const char* const positions[] = {"from zero", "from first", "holes", "shared holes", "shuffled"};
+  const char* const lists[] = {"none", "empty", "third", "every"};
+  to << "kv " << to_string(c.kv_type) << ", q " << to_string(c.q_type) << ", out " << to_string(c.out_type) << ", D "
+     << c.D << ", Dv " << c.Dv << ", Tq " << c.Tq << ", Tk " << c.Tk << ", G " << c.G << ", Hk " << c.Hk << ", kv "
+     << orders[static_cast<int>(c.kv_order)] << ", q " << orders[static_cast<int>(c.q_order)] << ", padding "
+     << c.padding << ", shift " << c.shift << ", " << layouts[static_cast<int>(c.layout)] << " by " << c.page_size
+     << ", mask " << c.mask.left << " " << c.mask.right << ", scale " << c.scale << ", soft cap " << c.soft_cap;
+  if (c.sinks) to << ", sinks";
+  if (c.lse) to << ", lse";
+  if (c.lengths) to << ", lengths";
+  if (c.inverse_norms) to << ", inverse norms";
+  if (c.dot_pairs) to << ", dot pairs";
+  return to << ", positions " << positions[static_cast<int>(c.positions)] << ", lists "
+            << lists[static_cast<int>(c.lists)] << ", sequences " << c.sequences;
+}
+
+/// Standard normal rows out of one table: drawing millions of values would take longer than the kernels.
+class normal_rows {
+ public:
+  explicit normal_rows(unsigned seed) : offsets_(seed) {}
+
+  const float* row(std::int64_t length) {
+    static const std::vector<float> table = normal_values(1 << 16, 7);
+    return table.data() + offsets_() % (table.size() - static_cast<std::size_t>(length));
+  }
+
+ private:
+  std::mt19937 offsets_;
+};
+
+/// The memory of one call. Everything that no query may read is NaN.
+class attention_inputs {
+ public:
+  explicit attention_inputs(const attention_case& c, unsigned seed = 1)
+      : case_(c),
+        rows_(seed),
+        random_(seed),
+        offsets_(offsets_of(c)),
+        q_(tensor_shape(c, c.q_type, c.D)),
+        out_(tensor_shape(c, c.out_type, c.Dv)),
+        lse_({offsets_.back(), 1, c.Hq(), skim::element::f32, memory_order::token_major, c.padding, c.shift}) {
+    for (std::int64_t t = 0; t < offsets_.back(); ++t) {
+      for (std::int64_t h = 0; h < c.Hq(); ++h) write(q_.view(), t, h);
+    }
+    for (std::int64_t h = 0; h < c.Hq(); ++h) sinks_.push_back(*rows_.row(1));
+    lengths_.resize(static_cast<std::size_t>(c.sequences * c.Hk));
+    for (std::int64_t s = 0; s < c.sequences; ++s) add_sequence(s);
+    make_lists();
+  }
+  attention_inputs(const attention_inputs&) = delete;
+  attention_inputs& operator=(const attention_inputs&) = delete;
+
+  skim::attention_args args() {
+    skim::attention_args args;
+    args.q = q_.view();
+    args.out = out_.view();
+    args.kv = views_[0];
+    if (case_.sequences > 1) {
+      args.sequences = views_.data();
+      args.offsets = offsets_.data();
+      args.sequence_count = case_.sequences;
+    }
+    args.mask = case_.mask;
+    args.scale = case_.scale;
+    args.soft_cap = case_.soft_cap;
+    if (case_.sinks) args.sink_logits = sinks_.data();
+    if (case_.lse) args.lse = lse_view();
+    args.dense_below = 0;
+    return args;
+  }
+
+  skim::tensor_view<float, 2> lse_view() {
+    const auto all = lse_.view();
+    return {static_cast<float*>(all.data), {all.extents[0], all.extents[2]}, {all.strides[0], 1}};
+  }
+
+  /// Null where the case reads every key.
+  const skim::index_lists* lists() const { return case_.lists == lists_kind::none ? nullptr : &lists_; }
+
+  skim::kv_view& view(std::int64_t s) { return views_[static_cast<std::size_t>(s)]; }
+  strided_tensor& q() { return q_; }
+  strided_tensor& out() { return out_; }
+  strided_tensor& lse() { return lse_; }
+
+ private:
+  static std::vector<std::int64_t> offsets_of(const attention_case& c) {
+    std::vector<std::int64_t> offsets{0};
+    for (std::int64_t s = 0; s < c.sequences; ++s) offsets.push_back(offsets.back() + chunk(c, s));
+    return offsets;
+  }
+  // Of several sequences the second has an empty chunk, the others differ in both lengths.
+  static std::int64_t chunk(const attention_case& c, std::int64_t s) {
+    return s == 0 ? c.Tq : s == 1 ? 0 : c.Tq / s + 1;
+  }
+  static std::int64_t past(const attention_case& c, std::int64_t s) { return c.Tk / (s + 1); }
+
+  strided_tensor::shape tensor_shape(const attention_case& c, skim::element type, std::int64_t dim) const {
+    return {offsets_.back(), c.Hq(), dim, type, c.q_order, c.padding, c.shift};
+  }
+
+  void write(const skim::tensor_view<void, 3>& to, std::int64_t t, std::int64_t h) {
+    const float* const values = rows_.row(to.extents[2]);
+    for (std::int64_t d = 0; d < to.extents[2]; ++d) {
+      skim::store_element(to.data, to.type, to.offset(t, h, d), values[d]);
+    }
+  }
+
+  void add_sequence(std::int64_t s) {
+    const attention_case& c = case_;
+    const std::int64_t Tq = chunk(c, s), Tk = past(c, s), tokens = Tq + Tk;
+    const bool stored = c.positions != positions_kind::from_zero && c.positions != positions_kind::from_first;
+    cache_shape shape;
+    shape.heads = c.Hk;
+    shape.D = c.D;
+    shape.Dv = c.Dv;
+    shape.type = c.kv_type;
+    shape.layout = c.layout;
+    shape.order = c.kv_order;
+    shape.padding = c.padding;
+    shape.shift = c.shift;
+    shape.positions = stored;
+    shape.inverse_norms = c.inverse_norms;
+    shape.page_size = c.layout == skim::kv_layout::paged ? c.page_size : 1;
+    shape.capacity = (tokens + 2 + shape.page_size) / shape.page_size * shape.page_size;
+    shape.ring_start = c.layout == skim::kv_layout::ring ? shape.capacity - 1 - tokens / 2 : 0;
+    caches_.push_back(std::make_unique<cache_storage>(shape, random_()));
+    skim::kv_view kv = caches_.back()->view(tokens);
+    if (c.positions == positions_kind::from_first) kv.first_position = 1000;
+    if (c.positions == positions_kind::shared_holes) kv.positions_stride = 0;
+    if (c.lengths) {
+      std::int32_t* const lengths = lengths_.data() + s * c.Hk;
+      for (std::int64_t h = 0; h < c.Hk; ++h) lengths[h] = static_cast<std::int32_t>(Tq + Tk * (c.Hk - h) / c.Hk);
+      kv.lengths = lengths;
+    }
+    views_.push_back(kv);
+    for (std::int64_t h = 0; h < c.Hk; ++h) fill_head(kv, h);
+  }
+
+  void fill_head(const skim::kv_view& kv, std::int64_t h) {
+    std::vector<std::int32_t> places(static_cast<std::size_t>(kv.length(h)));
+    std::iota(places.begin(), places.end(), 0);
+    if (case_.positions == positions_kind::shuffled) std::shuffle(places.begin(), places.end(), random_);
+    for (std::int64_t slot = 0; slot < kv.length(h); ++slot) {
+      write_row(kv, kv.k, h, slot, rows_.row(kv.k.dim));
+      write_row(kv, kv.v, h, slot, rows_.row(kv.v.dim));
+      const std::int32_t place = places[static_cast<std::size_t>(slot)];
+      const bool holes = case_.positions != positions_kind::shuffled;
+      const std::int32_t position = holes ? 2 * place + 5 + (place / 3 + static_cast<std::int32_t>(h)) % 2 : place;
+      const std::int64_t row = kv.metadata_row(slot);
+      if (kv.positions && (h == 0 || kv.positions_stride > 0)) kv.positions[h * kv.positions_stride + row] = position;
+      if (kv.inverse_norms) kv.inverse_norms[h * kv.inverse_norms_stride + row] = inverse_norm(kv, h, slot);
+    }
+  }
+
+  static float inverse_norm(const skim::kv_view& kv, std::int64_t h, std::int64_t slot) {
+    double squares = 0;
+    for (std::int64_t d = 0; d < kv.k.dim; ++d) {
+      const float value = skim::load_element(kv.k.data, kv.k.type, kv.row_offset(kv.k, h, slot) + d);
+      squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+    return squares > 0 ? static_cast<float>(1 / std::sqrt(squares)) : 0.0f;
+  }
+
+  void make_lists() {
+    lists_.rows = case_.sequences * case_.Hk;
+    lists_.capacity = case_.Tk + 3;  // longer than any list
+    indices_.assign(static_cast<std::size_t>(lists_.rows * lists_.capacity), -1);
+    counts_.assign(static_cast<std::size_t>(lists_.rows), 0);
+    lists_.indices = indices_.data();
+    lists_.counts = counts_.data();
+    for (std::int64_t r = 0; r < lists_.rows && case_.lists != lists_kind::empty; ++r) {
+      const std::int64_t s = r / case_.Hk;
+      const std::int64_t Tk = view(s).length(r % case_.Hk) - chunk(case_, s);
+      for (std::int64_t slot = 0; slot < Tk; ++slot) {
+        if (case_.lists == lists_kind::third && random_() % 3 != 0) continue;
+        lists_.row(r)[lists_.counts[r]++] = static_cast<std::int32_t>(slot);
+      }
+    }
+  }
+
+  attention_case case_;
+  normal_rows rows_;
+  std::mt19937 random_;
+  std::vector<std::int64_t> offsets_;
+  strided_tensor q_, out_, lse_;
+  std::vector<std::unique_ptr<cache_storage>> caches_;
+  std::vector<skim::kv_view> views_;
+  std::vector<float> sinks_;
+  std::vector<std::int32_t> lengths_, indices_, counts_;
+  skim::index_lists lists_;
+};
+
+}  // namespace skim_test
