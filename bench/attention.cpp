@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// Dense and QUOKA attention, as an engine calls them: one chunk, one layer after another.
+#include "bench.hpp"
+
+#include <skim/skim.hpp>
+
+#include <benchmark/benchmark.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <random>
+#include <tuple>
+
+namespace bench {
+namespace {
+
+using skim::element;
+
+struct alignas(skim::memory_alignment) block {
+  char bytes[skim::memory_alignment];
+};
+
+std::vector<block> blocks_for(std::size_t bytes) {
+  return std::vector<block>(bytes / sizeof(block) + 1);
+}
+
+skim::memory memory_of(std::vector<block>& blocks) {
+  return {blocks.data(), blocks.size() * sizeof(block)};
+}
+
+std::int64_t bytes_per_token(const shape& of, element type) {
+  return 2 * of.Hk * of.D * skim::element_bytes(type);
+}
+
+/// The KV caches of many layers, with inverse norms of the keys, as an engine that appends chunk by chunk holds them.
+///
+/// Between two calls for one layer an engine visits all others and reads their weights, so that a layer's past keys are in
+/// no cache when it returns. Here calls go round the layers, which together hold four times the last-level cache: twice
+/// that of keys alone, of which a selection reads little else. Queries and output stay where they are, as in an engine
+/// that has just computed them.
+class layers {
+ public:
+  static std::int64_t tokens_wanted(const shape& of, element type) {
+    const std::int64_t tokens = of.Tk + of.Tq;
+    return std::max(4 * last_level_cache_bytes() / bytes_per_token(of, type) + tokens, 2 * tokens);
+  }
+
+  layers(const shape& of, element type, std::int64_t tokens, const skim::cpu::tbb_executor& executor)
+      : keys_(blocks_for(static_cast<std::size_t>(tokens * bytes_per_token(of, type) / 2))),
+        values_(keys_.size()),
+        norms_(static_cast<std::size_t>(tokens * of.Hk)) {
+    all_ = skim::contiguous_kv({keys_.data(), {tokens, of.Hk, of.D}, type},
+                               {values_.data(), {tokens, of.Hk, of.D}, type}, tokens);
+    all_.inverse_norms = norms_.data();
+    all_.inverse_norms_stride = tokens;
+    constexpr std::int64_t chunk = 256;
+    executor.parallel_for((tokens + chunk - 1) / chunk, [&](std::int64_t index, unsigned) {
+      const std::int64_t begin = index * chunk, count = std::min(chunk, tokens - begin);
+      std::mt19937 generator(static_cast<unsigned>(index));
+      std::normal_distribution<float> normal;
+      std::vector<float> k(static_cast<std::size_t>(count * of.Hk * of.D)), v(k.size());
+      for (float& x : k) x = normal(generator);
+      for (float& x : v) x = normal(generator);
+      skim::append_args append;
+      append.k = skim::tensor_view<const float, 3>(k.data(), {count, of.Hk, of.D});
+      append.v = skim::tensor_view<const float, 3>(v.data(), {count, of.Hk, of.D});
+      append.kv = all_;
+      append.kv.tokens = begin + count;
+      if (!skim::cpu::append(append, skim::serial_executor{})) std::abort();
+    });
+  }
+
+  /// The next layer's cache of `tokens` tokens.
+  skim::kv_view next(std::int64_t tokens) {
+    if (row_ + tokens > all_.capacity) row_ = 0;
+    skim::kv_view view = all_;
+    const std::int64_t bytes = row_ * all_.k.row_stride * skim::element_bytes(all_.k.type);
+    view.k.data = static_cast<char*>(all_.k.data) + bytes;
+    view.v.data = static_cast<char*>(all_.v.data) + bytes;
+    view.inverse_norms += row_;
+    view.tokens = view.capacity = tokens;
+    row_ += tokens;
+    return view;
+  }
+
+ private:
+  std::vector<block> keys_, values_;
+  std::vector<float> norms_;
+  skim::kv_view all_;  // all layers, one behind the other
+  std::int64_t row_ = 0;
+};
+
+/// One set of layers for all rows of equal element type and heads; made when the first of them runs.
+class layer_store {
+ public:
+  explicit layer_store(const skim::cpu::tbb_executor& executor) : executor_(executor) {}
+
+  void reserve(const shape& of, element type) {
+    std::int64_t& tokens = sets_[key(of, type)].tokens;
+    tokens = std::max(tokens, layers::tokens_wanted(of, type));
+  }
+  double bytes() const {
+    double total = 0;
+    for (const auto& [id, one] : sets_) {
+      total += static_cast<double>(one.tokens) *
+               static_cast<double>(bytes_per_token({0, std::get<1>(id), std::get<2>(id)}, std::get<0>(id)));
+    }
+    return total;
+  }
+  layers& get(const shape& of, element type) {
+    set& one = sets_[key(of, type)];
+    if (!one.made) one.made = std::make_unique<layers>(of, type, one.tokens, executor_);
+    return *one.made;
+  }
+
+ private:
+  using name = std::tuple<element, std::int64_t, std::int64_t>;
+  struct set {
+    std::int64_t tokens = 0;
+    std::unique_ptr<layers> made;
+  };
+  static name key(const shape& of, element type) { return {type, of.Hk, of.D}; }
+
+  skim::cpu::tbb_executor executor_;
+  std::map<name, set> sets_;
+};
+
+struct row {
+  shape of;
+  element type;
+  std::string name;
+  const char* label;
+};
+
+/// A call's arguments but for the cache. Queries and output have the cache's type, as in an engine of that type.
+struct call {
+  std::vector<block> q, out;
+  skim::attention_args args;
+
+  explicit call(const row& r)
+      : q(blocks_for(static_cast<std::size_t>(r.of.Tq * r.of.Hq * r.of.D * skim::element_bytes(r.type)))),
+        out(q.size()) {
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    for (std::int64_t i = 0; i < r.of.Tq * r.of.Hq * r.of.D; ++i) {
+      skim::store_element(q.data(), r.type, i, normal(generator));
+    }
+    args.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+    args.out = skim::tensor_view<void, 3>(out.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+  }
+};
+
+/// Microseconds that a call of `work` takes.
+template <class Work>
+double microseconds(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// The two halves of a sparse policy's call, timed apart over as many calls as `run` was. Where the policy runs dense
+/// there is nothing to select.
+template <class Op>
+void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory workspace,
+                 const std::pair<layers*, skim::cpu::tbb_executor>& on) {
+  const std::int64_t capacity = op.list_capacity(one.args), heads = one.args.kv.heads;
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(heads * capacity)),
+      counts(static_cast<std::size_t>(heads));
+  const skim::index_lists lists{indices.data(), counts.data(), heads, capacity};
+  const bool sparse = op.run(one.args, {}, workspace, on.second).taken == skim::path::sparse;
+  double select = 0, attend = 0;
+  skim::report report;
+  for (benchmark::IterationCount i = 0; i < state.iterations() && report; ++i) {
+    one.args.kv = on.first->next(one.args.kv.tokens);
+    if (sparse) {
+      select += microseconds([&] { report = op.select(one.args, lists, {}, workspace, on.second); });
+      attend += microseconds([&] { report = report ? op.attend(one.args, lists, workspace, on.second) : report; });
+    } else {
+      attend += microseconds([&] { report = op.run(one.args, {}, workspace, on.second); });
+    }
+  }
+  if (!report) return state.SkipWithError(skim::to_string(report.code));
+  state.counters["select_us"] = select / static_cast<double>(state.iterations());
+  state.counters["attend_us"] = attend / static_cast<double>(state.iterations());
+}
+
+template <class Op>
+void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
+             const skim::cpu::tbb_executor& executor) {
+  show_progress(r.name);
+  call one(r);
+  one.args.kv = cache.next(r.of.Tk + r.of.Tq);
+  std::vector<block> workspace = blocks_for(op.workspace_bytes(one.args, executor.concurrency()));
+  for (auto _ : state) {
+    one.args.kv = cache.next(r.of.Tk + r.of.Tq);
+    const skim::report report = op.run(one.args, {}, memory_of(workspace), executor);
+    if (!report) return state.SkipWithError(skim::to_string(report.code));
+  }
+  const skim::cost_estimate cost = op.cost(one.args);
+  using benchmark::Counter;
+  state.counters["flops"] = Counter(cost.flops, Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = Counter(cost.bytes, Counter::kIsIterationInvariantRate);
+  state.SetLabel(r.label);
+  if (!std::is_same_v<Op, skim::cpu::attention<skim::dense, decltype(op.accumulate)>>) {
+    time_halves(state, op, one, memory_of(workspace), {&cache, executor});
+  }
+}
+
+/// Registers rows; keeps the first complaint of a `check`.
+class registrar {
+ public:
+  explicit registrar(const skim::cpu::tbb_executor& executor)
+      : executor_(executor), store_(std::make_shared<layer_store>(executor)) {}
+
+  template <class Op>
+  void add(const Op& op, const row& r) {
+    // `check` follows no pointer, so that any but null will do.
+    static char anything[1];
+    skim::attention_args args;
+    args.q = skim::tensor_view<const void, 3>(anything, {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+    args.out = skim::tensor_view<void, 3>(anything, {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+    args.kv = skim::contiguous_kv({anything, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type},
+                                  {anything, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type}, r.of.Tk + r.of.Tq);
+    if (const skim::report report = op.check(args); !report && complaint_.empty()) {
+      char text[160];
+      complaint_ = r.name + ": " + skim::describe(report, text, sizeof text);
+    }
+    if (!complaint_.empty()) return;
+    store_->reserve(r.of, r.type);
+    benchmark::RegisterBenchmark(r.name.c_str(),
+                                 [op, r, store = store_, executor = executor_](benchmark::State& state) {
+                                   measure(state, op, r, store->get(r.of, r.type), executor);
+                                 })
+        ->UseRealTime()
+        ->Unit(benchmark::kMillisecond);
+  }
+
+  std::string complaint() const {
+    if (!complaint_.empty()) return complaint_;
+    const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+    if (store_->bytes() < 0.9 * memory) return "";
+    return "the caches of these shapes need " + std::to_string(static_cast<std::int64_t>(store_->bytes() / 1e9)) +
+           " GB, more than this machine has";
+  }
+
+ private:
+  skim::cpu::tbb_executor executor_;
+  std::shared_ptr<layer_store> store_;
+  std::string complaint_;
+};
+
+std::string name_of(const char* method, const row& r, const char* variant, std::int64_t budget, unsigned threads) {
+  std::string name = std::string("attention/") + method + "/" + skim::to_string(r.type) + "/" + variant;
+  const std::pair<const char*, std::int64_t> parts[] = {
+      {"Hq:", r.of.Hq}, {"/Hk:", r.of.Hk}, {"/D:", r.of.D}, {"/Tq:", r.of.Tq}, {"/Tk:", r.of.Tk}};
+  for (const auto& [key, value] : parts) name += key + std::to_string(value);
+  if (budget > 0) name += "/budget:" + std::to_string(budget);
+  return name + "/threads:" + std::to_string(threads);
+}
+
+template <class Accumulate>
+void add_methods(registrar& to, row r, const char* variant, const attention_rows& rows, unsigned threads) {
+  r.name = name_of("dense", r, variant, 0, threads);
+  to.add(skim::cpu::attention{skim::dense{}, Accumulate{}}, r);
+  for (const std::int64_t budget : rows.budgets) {
+    r.name = name_of("quoka", r, variant, budget, threads);
+    to.add(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(budget)},
+                                Accumulate{}},
+           r);
+  }
+}
+
+}  // namespace
+
+std::int64_t last_level_cache_bytes() {
+  std::int64_t most = 0;
+  for (const auto& cache : benchmark::CPUInfo::Get().caches) most = std::max(most, std::int64_t{cache.size});
+  return most > 0 ? most : std::int64_t{64} << 20;
+}
+
+std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor) {
+  using skim::accumulate::dot_pairs;
+  using skim::accumulate::widen_fma;
+  registrar to(executor);
+  const unsigned threads = executor.concurrency();
+  for (const element type : rows.storage) {
+    const bool pairs = skim::cpu::simd::multiplies_pairs<dot_pairs>(type);
+    for (const shape& of : rows.shapes) {
+      if (pairs && rows.pairs_first) {
+        add_methods<dot_pairs>(to, {of, type, "", "dot_pairs"}, "", rows, threads);
+        add_methods<widen_fma>(to, {of, type, "", "widen_fma"}, "widen_fma/", rows, threads);
+      } else {
+        add_methods<widen_fma>(to, {of, type, "", "widen_fma"}, "", rows, threads);
+        if (pairs) add_methods<dot_pairs>(to, {of, type, "", "dot_pairs"}, "dot_pairs/", rows, threads);
+      }
+    }
+  }
+  return to.complaint();
+}
+
+}  // namespace bench

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <skim/cpu/executor_tbb.hpp>
+#include <skim/types.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <string>
+#include <vector>
+
+namespace bench {
+
+/// An attention call. See skim/attention.hpp for the glossary.
+struct shape {
+  std::int64_t Hq = 32, Hk = 8, D = 128, Tq = 128, Tk = 8192;
+};
+
+/// What the attention rows are made of.
+struct attention_rows {
+  std::vector<shape> shapes;
+  std::vector<skim::element> storage;
+  std::vector<std::int64_t> budgets;
+  bool pairs_first = false;  ///< bf16 rows multiply pairs; else they widen to f32
+};
+
+/// Flops a second of all threads together, for a tenth of a second; 0 where the processor has no bf16 dot product.
+struct multiply_rates {
+  double fma_f32, dot_bf16;
+};
+multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor);
+
+/// The ceilings: f32 multiply-add, bf16 dot product, reading memory.
+void add_roofline_rows(const skim::cpu::tbb_executor& executor);
+
+/// Dense and QUOKA attention; a line that says what is wrong with the settings, or an empty one.
+std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor);
+
+/// Bytes of the last-level cache; 64 MiB where the system does not tell.
+std::int64_t last_level_cache_bytes();
+
+/// Says on a terminal what runs now.
+void show_progress(const std::string& row);
+
+/// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, and `roof` in each attention row.
+nlohmann::ordered_json complete(const std::string& written);
+
+/// Prints the medians.
+void print_table(const nlohmann::ordered_json& result);
+
+}  // namespace bench

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Draws charts from results: speedup over context from bench/run's JSON, accuracy over budget from needle's.
+
+    ./bench/run --json bench.json
+    for budget in 128 256 512 1024; do
+      ./examples/run --model llama --method dense --method quoka:queries=farthest_point,n=16,budget=$budget \\
+        --json llama-$budget.json
+    done
+    ./bench/plot.py --bench bench.json --needle llama-*.json --out charts
+
+Needs matplotlib (Debian: python3-matplotlib).
+"""
+import argparse
+import collections
+import json
+import os
+import re
+import sys
+
+try:
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+except ImportError:
+    sys.exit("matplotlib was not found (Debian: apt-get install python3-matplotlib)")
+
+ROW = re.compile(r"attention/(?P<method>\w+)/(?P<kind>.+?)/Hq:(?P<Hq>\d+)/Hk:(?P<Hk>\d+)/D:(?P<D>\d+)"
+                 r"/Tq:(?P<Tq>\d+)/Tk:(?P<Tk>\d+)(?:/budget:(?P<budget>\d+))?/threads:(?P<threads>\d+)")
+
+
+def load(path, part):
+    try:
+        with open(path, encoding="utf-8") as file:
+            result = json.load(file)
+        return result, result[part]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{path}: not the JSON this chart is drawn from ({error!r})")
+
+
+def medians(rows):
+    """The median of each attention row, or its only repetition: (parts of the name, row)."""
+    for row in rows:
+        single = row.get("run_type") == "iteration" and row.get("repetitions", 1) == 1
+        name = ROW.match(row.get("run_name", ""))
+        if name and (single or row.get("aggregate_name") == "median"):
+            yield name.groupdict(), row
+
+
+def machine_of(machine, features, compiler):
+    return f"{machine}, {features}, {compiler}"
+
+
+def label_axes(axes, title, x, y):
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.grid(alpha=0.3)
+
+
+def draw_speedup(path, out):
+    """How much faster QUOKA is than dense attention, and each one's share of the roof, over the length of the cache."""
+    result, rows = load(path, "benchmarks")
+    rows = list(medians(rows))
+    shape = ("Hq", "Hk", "D", "Tq", "threads")
+    shapes = {tuple(name[key] for key in shape) for name, _ in rows}
+    # The comparison is with the element type's better accumulate policy, whose row names none.
+    dense = {(name["kind"], name["Tk"]) + tuple(name[key] for key in shape): row
+             for name, row in rows if name["method"] == "dense"}
+
+    speedup, roof = collections.defaultdict(list), collections.defaultdict(list)
+    for name, row in rows:
+        series = name["method"] + " " + name["kind"].replace("/", " ")
+        if name["budget"]:
+            series += f", budget {name['budget']}"
+        if len(shapes) > 1:
+            series += " (" + "/".join(f"{key}:{name[key]}" for key in shape[:4]) + ")"
+        if "roof" in row:
+            roof[series].append((int(name["Tk"]), 100 * row["roof"]))
+        other = dense.get((name["kind"].split("/")[0], name["Tk"]) + tuple(name[key] for key in shape))
+        if name["method"] != "dense" and other:
+            speedup[series].append((int(name["Tk"]), other["real_time"] / row["real_time"]))
+    if not speedup:
+        sys.exit(f"{path}: no sparse row with its dense one")
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
+    for axes, series in ((left, speedup), (right, roof)):
+        for name in sorted(series):
+            axes.plot(*zip(*sorted(series[name])), marker="o", label=name)
+    left.axhline(1, color="gray", linewidth=1)
+    label_axes(left, "Attention of a chunk, selection included", "past keys (Tk)", "times faster than dense")
+    label_axes(right, "Share of what the machine can do", "past keys (Tk)", "% of the roof")
+    right.set_ylim(bottom=0)
+    left.legend(fontsize="small")
+    right.legend(fontsize="small")
+    context = result["context"]
+    figure.suptitle(machine_of(context.get("machine"), context.get("features"), context.get("compiler")), fontsize=9)
+    save(figure, out, "attention_speedup.svg")
+
+
+def split_budget(method):
+    """"quoka:n=16,budget=512" -> ("quoka:n=16", 512); no budget: None."""
+    found = re.search(r"[:,]budget=(\d+)", method)
+    if not found:
+        return method, None
+    rest = method[:found.start()] + method[found.end():]
+    return (rest if ":" in rest else rest.replace(",", ":", 1)), int(found.group(1))
+
+
+def draw_needle(paths, out):
+    """Per model: accuracy, loss above dense and speedup of the time to first token over the budget."""
+    models = collections.defaultdict(lambda: collections.defaultdict(list))
+    machine, dense_accuracy = "", {}
+    for path in paths:
+        result, rows = load(path, "results")
+        model = f"{result['settings'].get('model', '?')}, {result['settings'].get('context', '?')} tokens"
+        about = result.get("machine", {})
+        machine = machine_of(about.get("cpu"), about.get("features"), about.get("compiler"))
+        dense = next((row for row in rows if row["method"] == "dense"), None)
+        if dense is None:
+            sys.exit(f"{path}: no row 'dense' to compare with")
+        dense_accuracy[model] = dense["accuracy"]
+        for row in rows:
+            series, budget = split_budget(row["method"])
+            if budget:
+                models[model][series].append((budget, row["accuracy"], row["nll"] - dense["nll"],
+                                              dense["ttft_ms"] / row["ttft_ms"]))
+    if not models:
+        sys.exit("no method with a budget in these files")
+
+    figure, grid = plt.subplots(len(models), 3, figsize=(16, 4.5 * len(models)), squeeze=False)
+    for row, model in zip(grid, sorted(models)):
+        for series in sorted(models[model]):
+            points = list(zip(*sorted(models[model][series])))
+            for axes, values in zip(row, points[1:]):
+                axes.plot(points[0], values, marker="o", label=series)
+        row[0].axhline(dense_accuracy[model], color="gray", linewidth=1, label="dense")
+        row[1].axhline(0, color="gray", linewidth=1)
+        row[2].axhline(1, color="gray", linewidth=1)
+        row[0].set_ylim(0, 1.05)
+        row[0].legend(fontsize="small")
+        label_axes(row[0], model, "budget (past keys per KV head)", "needle accuracy")
+        label_axes(row[1], "error", "budget (past keys per KV head)", "nll above dense (nats)")
+        label_axes(row[2], "speed", "budget (past keys per KV head)", "time to first token, times faster")
+    figure.suptitle(machine, fontsize=9)
+    save(figure, out, "needle_accuracy.svg")
+
+
+def save(figure, out, name):
+    os.makedirs(out, exist_ok=True)
+    figure.tight_layout()
+    path = os.path.join(out, name)
+    figure.savefig(path)
+    print(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", metavar="FILE", help="JSON of bench/run")
+    parser.add_argument("--needle", metavar="FILE", nargs="+", default=[], help="JSON files of examples/run")
+    parser.add_argument("--out", metavar="FOLDER", default=".", help="where the charts go (default: here)")
+    given = parser.parse_args()
+    if not given.bench and not given.needle:
+        parser.error("give --bench, --needle or both")
+    if given.bench:
+        draw_speedup(given.bench, given.out)
+    if given.needle:
+        draw_needle(given.needle, given.out)
+
+
+if __name__ == "__main__":
+    main()
