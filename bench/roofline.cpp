@@ -86,7 +86,7 @@ double rate(const skim::cpu::tbb_executor& executor) {
 /// Four times the last-level cache: caches do not evict in strict order, and at twice its size some of a pass would still
 /// be there at the next.
 struct memory_pass {
-  static constexpr std::int64_t piece = 1 << 18;  // floats: 1 MiB
+  static constexpr std::int64_t piece = 1 << 20;  // floats: 4 MiB
   std::vector<float> data;
 
   memory_pass() : data(static_cast<std::size_t>((last_level_cache_bytes() / piece + 1) * piece), 1.0f) {}
@@ -94,12 +94,13 @@ struct memory_pass {
   work operator()(const skim::cpu::tbb_executor& executor) const {
     const std::int64_t pieces = static_cast<std::int64_t>(data.size()) / piece;
     executor.parallel_for(pieces, [this](std::int64_t index, unsigned) {
-      constexpr int streams = 8;
+      constexpr int streams = 8;  // one after another reads a third less: the prefetcher works page by page
       const float* const from = data.data() + index * piece;
       simd::floats sum[streams];
       simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
-      for (std::int64_t at = 0; at < piece; at += streams * simd::lanes) {
-        simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + at + i * simd::lanes); });
+      for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
+        simd::unroll<streams>([&](auto i)
+                                  SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + i * (piece / streams) + at); });
       }
       simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
       float total = simd::sum(sum[0]);
