@@ -38,7 +38,7 @@ void demand(const skim::report& answer) {
 /// alone, so results do not depend on the number of threads.
 template <class Body>
 void over_features(std::int64_t features, const executor& threads, const Body& body) {
-  const std::int64_t piece = std::clamp<std::int64_t>((features / 8 + 15) / 16 * 16, 64, 256);
+  const std::int64_t piece = std::clamp<std::int64_t>((features / 4 + 15) / 16 * 16, 64, 256);
   threads.parallel_for((features + piece - 1) / piece, [&](std::int64_t index, unsigned) {
     body(index * piece, std::min(piece, features - index * piece));
   });

@@ -306,9 +306,8 @@ class file {
     std::vector<detail::entry>& entries = events.entries;
     if (!check_cover(entries, data_bytes)) return false;
     std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      detail::entry& each = entries[i];
-      if (i > 0 && each.name == entries[i - 1].name) {
+    for (detail::entry& each : entries) {
+      if (!tensors_.empty() && each.name == tensors_.back().name) {
         return refuse("two tensors are named " + detail::printable(each.name));
       }
       if (!check_size(each)) return false;
