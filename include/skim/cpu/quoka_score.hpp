@@ -59,7 +59,8 @@ SKIM_INLINE packed_queries pack_queries(Reduce, const float* qbar, std::int64_t 
   return {to, width, D, true};
 }
 
-/// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys.
+/// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys. A NaN key makes every product NaN, and the
+/// maximum with them.
 template <int Vectors>
 SKIM_INLINE void score_packed(const packed_queries& queries, std::int64_t first, const float* keys,
                               std::int64_t key_stride, simd::floats (&best)[broadcasts]) {
@@ -70,7 +71,7 @@ SKIM_INLINE void score_packed(const packed_queries& queries, std::int64_t first,
   multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(keys, key_stride, one_constant{}, queries.data + first,
                                                                  queries.n, queries.D, acc);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { best[i] = simd::larger(acc[i][v], best[i]); });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { best[i] = simd::larger(best[i], acc[i][v]); });
   });
 }
 

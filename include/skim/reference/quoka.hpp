@@ -20,10 +20,10 @@ inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
   return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
 }
 
-/// x / |x|; the zero vector for a zero vector.
+/// x / |x|; the zero vector for a zero vector, NaN for a vector that holds one.
 inline std::vector<double> unit(std::vector<double> x) {
   const double norm = std::sqrt(dot(x, x));
-  for (double& value : x) value = norm > 0 ? value / norm : 0;
+  for (double& value : x) value = norm == 0 ? 0 : value / norm;
   return x;
 }
 
