@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stable top-k, and sink_window, which is top-k over equal scores.
+#include "attention_sample.hpp"
+
+#include <skim/cpu/attention.hpp>
+#include <skim/cpu/sink_window.hpp>
+#include <skim/reference/quoka.hpp>
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using namespace skim_test;
+using skim::retention;
+using list_of_slots = std::vector<std::int64_t>;
+
+TEST(RankBits, OrderLikeTheScores) {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float ascending[] = {-infinity, -3e38f, -1, -1e-45f, 0, 1e-45f, 1, 3e38f, infinity};
+  for (std::size_t i = 1; i < std::size(ascending); ++i) {
+    EXPECT_LT(skim::rank_bits(ascending[i - 1]), skim::rank_bits(ascending[i])) << ascending[i];
+  }
+  EXPECT_EQ(skim::rank_bits(0.0f), skim::rank_bits(-0.0f));
+  EXPECT_EQ(skim::rank_bits(nan), skim::rank_bits(-nan));
+  EXPECT_LT(skim::rank_bits(nan), skim::rank_bits(-infinity));
+  EXPECT_GT(skim::rank_bits(nan), 0u);
+  EXPECT_LT(skim::rank_bits(infinity), 0xffffffffu);
+}
+
+/// The kernel's list for given scores.
+list_of_slots select_top_k(const skim::attention_args& args, std::int64_t head, const retention& keep,
+                           const float* scores) {
+  const skim::attention_sequence sequence = skim::sequence_at(args, 0);
+  const std::int64_t Tk = sequence.Tk();
+  skim::detail::arena measure;
+  skim::cpu::detail::top_k_scratch(measure, Tk);
+  aligned_memory memory(measure.used());
+  skim::detail::arena arena(memory.data());
+  const skim::cpu::detail::top_k_scratch scratch(arena, Tk);
+  std::vector<std::int32_t> list(static_cast<std::size_t>(std::min(keep.keys(Tk), Tk) + 1), -7);
+  const std::int64_t count = skim::cpu::detail::top_k(args, sequence, head, keep, scores, scratch, list.data());
+  EXPECT_TRUE(memory.guards_intact());
+  EXPECT_EQ(list.back(), -7);
+  return {list.begin(), list.begin() + count};
+}
+
+class top_k : public testing::TestWithParam<positions_kind> {};
+INSTANTIATE_TEST_SUITE_P(positions, top_k,
+                         testing::Values(positions_kind::from_zero, positions_kind::from_first, positions_kind::holes,
+                                         positions_kind::shuffled));
+
+TEST_P(top_k, equals_the_reference_on_scores_full_of_ties) {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float few[] = {nan, -nan, -infinity, -1, -0.0f, 0.0f, 1e-45f, 1, infinity};
+  std::mt19937 random(3);
+  for (int round = 0; round < 400; ++round) {
+    attention_case c;
+    c.D = c.Dv = 1;
+    c.Hk = 2;
+    c.Tq = static_cast<std::int64_t>(random() % 9 + 1);
+    c.Tk = static_cast<std::int64_t>(random() % 200 + 1);
+    c.positions = GetParam();
+    c.lengths = random() % 2;
+    c.mask = sampled_masks[random() % sampled_masks.size()];
+    attention_inputs inputs(c, random());
+    const skim::attention_args args = inputs.args();
+    std::vector<float> scores;
+    const bool ties = random() % 4 != 0;
+    for (std::int64_t slot = 0; slot < c.Tk; ++slot) {
+      scores.push_back(ties ? few[random() % std::size(few)] : static_cast<float>(random()) / 1e9f - 2);
+    }
+    retention keep;
+    keep.sinks = static_cast<std::int64_t>(random() % 5);
+    keep.recent = static_cast<std::int64_t>(random() % 5);
+    keep.count = static_cast<std::int64_t>(random() % 60) + std::max<std::int64_t>(keep.sinks + keep.recent, 1);
+    const skim::attention_sequence sequence = skim::sequence_at(args, 0);
+    for (std::int64_t head = 0; head < 2; ++head) {
+      const list_of_slots slots = skim::reference::candidates(args, sequence, head);
+      std::vector<double> wide;
+      for (const std::int64_t slot : slots) wide.push_back(static_cast<double>(scores[static_cast<std::size_t>(slot)]));
+      ASSERT_EQ(select_top_k(args, head, keep, scores.data()),
+                skim::reference::top_k(keep, sequence, head, slots, wide))
+          << "round " << round << ", head " << head << ", " << c << ", budget " << keep.count << ", sinks "
+          << keep.sinks << ", recent " << keep.recent;
+    }
+  }
+}
+
+TEST(TopK, EqualScoresKeepTheEarliestPositions) {
+  attention_case c;
+  c.Tk = 30;
+  c.positions = positions_kind::shuffled;
+  c.mask = skim::mask::full();
+  attention_inputs inputs(c);
+  const skim::attention_args args = inputs.args();
+  std::vector<float> scores(30, 0.0f);
+  for (std::size_t i = 0; i < 30; i += 2) scores[i] = -0.0f;
+  list_of_slots by_position(30);
+  std::iota(by_position.begin(), by_position.end(), std::int64_t{0});
+  std::sort(by_position.begin(), by_position.end(),
+            [&](std::int64_t a, std::int64_t b) { return args.kv.position(0, a) < args.kv.position(0, b); });
+  by_position.resize(11);
+  std::sort(by_position.begin(), by_position.end());
+  EXPECT_EQ(select_top_k(args, 0, retention::budget(11), scores.data()), by_position);
+}
+
+TEST(SinkWindow, EqualsTheReference) {
+  const pairwise_sample sample({5, 3, static_cast<int>(sampled_masks.size()), 4, 3, 2, 5, 2});
+  for (const auto& row : sample.rows()) {
+    attention_case c;
+    c.D = c.Dv = 4;
+    c.positions = static_cast<positions_kind>(row[0]);
+    c.Hk = row[1] + 1;
+    c.mask = sampled_masks[static_cast<std::size_t>(row[2])];
+    c.Tk = std::vector<std::int64_t>{0, 20, 113, 1000}[static_cast<std::size_t>(row[3])];
+    c.Tq = std::vector<std::int64_t>{0, 1, 64}[static_cast<std::size_t>(row[4])];
+    c.lengths = row[5];
+    const retention keeps[] = {retention::budget(1), retention::budget(20, 4), retention::budget(6, 6),
+                               retention::share(0.3, 2), retention::share(1)};
+    const skim::sink_window policy{keeps[row[6]]};
+    c.sequences = row[7] ? 3 : 1;
+    SCOPED_TRACE(testing::Message() << c << ", retention " << row[6]);
+    attention_inputs inputs(c);
+    const skim::attention_args args = inputs.args();
+    const skim::cpu::attention op{policy};
+    const std::int64_t rows = c.sequences * c.Hk, capacity = op.list_capacity(args);
+    std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity + 1), -7);
+    std::vector<std::int32_t> counts(static_cast<std::size_t>(rows));
+    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
+    aligned_memory workspace(op.workspace_bytes(args, 1));
+    ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
+    ASSERT_TRUE(check_indices(args, &lists).ok());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const list_of_slots list(lists.row(r), lists.row(r) + lists.counts[r]);
+      ASSERT_EQ(list, skim::reference::select(policy, args, skim::sequence_at(args, r / c.Hk), r % c.Hk))
+          << "row " << r;
+    }
+  }
+}
+
+}  // namespace
