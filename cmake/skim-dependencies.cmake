@@ -9,11 +9,9 @@ set(skim_eigen_dependency Eigen3 Eigen3::Eigen libeigen3-dev)
 # Finds `package` with its `target`; `missing` is empty, or a sentence that says what to install.
 function(skim_find package target debian_package missing)
   if(NOT TARGET ${target})
+    # A project that adds skim as a subdirectory links our targets from its own directory.
+    set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL TRUE)
     find_package(${package} QUIET)
-    if(TARGET ${target})
-      # A project that adds skim as a subdirectory links our targets from its own directory.
-      set_target_properties(${target} PROPERTIES IMPORTED_GLOBAL TRUE)
-    endif()
   endif()
   if(TARGET ${target})
     set(${missing} "" PARENT_SCOPE)
