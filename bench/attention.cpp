@@ -2,6 +2,7 @@
 // Dense and QUOKA attention, as an engine calls them: one chunk, one layer after another.
 #include "bench.hpp"
 
+#include <skim/reference/attention.hpp>
 #include <skim/skim.hpp>
 
 #include <benchmark/benchmark.h>
@@ -186,6 +187,40 @@ void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory 
   state.counters["attend_us"] = attend / static_cast<double>(state.iterations());
 }
 
+/// Normalised mean squared error of the kernel with f32 output against the reference, which reads the same stored values
+/// and the same lists: six rows of the chunk, from both its ends and its middle.
+template <class Op>
+double sampled_nmse(const Op& op, skim::attention_args args, skim::memory workspace,
+                    const skim::cpu::tbb_executor& executor) {
+  const std::int64_t Tq = args.q.extents[0], Hq = args.q.extents[1], D = args.q.extents[2], heads = args.kv.heads;
+  std::vector<float> out(static_cast<std::size_t>(Tq * Hq * D));
+  args.out = skim::tensor_view<float, 3>(out.data(), {Tq, Hq, D});
+  const std::int64_t capacity = op.list_capacity(args);
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(heads * capacity)),
+      counts(static_cast<std::size_t>(heads));
+  const skim::index_lists lists{indices.data(), counts.data(), heads, capacity};
+  const skim::report run = op.run(args, {}, workspace, executor);
+  const bool sparse = run.taken == skim::path::sparse;
+  if (sparse && !op.select(args, lists, {}, workspace, executor)) return -1;
+  const skim::attention_sequence sequence = skim::sequence_at(args, 0);
+  double error = 0, power = 0;
+  std::vector<double> exact(static_cast<std::size_t>(D));
+  for (const std::int64_t t : {std::int64_t{0}, Tq / 2, Tq - 1}) {
+    for (const std::int64_t h : {std::int64_t{0}, Hq - 1}) {
+      const auto slots =
+          skim::reference::slots_read(sequence, 0, h / skim::group_size(args), sparse ? &lists : nullptr);
+      skim::reference::attend_row(args, sequence, t, h, slots, exact.data());
+      for (std::int64_t d = 0; d < D; ++d) {
+        const double right = exact[static_cast<std::size_t>(d)];
+        const double wrong = static_cast<double>(out[static_cast<std::size_t>((t * Hq + h) * D + d)]) - right;
+        error += wrong * wrong;
+        power += right * right;
+      }
+    }
+  }
+  return error / power;
+}
+
 template <class Op>
 void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
              const skim::cpu::tbb_executor& executor) {
@@ -202,6 +237,7 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
   using benchmark::Counter;
   state.counters["flops"] = Counter(cost.flops, Counter::kIsIterationInvariantRate);
   state.counters["bytes"] = Counter(cost.bytes, Counter::kIsIterationInvariantRate);
+  state.counters["nmse"] = sampled_nmse(op, one.args, memory_of(workspace), executor);
   state.SetLabel(r.label);
   if (!std::is_same_v<Op, skim::cpu::attention<skim::dense, decltype(op.accumulate)>>) {
     time_halves(state, op, one, memory_of(workspace), {&cache, executor});

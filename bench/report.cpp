@@ -129,8 +129,8 @@ void print_table(const json& result) {
   }
   std::size_t width = 0;
   for (const auto& [name, value] : time) width = std::max(width, name.size());
-  std::printf("%-*s%10s%10s%10s%10s%10s%10s%10s%10s  %s\n", static_cast<int>(width), "", "median ms", "spread %",
-              "GFLOP/s", "GB/s", "roof %", "select us", "attend us", "x dense", "accumulate");
+  std::printf("%-*s%10s%10s%10s%10s%10s%10s%10s%10s%10s  %s\n", static_cast<int>(width), "", "median ms", "spread %",
+              "GFLOP/s", "GB/s", "roof %", "select us", "attend us", "x dense", "NMSE", "accumulate");
   for (const json& entry : result["benchmarks"]) {
     const std::string name = row_name(entry);
     if (entry.value("error_occurred", false)) {
@@ -147,6 +147,7 @@ void print_table(const json& result) {
     print_cell(entry.value("attend_us", 0.0), "%10.1f");
     const auto dense = time.find(dense_name(name));
     print_cell(dense != time.end() && dense->first != name ? dense->second / time[name] : 0, "%10.2f");
+    print_cell(entry.value("nmse", 0.0), "%10.1e");
     std::printf("  %s\n", entry.value("label", "").c_str());
   }
 }
