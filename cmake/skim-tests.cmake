@@ -56,9 +56,9 @@ function(skim_add_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL" "LIBRARIES")
   skim_add_program(${name} ${arg_UNPARSED_ARGUMENTS} LIBRARIES GTest::gtest_main ${arg_LIBRARIES})
   target_compile_definitions(${name} PRIVATE SKIM_TEST_STRIDE=${SKIM_TEST_STRIDE})
-  gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. NO_PRETTY_VALUES TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
                        PROPERTIES LABELS ${arg_LABEL} DISCOVERY_TIMEOUT 60)
-  gtest_discover_tests(${name} TEST_PREFIX ${name}. TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
+  gtest_discover_tests(${name} TEST_PREFIX ${name}. NO_PRETTY_VALUES TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
                        PROPERTIES LABELS exhaustive DISCOVERY_TIMEOUT 60)
   if(TARGET ${arg_LABEL}_tests)
     add_dependencies(${arg_LABEL}_tests ${name})
