@@ -4,6 +4,16 @@
 
 #include <skim/executor.hpp>
 
+// ThreadSanitizer misjudges oneTBB's synchronisation.
+#if defined(SKIM_HAS_TBB) && SKIM_HAS_TBB && !defined(__SANITIZE_THREAD__)
+#define SKIM_TEST_TBB 1
+#include <skim/cpu/executor_tbb.hpp>
+
+#include <oneapi/tbb/global_control.h>
+#else
+#define SKIM_TEST_TBB 0
+#endif
+
 #include <condition_variable>
 #include <mutex>
 #include <ostream>
@@ -82,7 +92,7 @@ class thread_pool {
   std::vector<std::thread> threads_;
 };
 
-enum class executor_kind { serial, host_pool, team };
+enum class executor_kind { serial, host_pool, team, tbb };
 
 struct executor_choice {
   executor_kind kind = executor_kind::serial;
@@ -90,14 +100,18 @@ struct executor_choice {
 };
 
 inline std::ostream& operator<<(std::ostream& to, executor_choice choice) {
-  const char* const names[] = {"serial", "host pool", "team"};
+  const char* const names[] = {"serial", "host pool", "team", "oneTBB"};
   return to << names[static_cast<int>(choice.kind)] << " of " << choice.workers;
 }
 
-inline constexpr executor_choice every_executor[] = {{executor_kind::serial, 1},    {executor_kind::host_pool, 1},
-                                                     {executor_kind::host_pool, 2}, {executor_kind::host_pool, 7},
-                                                     {executor_kind::team, 1},      {executor_kind::team, 2},
-                                                     {executor_kind::team, 7}};
+inline constexpr executor_choice every_executor[] = {
+    {executor_kind::serial, 1},    {executor_kind::host_pool, 1}, {executor_kind::host_pool, 2},
+    {executor_kind::host_pool, 7}, {executor_kind::team, 1},      {executor_kind::team, 2},
+    {executor_kind::team, 7},
+#if SKIM_TEST_TBB
+    {executor_kind::tbb, 1},       {executor_kind::tbb, 2},       {executor_kind::tbb, 7},
+#endif
+};
 
 /// Calls `operation(executor)`: once, or for a team once on each of its threads.
 template <class Operation>
@@ -107,6 +121,13 @@ void run_on(executor_choice choice, const Operation& operation) {
     thread_pool pool(choice.workers);
     return operation(pool.executor());
   }
+#if SKIM_TEST_TBB
+  if (choice.kind == executor_kind::tbb) {
+    const tbb::global_control more(tbb::global_control::max_allowed_parallelism, 7);  // than this computer may have
+    tbb::task_arena arena(static_cast<int>(choice.workers));
+    return operation(skim::cpu::tbb_executor(arena));
+  }
+#endif
   skim::team_barrier barrier;
   std::vector<std::thread> members;
   for (unsigned ith = 0; ith < choice.workers; ++ith) {

@@ -56,6 +56,19 @@ TEST(Executors, AreRecognised) {
   static_assert(!skim::is_executor_v<int>);
 }
 
+#if SKIM_TEST_TBB
+TEST(TbbExecutor, TakesTheArenaItIsMadeIn) {
+  tbb::task_arena arena(3);
+  arena.execute([] {
+    const skim::cpu::tbb_executor executor;
+    EXPECT_EQ(executor.concurrency(), 3u);
+    std::atomic<int> calls{0};
+    executor.parallel_for(100, [&](std::int64_t, unsigned worker) { calls += worker < 3 ? 1 : 1000; });
+    EXPECT_EQ(calls, 100);
+  });
+}
+#endif
+
 TEST(TeamExecutor, OneBarrierServesManyRuns) {
   constexpr unsigned nth = 3;
   skim::team_barrier barrier;
