@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Headers, the CMake package and skim.pc. Nothing depends on the architecture, so all of it goes below include and share.
+# Headers, the CMake package and skim.pc. Nothing depends on the architecture: all of it goes below include and share.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 

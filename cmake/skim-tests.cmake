@@ -2,7 +2,7 @@
 # Shared by tests, benchmarks and examples; not installed.
 
 set(SKIM_TEST_ARCH native CACHE STRING "-march of tests, benchmarks and examples; empty for the compiler's default")
-set(SKIM_TEST_STRIDE 1 CACHE STRING "Tests over a sample of cases take every n-th case (slow builds, such as sanitizers)")
+set(SKIM_TEST_STRIDE 1 CACHE STRING "Tests over a sample of cases take every n-th case, for slow builds")
 
 set(skim_warnings -Wall -Wextra -Wshadow)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
@@ -56,10 +56,11 @@ function(skim_add_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL" "LIBRARIES")
   skim_add_program(${name} ${arg_UNPARSED_ARGUMENTS} LIBRARIES GTest::gtest_main ${arg_LIBRARIES})
   target_compile_definitions(${name} PRIVATE SKIM_TEST_STRIDE=${SKIM_TEST_STRIDE})
-  gtest_discover_tests(${name} TEST_PREFIX ${name}. NO_PRETTY_VALUES TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
-                       PROPERTIES LABELS ${arg_LABEL} DISCOVERY_TIMEOUT 60)
-  gtest_discover_tests(${name} TEST_PREFIX ${name}. NO_PRETTY_VALUES TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
-                       PROPERTIES LABELS exhaustive DISCOVERY_TIMEOUT 60)
+  set(options TEST_PREFIX ${name}. NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60)
+  gtest_discover_tests(${name} ${options} TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests
+                       PROPERTIES LABELS ${arg_LABEL})
+  gtest_discover_tests(${name} ${options} TEST_FILTER *exhaustive* TEST_LIST ${name}_exhaustive
+                       PROPERTIES LABELS exhaustive)
   if(TARGET ${arg_LABEL}_tests)
     add_dependencies(${arg_LABEL}_tests ${name})
   endif()
