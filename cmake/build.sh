@@ -29,7 +29,7 @@ require_packages() {
   fi
   echo "Installing ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
-  "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+  "${as_root[@]}" apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends "${missing[@]}" </dev/null
 }
 
 # build KIND TARGETS [CMAKE_OPTION...]: configures build/KIND and builds TARGETS, several words; fails if either does.
