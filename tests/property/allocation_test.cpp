@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels allocate nothing while they run.
+#include "allocation_counter.hpp"
+#include "calls.hpp"
+
+#include <skim/cpu/append.hpp>
+
+#include <cstdlib>
+
+namespace {
+
+using namespace skim_test;
+
+/// Runs `operation(executor)` and returns how many allocations it made; threads exist before it starts.
+template <class Operation>
+int allocations_of(executor_choice choice, const Operation& operation) {
+  allocations_counted = 0;
+  if (choice.kind == executor_kind::team) {
+    std::atomic<unsigned> ready{0}, done{0};
+    skim::team_barrier barrier;
+    std::vector<std::thread> members;
+    for (unsigned ith = 0; ith < choice.workers; ++ith) {
+      members.emplace_back([&, ith] {
+        ++ready;
+        while (!count_allocations) std::this_thread::yield();
+        operation(skim::team_executor(ith, choice.workers, barrier));
+        ++done;
+      });
+    }
+    while (ready < choice.workers) std::this_thread::yield();
+    count_allocations = true;
+    while (done < choice.workers) std::this_thread::yield();
+    count_allocations = false;
+    for (std::thread& member : members) member.join();
+  } else {
+    run_on(choice, [&](const auto& executor) {
+      count_allocations = true;
+      operation(executor);
+      count_allocations = false;
+    });
+  }
+  return allocations_counted;
+}
+
+class allocation : public testing::TestWithParam<executor_choice> {};
+INSTANTIATE_TEST_SUITE_P(kinds, allocation,
+                         testing::Values(executor_choice{executor_kind::serial, 1},
+                                         executor_choice{executor_kind::host_pool, 3},
+                                         executor_choice{executor_kind::team, 3}));
+
+attention_case large_call() {
+  attention_case c;
+  c.Tq = 70;
+  c.Tk = 3000;
+  c.G = 3;
+  c.Hk = 2;
+  c.sequences = 3;
+  c.lse = c.sinks = c.lengths = true;
+  c.soft_cap = 20;
+  c.kv_type = c.out_type = skim::element::bf16;
+  c.layout = skim::kv_layout::paged;
+  c.page_size = 16;
+  return c;
+}
+
+template <class Operation>
+void expect_none(const Operation& op, executor_choice choice) {
+  attention_inputs inputs(large_call());
+  const skim::attention_args args = inputs.args();
+  const std::int64_t rows = 6, capacity = op.list_capacity(args);
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)), counts(rows);
+  const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
+  aligned_memory workspace(op.workspace_bytes(args, choice.workers));
+  std::atomic<int> refused{0};
+  EXPECT_EQ(allocations_of(choice,
+                           [&](const auto& executor) {
+                             if (!op.run(args, {}, workspace.get(), executor)) ++refused;
+                             if (!op.select(args, lists, {}, workspace.get(), executor)) ++refused;
+                             if (!op.attend(args, lists, workspace.get(), executor)) ++refused;
+                             if (!op.check(args) || !(op.cost(args).flops > 0)) ++refused;
+                             if (op.run(args, {}, {}, executor).ok())
+                               ++refused;  // a bad report allocates nothing either
+                           }),
+            0);
+  EXPECT_EQ(refused, 0);
+}
+
+TEST_P(allocation, is_not_done_by_attention) {
+  expect_none(skim::cpu::attention<>{}, GetParam());
+  expect_none(skim::cpu::attention<skim::dense, skim::accumulate::dot_pairs>{}, GetParam());
+}
+
+TEST_P(allocation, is_not_done_by_selections) {
+  const skim::retention keep = skim::retention::budget(100, 4, 20);
+  expect_none(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, keep}}, GetParam());
+  expect_none(skim::cpu::attention{skim::quoka{skim::queries::farthest_point{16}, keep}}, GetParam());
+  expect_none(skim::cpu::attention{skim::quoka{skim::queries::random{16}, keep}}, GetParam());
+  expect_none(skim::cpu::attention{skim::sink_window{skim::retention::budget(100, 4)}}, GetParam());
+}
+
+TEST_P(allocation, is_not_done_by_append) {
+  cache_shape shape{2, 40, 24, 64};
+  shape.type = skim::element::f16;
+  shape.positions = shape.inverse_norms = true;
+  cache_storage cache(shape);
+  strided_tensor k({40, 2, 40}), v({40, 2, 24});
+  skim::append_args args;
+  args.k = k.view();
+  args.v = v.view();
+  args.kv = cache.view(50);
+  std::atomic<int> refused{0};
+  EXPECT_EQ(allocations_of(GetParam(),
+                           [&](const auto& executor) {
+                             if (!skim::cpu::append(args, executor)) ++refused;
+                           }),
+            0);
+  EXPECT_EQ(refused, 0);
+}
+
+TEST(AllocationCounter, Counts) {
+  EXPECT_GT(allocations_of({},
+                           [](const auto&) {
+                             int* volatile kept = new int(10);  // volatile: or the pair is optimised away
+                             delete kept;
+                           }),
+            0);
+#if SKIM_TEST_COUNTS_MALLOC
+  EXPECT_EQ(allocations_of({},
+                           [](const auto&) {
+                             void* volatile kept = std::malloc(100);
+                             std::free(kept);
+                           }),
+            1);
+#endif
+}
+
+}  // namespace
