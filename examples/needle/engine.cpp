@@ -86,11 +86,11 @@ session::session(const model& weights, const method& how, const session_options&
     }
   }
 
-  // The longest call, so that a bad method is refused before any work and the clock sees no allocation.
+  // The longest calls, so that a bad method is refused before any work and the clock sees no allocation.
   const skim::attention_args longest = arguments(0, std::min(options.chunk, options.capacity), options.capacity);
   demand(selectors_[0]->check(longest));
-  const std::int64_t capacity = selectors_[0]->list_capacity(longest);
-  slots_.resize(static_cast<std::size_t>(capacity * c.kv_heads));
+  const std::int64_t most = selectors_[0]->list_capacity(arguments(0, 1, options.capacity));
+  slots_.resize(static_cast<std::size_t>(most * c.kv_heads));
   counts_of_head_.resize(static_cast<std::size_t>(c.kv_heads));
   workspace(std::max(selectors_[0]->workspace_bytes(longest, threads_.concurrency()),
                      skim::cpu::attention<>{}.workspace_bytes(longest, threads_.concurrency())));

@@ -5,7 +5,7 @@
 
 #include <skim/skim.hpp>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <utility>
@@ -46,79 +46,71 @@ names split(const std::string& text, char separator) {
   }
 }
 
-/// The `key=value` pairs of one part. Every key that the part knows is asked for once; what is left over is unknown.
+/// The `key=value` pairs of one part.
 class parameters {
  public:
-  explicit parameters(const std::string& text) {
-    const std::size_t colon = text.find(':');
-    part_ = text.substr(0, colon);
-    if (colon == std::string::npos) return;
-    for (const std::string& pair : split(text.substr(colon + 1), ',')) {
+  /// `pairs` is what follows the part's name and colon; null if there is no colon.
+  parameters(const std::string& part, const std::string* pairs, const names& valid) : part_(part) {
+    if (!pairs) return;
+    for (const std::string& pair : split(*pairs, ',')) {
       const std::size_t equals = pair.find('=');
-      if (equals == std::string::npos) throw error("method " + part_ + ": expected key=value, got '" + pair + "'");
-      if (!values_.emplace(pair.substr(0, equals), pair.substr(equals + 1)).second) {
-        throw error("method " + part_ + ": " + pair.substr(0, equals) + " is given twice");
+      const std::string key = pair.substr(0, equals);
+      if (equals == std::string::npos) complain("expected key=value, got '" + pair + "'");
+      if (std::find(valid.begin(), valid.end(), key) == valid.end()) {
+        complain("there is no '" + key +
+                 (valid.empty() ? "', it takes no parameters" : "', valid are: " + joined(valid)));
       }
+      if (!values_.emplace(key, pair.substr(equals + 1)).second) complain(key + " is given twice");
     }
   }
 
-  const std::string& part() const { return part_; }
   bool has(const std::string& key) const { return values_.count(key) != 0; }
 
   /// One of `valid`, of which the first is the default.
-  std::string choice(const std::string& key, const names& valid) {
-    const std::string text = take(key, valid.front());
+  std::string choice(const std::string& key, const names& valid) const {
+    const std::string text = get(key, valid.front());
     for (const std::string& name : valid) {
       if (text == name) return text;
     }
-    throw error("method " + part_ + ": " + key + " is '" + text + "', valid are: " + joined(valid));
+    complain(key + " is '" + text + "', valid are: " + joined(valid));
   }
 
-  std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) {
+  std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) const {
     constexpr std::int64_t most = 1'000'000'000;
-    const std::string text = take(key, std::to_string(otherwise));
+    const std::string text = get(key, std::to_string(otherwise));
     char* end = nullptr;
     const long long number = std::strtoll(text.c_str(), &end, 10);
     if (text.empty() || *end != '\0' || text[0] < '0' || text[0] > '9' || number < least || number > most) {
-      throw error("method " + part_ + ": " + key + " is '" + text + "', valid are whole numbers from " +
-                  std::to_string(least) + " to " + std::to_string(most));
+      complain(key + " is '" + text + "', valid are whole numbers from " + std::to_string(least) + " to " +
+               std::to_string(most));
     }
     return number;
   }
 
-  double fraction(const std::string& key) {
-    const std::string text = take(key, "1");
+  double fraction(const std::string& key) const {
+    const std::string text = get(key, "1");
     char* end = nullptr;
     const double number = std::strtod(text.c_str(), &end);
     if (text.empty() || *end != '\0' || !(number > 0 && number <= 1)) {
-      throw error("method " + part_ + ": " + key + " is '" + text + "', valid are numbers above 0 and at most 1");
+      complain(key + " is '" + text + "', valid are numbers above 0 and at most 1");
     }
     return number;
   }
 
   void refuse(const std::string& key, const std::string& reason) const {
-    if (has(key)) throw error("method " + part_ + ": " + key + " " + reason);
+    if (has(key)) complain(key + " " + reason);
   }
 
-  void finish() const {
-    if (values_.empty()) return;
-    throw error("method " + part_ + ": there is no '" + values_.begin()->first +
-                (known_.empty() ? "', it takes no parameters" : "', valid are: " + joined(known_)));
-  }
+  [[noreturn]] void complain(const std::string& problem) const { throw error("method " + part_ + ": " + problem); }
 
  private:
-  std::string take(const std::string& key, const std::string& otherwise) {
-    known_.push_back(key);
+  std::string get(const std::string& key, const std::string& otherwise) const {
     const auto at = values_.find(key);
-    if (at == values_.end()) return otherwise;
-    std::string text = std::move(at->second);
-    values_.erase(at);
-    return text;
+    return at == values_.end() ? otherwise : at->second;
   }
 
   std::string part_;
   std::map<std::string, std::string> values_;
-  names known_;
 };
 
 template <class Selector>
@@ -156,7 +148,7 @@ selector_maker maker(const skim::quoka<skim::queries::random, Similarity, Reduce
   };
 }
 
-skim::retention parse_retention(parameters& given, std::int64_t sinks, std::int64_t recent) {
+skim::retention parse_retention(const parameters& given, std::int64_t sinks, std::int64_t recent) {
   if (given.has("budget")) given.refuse("fraction", "and budget exclude each other");
   skim::retention keep;
   if (given.has("fraction")) {
@@ -167,14 +159,14 @@ skim::retention parse_retention(parameters& given, std::int64_t sinks, std::int6
   keep.recent = recent;
   if (const skim::report answer = skim::check(keep); !answer) {
     char text[200];
-    throw error("method " + given.part() + ": " + skim::describe(answer, text, sizeof text));
+    given.complain(skim::describe(answer, text, sizeof text));
   }
   return keep;
 }
 
 /// Calls `then` with the query rule that the parameters name.
 template <class Then>
-selector_maker with_queries(parameters& given, const Then& then) {
+selector_maker with_queries(const parameters& given, const Then& then) {
   const std::string rule =
       given.choice("queries", {"lowest_cosine", "group_lowest_cosine", "farthest_point", "random", "newest", "all"});
   if (rule != "random") given.refuse("seed", "has a meaning with queries=random only");
@@ -201,7 +193,7 @@ selector_maker make_quoka(const Queries& queries, const skim::retention& keep, b
   return maker(quoka{queries, keep, similarity::dot{}, reduce::mean{}});
 }
 
-void parse_quoka(parameters& given, method& result) {
+void parse_quoka(const parameters& given, method& result) {
   result.reads_norms = given.choice("score", {"cosine", "dot"}) == "cosine";
   const bool max = given.choice("reduce", {"max", "mean"}) == "max";
   const std::int64_t sinks = given.count("sinks", 0, 0), recent = given.count("recent", 0, 0);
@@ -213,37 +205,44 @@ void parse_quoka(parameters& given, method& result) {
 struct part_kind {
   const char* name;
   const char* question;
-  void (*parse)(parameters&, method&);
+  names keys;
+  void (*parse)(const parameters&, method&);
 };
 
-constexpr const char* reads = "which keys a chunk reads";
-const part_kind part_kinds[] = {
-    {"dense", reads, [](parameters&, method& result) { result.make_selector = maker(skim::dense{}); }},
-    {"quoka", reads, parse_quoka},
-    {"sink_window", reads,
-     [](parameters& given, method& result) {
-       result.make_selector = maker(skim::sink_window{parse_retention(given, given.count("sinks", 0, 4), 0)});
-     }},
-};
-
-names part_names() {
-  names list;
-  for (const part_kind& kind : part_kinds) list.push_back(kind.name);
-  return list;
+const std::vector<part_kind>& part_kinds() {
+  static const char* const reads = "which keys a chunk reads";
+  static const std::vector<part_kind> kinds = {
+      {"dense", reads, {}, [](const parameters&, method& result) { result.make_selector = maker(skim::dense{}); }},
+      {"quoka",
+       reads,
+       {"queries", "n", "seed", "budget", "fraction", "sinks", "recent", "score", "reduce"},
+       parse_quoka},
+      {"sink_window",
+       reads,
+       {"budget", "fraction", "sinks"},
+       [](const parameters& given, method& result) {
+         result.make_selector = maker(skim::sink_window{parse_retention(given, given.count("sinks", 0, 4), 0)});
+       }},
+  };
+  return kinds;
 }
 
 void parse_part(const std::string& text, method& result, names& answered) {
-  parameters given(text);
-  for (const part_kind& kind : part_kinds) {
-    if (given.part() != kind.name) continue;
-    for (const std::string& question : answered) {
-      if (question == kind.question) throw error("method '" + result.text + "' says twice " + kind.question);
+  const std::size_t colon = text.find(':');
+  const std::string name = text.substr(0, colon);
+  std::string known;
+  for (const part_kind& kind : part_kinds()) {
+    known += kind.name + std::string(", ");
+    if (name != kind.name) continue;
+    if (std::find(answered.begin(), answered.end(), kind.question) != answered.end()) {
+      throw error("method '" + result.text + "' says twice " + kind.question);
     }
     answered.push_back(kind.question);
-    kind.parse(given, result);
-    return given.finish();
+    const std::string pairs = colon == std::string::npos ? "" : text.substr(colon + 1);
+    kind.parse(parameters(name, colon == std::string::npos ? nullptr : &pairs, kind.keys), result);
+    return;
   }
-  throw error("there is no method '" + given.part() + "', valid are: " + joined(part_names()) + " and table");
+  throw error("there is no method '" + name + "', valid are: " + known + "table");
 }
 
 }  // namespace

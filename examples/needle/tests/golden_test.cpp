@@ -55,9 +55,9 @@ TEST_P(golden, logits_agree) {
 INSTANTIATE_TEST_SUITE_P(both, golden,
                          testing::Combine(testing::Values("qwen2", "llama"),
                                           testing::Values("golden_640.json", "golden_2048.json")),
-                         [](const auto& info) {
-                           const std::string file = std::get<1>(info.param);
-                           return std::get<0>(info.param) + "_" + file.substr(7, file.size() - 12);
+                         [](const auto& test) {
+                           const std::string file = std::get<1>(test.param);
+                           return std::get<0>(test.param) + "_" + file.substr(7, file.size() - 12);
                          });
 
 }  // namespace

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The program as a user meets it: what it prints, writes and refuses.
+#include "tiny_model.hpp"
+
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <sstream>
+
+namespace {
+
+using needle_test::temporary_folder;
+using needle_test::tiny_model;
+
+struct outcome {
+  int status = 0;
+  std::string out, err;
+};
+
+std::string text_of(const std::filesystem::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+class command : public testing::Test {
+ protected:
+  temporary_folder folder_;
+
+  std::string path(const std::string& name) const { return (folder_.path() / name).string(); }
+
+  outcome run(const std::string& arguments) const {
+    const std::string line = std::string("'") + NEEDLE_PROGRAM + "' " + arguments + " >'" + path("out") + "' 2>'" +
+                             path("err") + "' </dev/null";
+    outcome result;
+    const int status = std::system(line.c_str());
+    result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    result.out = text_of(path("out"));
+    result.err = text_of(path("err"));
+    return result;
+  }
+
+  /// A small run of the tiny model, with `more` arguments.
+  std::string small(const std::string& more) const {
+    return "--model '" + folder_.path().string() + "' --context 300 --needles 4 --questions 2 --prompts 1 " + more;
+  }
+
+  void expect_refusal(const std::string& arguments, const std::string& complaint) const {
+    const outcome result = run(arguments);
+    EXPECT_EQ(result.status, 2) << arguments;
+    EXPECT_EQ(result.out, "") << arguments;
+    EXPECT_EQ(result.err.rfind("needle: ", 0), 0u) << arguments << ": " << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << arguments << ": " << result.err;
+    EXPECT_NE(result.err.find(complaint), std::string::npos) << arguments << ": " << result.err;
+  }
+};
+
+TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
+  tiny_model().write(folder_.path());
+  const outcome result =
+      run(small("--method dense --method quoka:budget=64,n=4 --chunk 32 --json '" + path("json") + "'"));
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(result.out.rfind("method ", 0), 0u) << result.out;
+  EXPECT_NE(result.out.find("\nquoka:budget=64,n=4 "), std::string::npos) << result.out;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 3);
+
+  const nlohmann::json written = nlohmann::json::parse(text_of(path("json")));
+  EXPECT_EQ(written.size(), 3u);
+  EXPECT_TRUE(written.contains("machine"));
+  EXPECT_EQ(written["settings"]["context"], 300);
+  EXPECT_EQ(written["settings"]["kv"], "bf16");
+  ASSERT_EQ(written["results"].size(), 2u);
+  const char* const fields[] = {"method",       "accuracy", "nll",      "ttft_ms",        "ttft_speedup", "select_ms",
+                                "attention_ms", "ffn_ms",   "evict_ms", "kv_tokens_read", "kv_bytes_held"};
+  for (const nlohmann::json& row : written["results"]) {
+    EXPECT_EQ(row.size(), std::size(fields));
+    for (const char* field : fields) EXPECT_TRUE(row.contains(field)) << field;
+  }
+  EXPECT_EQ(written["results"][0]["ttft_speedup"], 1.0);
+  EXPECT_EQ(written["results"][1]["method"], "quoka:budget=64,n=4");
+}
+
+TEST_F(command, shows_a_question_and_each_answer) {
+  tiny_model().write(folder_.path());
+  const outcome result = run(small("--show --method sink_window:budget=64"));
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_NE(result.out.find("note the code of "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("question the code of "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("right answer "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("\nsink_window:budget=64  "), std::string::npos) << result.out;
+}
+
+TEST_F(command, answers_without_dense_have_no_speedup) {
+  tiny_model().write(folder_.path());
+  ASSERT_EQ(run(small("--method sink_window:budget=64 --threads 1 --kv f32 --json '" + path("json") + "'")).status, 0);
+  EXPECT_TRUE(nlohmann::json::parse(text_of(path("json")))["results"][0]["ttft_speedup"].is_null());
+}
+
+TEST_F(command, helps) {
+  const outcome result = run("--help");
+  EXPECT_EQ(result.status, 0);
+  for (const char* option : {"--model", "--context", "--prompts", "--questions", "--needles", "--chunk", "--seed",
+                             "--threads", "--kv", "--method", "--json", "--show"}) {
+    EXPECT_NE(result.out.find(option), std::string::npos) << option;
+  }
+}
+
+TEST_F(command, refuses_bad_arguments) {
+  expect_refusal("--nonsense", "--nonsense");
+  expect_refusal("nonsense", "nonsense");
+  expect_refusal("--model nonsense", "model 'nonsense' is not qwen2, llama or a directory");
+  expect_refusal("--context many", "--context");
+  expect_refusal("--context 0", "--context");
+  expect_refusal("--context -5", "--context");
+  expect_refusal("--context 99999999999999999999", "--context");
+  expect_refusal("--context 100", "expected at least 193");
+  expect_refusal("--prompts 0", "--prompts");
+  expect_refusal("--chunk 0", "--chunk");
+  expect_refusal("--threads 0", "--threads");
+  expect_refusal("--seed x", "--seed");
+  expect_refusal("--kv f64", "f64");
+  expect_refusal("--questions 17", "expected 1 to the number of needles, 16");
+  expect_refusal("--needles 300", "expected 1 to 256");
+  expect_refusal("--method", "--method");
+  expect_refusal("--method best", "valid are: dense, quoka, sink_window, table");
+  expect_refusal("--method quoka:queries=best", "valid are: lowest_cosine,");
+  expect_refusal("--method dense --method quoka:budget=0", "budget is '0'");
+  expect_refusal("--json /nonexistent/file", "/nonexistent/file: cannot be written");
+}
+
+TEST_F(command, refuses_bad_files) {
+  expect_refusal(small(""), "config.json: cannot be opened");
+  std::ofstream(path("config.json")) << "{";
+  expect_refusal(small(""), "config.json: not a JSON object");
+  tiny_model tiny;
+  tiny.config["rope_scaling"] = {{"rope_type", "llama3"}};
+  tiny.write(folder_.path());
+  expect_refusal(small(""), "is not supported (only \"default\" is)");
+  tiny_model().write(folder_.path());
+  std::filesystem::resize_file(path("model.safetensors"), std::filesystem::file_size(path("model.safetensors")) - 1);
+  expect_refusal(small(""), "lies outside the file");
+  std::filesystem::resize_file(path("model.safetensors"), 100);
+  expect_refusal(small(""), "the header claims");
+  std::filesystem::resize_file(path("model.safetensors"), 3);
+  expect_refusal(small(""), "too short for a safetensors file");
+  std::filesystem::remove(path("model.safetensors"));
+  expect_refusal(small(""), "model.safetensors: no such file");
+  tiny.config.erase("rope_scaling");
+  tiny.config["vocab_size"] = 1000;
+  tiny.add("model.embed_tokens.weight", "F32", {1000, 12});
+  tiny.add("lm_head.weight", "F32", {1000, 12});
+  tiny.write(folder_.path());
+  expect_refusal(small(""), "the model knows 1000 tokens, needle prompts use 1088");
+}
+
+}  // namespace
