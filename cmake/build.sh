@@ -42,5 +42,5 @@ build() {
     cat "$directory/configure.log"
     return 1
   fi
-  cmake --build "$directory" --target "${targets[@]}" --parallel "$jobs"
+  cmake --build "$directory" --target "${targets[@]}" --parallel "$jobs" -- -k 0
 }
