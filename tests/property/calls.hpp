@@ -34,17 +34,12 @@ inline result result_of(attention_inputs& inputs) {
   return {inputs.out().bytes(), inputs.lse().bytes()};
 }
 
-struct call_options {
-  executor_choice executor;
-  unsigned char workspace_fill = 0xff;
-};
-
-/// Attends, over the case's lists if it has some, and checks guards.
-template <class Operation>
-result attend(const Operation& op, const attention_case& c, attention_inputs& inputs, call_options options = {}) {
+/// Attends with `op` on a given executor, over the case's lists if it has some, and checks guards.
+template <class Operation, class Run>
+result attend_by(const Operation& op, const attention_case& c, attention_inputs& inputs, aligned_memory& workspace,
+                 const Run& run) {
   const skim::attention_args args = inputs.args();
-  aligned_memory workspace(op.workspace_bytes(args, options.executor.workers), options.workspace_fill);
-  run_on(options.executor, [&](const auto& executor) {
+  run([&](const auto& executor) {
     const skim::report report = c.lists == lists_kind::none
                                     ? op.run(args, {}, workspace.get(), executor)
                                     : op.attend(args, *inputs.lists(), workspace.get(), executor);
@@ -56,10 +51,24 @@ result attend(const Operation& op, const attention_case& c, attention_inputs& in
   return result_of(inputs);
 }
 
-/// Attends with the case's own arithmetic.
-inline result attend(const attention_case& c, attention_inputs& inputs, call_options options = {}) {
-  if (c.dot_pairs) return attend(skim::cpu::attention<skim::dense, skim::accumulate::dot_pairs>{}, c, inputs, options);
-  return attend(skim::cpu::attention<>{}, c, inputs, options);
+/// On the calling thread.
+template <class Operation>
+result attend(const Operation& op, const attention_case& c, attention_inputs& inputs, unsigned char fill = 0xff) {
+  aligned_memory workspace(op.workspace_bytes(inputs.args(), 1), fill);
+  return attend_by(op, c, inputs, workspace, [](const auto& operation) { operation(skim::serial_executor{}); });
+}
+
+/// On any executor.
+template <class Operation>
+result attend_on(executor_choice choice, const Operation& op, const attention_case& c, attention_inputs& inputs) {
+  aligned_memory workspace(op.workspace_bytes(inputs.args(), choice.workers));
+  return attend_by(op, c, inputs, workspace, [&](const auto& operation) { run_on(choice, operation); });
+}
+
+/// On the calling thread, with the case's own arithmetic.
+inline result attend(const attention_case& c, attention_inputs& inputs, unsigned char fill = 0xff) {
+  if (c.dot_pairs) return attend(skim::cpu::attention<skim::dense, skim::accumulate::dot_pairs>{}, c, inputs, fill);
+  return attend(skim::cpu::attention<>{}, c, inputs, fill);
 }
 
 /// A call of every `step`-th sampled case. The largest are left to the unit tests: properties run each several times.

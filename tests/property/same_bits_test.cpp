@@ -11,10 +11,9 @@ INSTANTIATE_TEST_SUITE_P(kinds, executor_bits, testing::ValuesIn(every_executor)
 
 TEST_P(executor_bits, of_attention_are_the_serial_ones) {
   for_sampled_calls(3, [&](const attention_case& c) {
-    attention_inputs inputs(c);
-    const result expected = attend(c, inputs);
-    attention_inputs again(c);
-    EXPECT_EQ(attend(c, again, {GetParam()}), expected);
+    attention_inputs inputs(c), again(c);
+    const result expected = attend(skim::cpu::attention<>{}, c, inputs);
+    EXPECT_EQ(attend_on(GetParam(), skim::cpu::attention<>{}, c, again), expected);
   });
 }
 
@@ -28,8 +27,8 @@ TEST_P(executor_bits, of_merged_key_pieces_are_the_serial_ones) {
     c.Hk = 2;
     c.lse = c.sinks = true;
     attention_inputs inputs(c), again(c);
-    const result expected = attend(c, inputs);
-    EXPECT_EQ(attend(c, again, {GetParam()}), expected) << c;
+    const result expected = attend(skim::cpu::attention<>{}, c, inputs);
+    EXPECT_EQ(attend_on(GetParam(), skim::cpu::attention<>{}, c, again), expected) << c;
   }
 }
 
@@ -45,7 +44,7 @@ void expect_same_selection(const Selector& selector, executor_choice choice) {
   const skim::cpu::attention op{selector};
   attention_inputs inputs(c), again(c);
   const result expected = attend(op, c, inputs);
-  EXPECT_EQ(attend(op, c, again, {choice}), expected);
+  EXPECT_EQ(attend_on(choice, op, c, again), expected);
 }
 
 TEST_P(executor_bits, of_selections_are_the_serial_ones) {
@@ -65,7 +64,7 @@ TEST(WorkspaceBits, DoNotMatter) {
     const result expected = attend(c, inputs);
     for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
       attention_inputs again(c);
-      EXPECT_EQ(attend(c, again, {{}, fill}), expected) << "filled with " << int{fill};
+      EXPECT_EQ(attend(c, again, fill), expected) << "filled with " << int{fill};
     }
   });
 }
@@ -83,7 +82,7 @@ TEST(WorkspaceBits, DoNotMatterToSelections) {
   const result expected = attend(op, c, inputs);
   for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
     attention_inputs again(c);
-    EXPECT_EQ(attend(op, c, again, {{}, fill}), expected) << "filled with " << int{fill};
+    EXPECT_EQ(attend(op, c, again, fill), expected) << "filled with " << int{fill};
   }
 }
 
