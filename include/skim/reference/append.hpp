@@ -28,7 +28,7 @@ inline void append(const append_args& args) {
       if (kv.positions) kv.positions[head * kv.positions_stride + row] = static_cast<std::int32_t>(args.position + t);
       if (kv.inverse_norms) {
         kv.inverse_norms[head * kv.inverse_norms_stride + row] =
-            squares > 0 ? static_cast<float>(1 / std::sqrt(squares)) : 0.0f;
+            squares == 0 ? 0.0f : static_cast<float>(1 / std::sqrt(squares));
       }
     }
   }
