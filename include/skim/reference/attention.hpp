@@ -52,17 +52,18 @@ inline double attend_row(const attention_args& args, const attention_sequence& s
 
   std::vector<double> logits(slots.size(), nothing);
   double largest = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing;
+  bool empty = largest == nothing;  // until a logit above -inf, or NaN, is seen
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (!args.mask.visible(query_position, kv.position(head, slots[i]))) continue;
     logits[i] = logit(args, sequence, t, h, slots[i]);
     if (logits[i] > largest) largest = logits[i];
+    if (logits[i] != nothing) empty = false;
   }
   for (std::int64_t d = 0; d < kv.v.dim; ++d) out[d] = 0;
+  if (empty) return nothing;
   double sum = args.sink_logits ? std::exp(static_cast<double>(args.sink_logits[h]) - largest) : 0;
-  bool seen = args.sink_logits != nullptr;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (!args.mask.visible(query_position, kv.position(head, slots[i]))) continue;
-    seen = true;
     const double weight = std::exp(logits[i] - largest);
     const std::int64_t v = kv.row_offset(kv.v, head, slots[i]);
     sum += weight;
@@ -70,7 +71,6 @@ inline double attend_row(const attention_args& args, const attention_sequence& s
       out[d] += weight * static_cast<double>(load_element(kv.v.data, kv.v.type, v + d));
     }
   }
-  if (!seen || largest == nothing) return nothing;
   for (std::int64_t d = 0; d < kv.v.dim; ++d) out[d] /= sum;
   return largest + std::log(sum);
 }

@@ -104,19 +104,21 @@ inline void attend_row(const attention_args& args, const attention_sequence& seq
   }
   double largest = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing, size = 0;
   std::int64_t seen = 0;
+  bool empty = largest == nothing;  // until a logit above -inf, or NaN, is seen
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!args.mask.visible(position, keys.positions[i])) continue;
     const products dot(q.data(), keys.k.data() + static_cast<std::int64_t>(i) * D, D);
     weights[i] = cap > 0 ? cap * std::tanh(scale * dot.sum / cap) : scale * dot.sum;
-    size = std::max(size, std::fabs(scale) * dot.size);
+    if (std::isfinite(weights[i])) size = std::max(size, std::fabs(scale) * dot.size);
     largest = std::max(largest, weights[i]);
+    if (weights[i] != nothing) empty = false;
     ++seen;
   }
   std::fill_n(row.out, Dv, 0.0);
   std::fill_n(row.out_bound, Dv, 0.0);
   *row.lse = nothing;
   *row.lse_bound = 0;
-  if (largest == nothing && seen == 0) return;
+  if (empty) return;
   double total = args.sink_logits ? std::exp(static_cast<double>(args.sink_logits[h]) - largest) : 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!args.mask.visible(position, keys.positions[i])) continue;
