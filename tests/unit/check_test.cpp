@@ -280,6 +280,32 @@ TEST(Attention, AnEmptyChunkNeedsNoPointers) {
   EXPECT_TRUE(check(args).ok());
 }
 
+TEST(Attention, CheckFollowsNoPointer) {
+  attention_case c = good_case();
+  c.layout = skim::kv_layout::paged;
+  c.page_size = 4;
+  c.positions = positions_kind::holes;
+  c.lengths = c.sinks = c.inverse_norms = true;
+  attention_inputs inputs(c);
+  skim::attention_args args = inputs.args();
+  const auto nowhere = [](auto*& pointer) { pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(64); };
+  nowhere(args.q.data);
+  nowhere(args.out.data);
+  nowhere(args.lse.data);
+  nowhere(args.sink_logits);
+  nowhere(args.kv.k.data);
+  nowhere(args.kv.v.data);
+  nowhere(args.kv.block_table);
+  nowhere(args.kv.lengths);
+  nowhere(args.kv.positions);
+  nowhere(args.kv.inverse_norms);
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(10)}};
+  EXPECT_TRUE(op.check(args).ok());
+  EXPECT_GT(op.workspace_bytes(args, 2), 0u);
+  EXPECT_EQ(op.list_capacity(args), 10);
+  EXPECT_GT(op.cost(args).flops, 0);
+}
+
 // What `check` may not read.
 
 TEST(CheckIndices, BlockTablesPointIntoThePool) {
@@ -358,6 +384,11 @@ class short_memory : public testing::Test {
     const skim::report r = op_.run(args_, {}, workspace, skim::serial_executor{});
     expect_report(r, {status::short_workspace, "workspace.bytes"});
     EXPECT_EQ(r.expected, static_cast<std::int64_t>(bytes_));
+    std::vector<std::int32_t> indices(20, -7), counts(2, -7);
+    const skim::index_lists lists{indices.data(), counts.data(), 2, 10};
+    expect_report(op_.select(args_, lists, {}, workspace, skim::serial_executor{}),
+                  {status::short_workspace, "workspace.bytes"});
+    EXPECT_EQ(counts, std::vector<std::int32_t>(2, -7));
     EXPECT_EQ(inputs_.out().bytes(), untouched_);
   }
 };
