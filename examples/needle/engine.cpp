@@ -56,7 +56,10 @@ void over_rows(std::int64_t rows, const executor& threads, const Body& body) {
 }  // namespace
 
 session::session(const model& weights, const method& how, const session_options& options, const executor& threads)
-    : model_(weights), options_(options), threads_(threads), caches_(weights.layers.size()) {
+    : model_(weights),
+      options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type},
+      threads_(threads),
+      caches_(weights.layers.size()) {
   const model_config& c = model_.config;
   const std::int64_t cache_bytes = options.capacity * c.kv_heads * c.D * skim::element_bytes(options.kv_type);
   for (layer_cache& cache : caches_) {
@@ -66,12 +69,12 @@ session::session(const model& weights, const method& how, const session_options&
   }
   for (std::int64_t layer = 0; layer < c.layers; ++layer) selectors_.push_back(how.make_selector(layer));
 
-  x_.resize(options.chunk, c.d);
-  normed_.resize(options.chunk, c.d);
+  x_.resize(options_.chunk, c.d);
+  normed_.resize(options_.chunk, c.d);
   qkv_.resize(options.chunk, (c.query_heads + 2 * c.kv_heads) * c.D);
-  attended_.resize(options.chunk, c.query_heads * c.D);
-  gate_.resize(options.chunk, c.f);
-  up_.resize(options.chunk, c.f);
+  attended_.resize(options_.chunk, c.query_heads * c.D);
+  gate_.resize(options_.chunk, c.f);
+  up_.resize(options_.chunk, c.f);
   hidden_.resize(options.capacity, c.d);
   cosines_.resize(options.capacity, c.D / 2);
   sines_.resize(options.capacity, c.D / 2);
@@ -87,7 +90,7 @@ session::session(const model& weights, const method& how, const session_options&
   }
 
   // The longest calls, so that a bad method is refused before any work and the clock sees no allocation.
-  const skim::attention_args longest = arguments(0, std::min(options.chunk, options.capacity), options.capacity);
+  const skim::attention_args longest = arguments(0, options_.chunk, options_.capacity);
   demand(selectors_[0]->check(longest));
   const std::int64_t most = selectors_[0]->list_capacity(arguments(0, 1, options.capacity));
   slots_.resize(static_cast<std::size_t>(most * c.kv_heads));

@@ -34,7 +34,7 @@ struct layer_cache {
 /// One sequence. Equal inputs give the same bits for any number of threads.
 class session {
  public:
-  /// `weights` and `how` must outlive the session.
+  /// `weights` must outlive the session.
   session(const model& weights, const method& how, const session_options& options, const executor& threads);
 
   /// Appends tokens, chunk by chunk; throws `error` if they do not fit.
@@ -64,7 +64,7 @@ class session {
   skim::memory workspace(std::size_t bytes);
 
   const model& model_;
-  const session_options options_;
+  const session_options options_;  // the chunk at most the capacity
   const executor threads_;
   std::vector<std::unique_ptr<layer_selector>> selectors_;
   std::vector<layer_cache> caches_;

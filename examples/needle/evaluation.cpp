@@ -8,81 +8,80 @@
 namespace needle {
 namespace {
 
-/// What the runs of one method add up to.
-struct tally {
-  std::vector<double> ttft_ms, select_ms, attention_ms, ffn_ms;
-  std::int64_t answers = 0, right = 0, others = 0;
-  double nll = 0, keys_read = 0, reads = 0;
-  std::int64_t kv_bytes_held = 0;
-};
-
 double median(std::vector<double> values) {
   const std::size_t middle = values.size() / 2;
   std::sort(values.begin(), values.end());
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-/// Position i's logits speak about token i + 1.
-void judge(const session& run, const prompt& text, const executor& threads, tally& sum) {
-  constexpr std::int64_t piece = 128;
-  std::vector<double> nll(static_cast<std::size_t>(piece));
-  std::vector<char> hit(static_cast<std::size_t>(piece));
-  for (std::int64_t first = 0; first < run.tokens(); first += piece) {
-    const std::int64_t count = std::min(piece, run.tokens() - first);
-    const matrix logits = run.logits(first, count);
-    threads.parallel_for(count, [&](std::int64_t i, unsigned) {
-      const std::int32_t target = text.tokens[static_cast<std::size_t>(first + i + 1)];
-      Eigen::Index likeliest = 0;
-      const float largest = logits.row(i).maxCoeff(&likeliest);
-      const double mass = static_cast<double>((logits.row(i).array() - largest).exp().sum());
-      nll[static_cast<std::size_t>(i)] = std::log(mass) - static_cast<double>(logits(i, target) - largest);
-      hit[static_cast<std::size_t>(i)] = likeliest == target;
-    });
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::size_t target = static_cast<std::size_t>(first + i + 1);
-      if (text.is_answer[target]) {
-        ++sum.answers;
-        sum.right += hit[static_cast<std::size_t>(i)];
-      } else if (text.tokens[target] != vocabulary::pad) {
-        ++sum.others;
-        sum.nll += nll[static_cast<std::size_t>(i)];
+/// What the runs of one method add up to.
+class tally {
+ public:
+  /// Prefills the prompt but its last token, on the clock, then compares every prediction with what follows.
+  void run(session& fresh, const prompt& text) {
+    const std::vector<std::int32_t> fed(text.tokens.begin(), text.tokens.end() - 1);
+    const auto start = std::chrono::steady_clock::now();
+    fresh.feed(fed);
+    const row last = fresh.logits(fresh.tokens() - 1);
+    const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
+    const session_counts& counts = fresh.counts();
+    ttft_ms_.push_back(elapsed.count());
+    select_ms_.push_back(counts.select_ms);
+    attention_ms_.push_back(counts.attention_ms);
+    ffn_ms_.push_back(counts.ffn_ms);
+    keys_read_ += counts.keys_read;
+    reads_ += counts.reads;
+    kv_bytes_held_ = std::max(kv_bytes_held_, fresh.kv_bytes_held());
+    judge(fresh, text);
+  }
+
+  evaluation_result result(const std::string& name) const {
+    evaluation_result result;
+    result.method = name;
+    result.accuracy = static_cast<double>(right_) / static_cast<double>(answers_);
+    result.nll = nll_ / static_cast<double>(others_);
+    result.ttft_ms = median(ttft_ms_);
+    result.select_ms = median(select_ms_);
+    result.attention_ms = median(attention_ms_);
+    result.ffn_ms = median(ffn_ms_);
+    result.kv_tokens_read = keys_read_ / reads_;
+    result.kv_bytes_held = kv_bytes_held_;
+    return result;
+  }
+
+ private:
+  /// Position i's logits speak about token i + 1.
+  void judge(const session& run, const prompt& text) {
+    constexpr std::int64_t piece = 128;  // positions at a time: all logits of a prompt would be large
+    for (std::int64_t first = 0; first < run.tokens(); first += piece) {
+      const std::int64_t count = std::min(piece, run.tokens() - first);
+      const matrix logits = run.logits(first, count);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const std::size_t next = static_cast<std::size_t>(first + i + 1);
+        judge(logits.row(i), text.tokens[next], text.is_answer[next] != 0);
       }
     }
   }
-}
 
-void run_once(const model& weights, const method& how, const evaluation_settings& settings, const prompt& text,
-              const executor& threads, tally& sum) {
-  const std::vector<std::int32_t> fed(text.tokens.begin(), text.tokens.end() - 1);
-  const std::int64_t capacity = static_cast<std::int64_t>(fed.size());
-  session run(weights, how, {capacity, settings.chunk, settings.kv_type}, threads);
-  const auto start = std::chrono::steady_clock::now();
-  run.feed(fed);
-  const row last = run.logits(capacity - 1);
-  const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
-  sum.ttft_ms.push_back(elapsed.count());
-  sum.select_ms.push_back(run.counts().select_ms);
-  sum.attention_ms.push_back(run.counts().attention_ms);
-  sum.ffn_ms.push_back(run.counts().ffn_ms);
-  sum.keys_read += run.counts().keys_read;
-  sum.reads += run.counts().reads;
-  sum.kv_bytes_held = std::max(sum.kv_bytes_held, run.kv_bytes_held());
-  judge(run, text, threads, sum);
-}
+  void judge(const row& logits, std::int32_t target, bool is_answer) {
+    if (target == vocabulary::pad) return;
+    Eigen::Index likeliest = 0;
+    const float largest = logits.maxCoeff(&likeliest);
+    if (is_answer) {
+      ++answers_;
+      right_ += likeliest == target;
+      return;
+    }
+    ++others_;
+    const double mass = static_cast<double>((logits.array() - largest).exp().sum());
+    nll_ += std::log(mass) - static_cast<double>(logits(target) - largest);
+  }
 
-evaluation_result result_of(const std::string& name, const tally& sum) {
-  evaluation_result result;
-  result.method = name;
-  result.accuracy = static_cast<double>(sum.right) / static_cast<double>(sum.answers);
-  result.nll = sum.nll / static_cast<double>(sum.others);
-  result.ttft_ms = median(sum.ttft_ms);
-  result.select_ms = median(sum.select_ms);
-  result.attention_ms = median(sum.attention_ms);
-  result.ffn_ms = median(sum.ffn_ms);
-  result.kv_tokens_read = sum.keys_read / sum.reads;
-  result.kv_bytes_held = sum.kv_bytes_held;
-  return result;
-}
+  std::vector<double> ttft_ms_, select_ms_, attention_ms_, ffn_ms_;
+  std::int64_t answers_ = 0, right_ = 0, others_ = 0;
+  double nll_ = 0, keys_read_ = 0, reads_ = 0;
+  std::int64_t kv_bytes_held_ = 0;
+};
 
 /// The first words, the asked needle among its neighbours, and dots between.
 std::string shortened(const prompt& text, std::int64_t question) {
@@ -113,12 +112,13 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
     const prompt text = source.next(settings.shape);
     for (std::size_t i = 0; i < methods.size(); ++i) {
       report(done++, all, methods[i].text);
-      run_once(weights, methods[i], settings, text, threads, tallies[i]);
+      session fresh(weights, methods[i], {settings.shape.tokens - 1, settings.chunk, settings.kv_type}, threads);
+      tallies[i].run(fresh, text);
     }
   }
   report(all, all, "");
   std::vector<evaluation_result> results;
-  for (std::size_t i = 0; i < methods.size(); ++i) results.push_back(result_of(methods[i].text, tallies[i]));
+  for (std::size_t i = 0; i < methods.size(); ++i) results.push_back(tallies[i].result(methods[i].text));
   return results;
 }
 

@@ -103,7 +103,7 @@ void run(command_line line) {
   const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
   print_table(std::cout, results);
   if (!line.json.empty()) {
-    json << to_json(settings_json(line), results).dump(2) << '\n';
+    json << to_json(settings_json(line), results).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
     if (!json.flush()) throw error(line.json + ": cannot be written");
   }
 }

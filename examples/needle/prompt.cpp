@@ -49,15 +49,15 @@ prompt prompt_source::next(const prompt_shape& shape) {
   const std::vector<sentence> sentences =
       filler(shape.tokens - 1 - statement_tokens * (shape.needles + shape.questions));
   const std::int64_t gaps = static_cast<std::int64_t>(sentences.size()) + 1;
-  std::vector<std::int64_t> places;
-  for (std::int64_t i = 0; i < shape.needles; ++i) places.push_back(below(gaps));
-  std::sort(places.begin(), places.end());
+  std::vector<std::int64_t> needle_gaps;
+  for (std::int64_t i = 0; i < shape.needles; ++i) needle_gaps.push_back(below(gaps));
+  std::sort(needle_gaps.begin(), needle_gaps.end());
 
   prompt result;
   result.tokens = {start};
   std::size_t needle = 0;
   for (std::int64_t gap = 0; gap < gaps; ++gap) {
-    for (; needle < places.size() && places[needle] == gap; ++needle) {
+    for (; needle < needle_gaps.size() && needle_gaps[needle] == gap; ++needle) {
       append(result.tokens, {note, the, code, of});
       append(result.tokens, facts[needle]);
       append(result.tokens, {stop});

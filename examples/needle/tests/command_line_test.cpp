@@ -4,6 +4,7 @@
 
 #include <sys/wait.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <sstream>
 
@@ -95,6 +96,16 @@ TEST_F(command, answers_without_dense_have_no_speedup) {
   tiny_model().write(folder_.path());
   ASSERT_EQ(run(small("--method sink_window:budget=64 --threads 1 --kv f32 --json '" + path("json") + "'")).status, 0);
   EXPECT_TRUE(nlohmann::json::parse(text_of(path("json")))["results"][0]["ttft_speedup"].is_null());
+}
+
+TEST_F(command, weights_that_are_no_numbers_give_results_that_are_none) {
+  tiny_model tiny;
+  tiny.tensors["model.norm.weight"].values.assign(12, std::nanf(""));
+  tiny.tensors["model.layers.0.self_attn.k_proj.weight"].values.assign(16 * 12, std::nanf(""));
+  tiny.write(folder_.path());
+  const outcome result = run(small("--method dense --method quoka:budget=32 --show --json '" + path("json") + "'"));
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(nlohmann::json::parse(text_of(path("json")))["results"][1]["nll"].is_null());
 }
 
 TEST_F(command, helps) {
