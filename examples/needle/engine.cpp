@@ -5,6 +5,7 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
+#include <skim/selector/queries.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -57,7 +58,7 @@ void over_rows(std::int64_t rows, const executor& threads, const Body& body) {
 
 session::session(const model& weights, const method& how, const session_options& options, const executor& threads)
     : model_(weights),
-      options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type},
+      options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type, options.seed},
       threads_(threads),
       caches_(weights.layers.size()) {
   const model_config& c = model_.config;
@@ -67,7 +68,9 @@ session::session(const model& weights, const method& how, const session_options&
     cache.v.resize(static_cast<std::size_t>(cache_bytes));
     if (how.reads_norms) cache.inverse_norms.resize(static_cast<std::size_t>(options.capacity * c.kv_heads));
   }
-  for (std::int64_t layer = 0; layer < c.layers; ++layer) selectors_.push_back(how.make_selector(layer));
+  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
+    selectors_.push_back(how.make_selector(skim::queries::draw(options.seed, static_cast<std::uint64_t>(layer))));
+  }
 
   x_.resize(options_.chunk, c.d);
   normed_.resize(options_.chunk, c.d);

@@ -15,6 +15,7 @@ struct session_options {
   std::int64_t capacity = 0;  ///< most tokens that will be fed
   std::int64_t chunk = 128;   ///< tokens per step of the prefill
   skim::element kv_type = skim::element::bf16;
+  std::uint64_t seed = 0;  ///< for rules that draw at random; another one for each prompt
 };
 
 /// What a session has spent and read so far.

@@ -112,7 +112,9 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
     const prompt text = source.next(settings.shape);
     for (std::size_t i = 0; i < methods.size(); ++i) {
       report(done++, all, methods[i].text);
-      session fresh(weights, methods[i], {settings.shape.tokens - 1, settings.chunk, settings.kv_type}, threads);
+      const session_options options{settings.shape.tokens - 1, settings.chunk, settings.kv_type,
+                                    static_cast<std::uint64_t>(number)};
+      session fresh(weights, methods[i], options, threads);
       tallies[i].run(fresh, text);
     }
   }
@@ -123,7 +125,7 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
 }
 
 shown_question ask(const model& weights, const std::vector<method>& methods, const evaluation_settings& settings,
-                   const executor& threads) {
+                   const executor& threads, const progress& report) {
   prompt_source source(settings.seed);
   const prompt text = source.next(settings.shape);
   const std::int64_t question = text.questions.front(), answer = question + 5;
@@ -132,13 +134,16 @@ shown_question ask(const model& weights, const std::vector<method>& methods, con
   result.prompt = shortened(text, question);
   result.question = spelling(text.tokens, question, answer);
   result.answer = spelling(text.tokens, answer, answer + 2);
+  const std::int64_t all = static_cast<std::int64_t>(methods.size());
   for (const method& how : methods) {
-    session run(weights, how, {answer + 2, settings.chunk, settings.kv_type}, threads);
+    report(static_cast<std::int64_t>(result.answers.size()), all, how.text);
+    session run(weights, how, {answer + 2, settings.chunk, settings.kv_type, 0}, threads);
     run.feed(fed);
     const std::vector<std::int32_t> words = run.generate(2);
     result.answers.push_back({how.text, spelling(words, 0, 2), false});
     result.answers.back().right = std::equal(words.begin(), words.end(), text.tokens.begin() + answer);
   }
+  report(all, all, "");
   return result;
 }
 

@@ -45,6 +45,6 @@ struct shown_question {
   std::vector<shown_answer> answers;
 };
 shown_question ask(const model& weights, const std::vector<method>& methods, const evaluation_settings& settings,
-                   const executor& threads);
+                   const executor& threads, const progress& report);
 
 }  // namespace needle

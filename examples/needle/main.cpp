@@ -9,6 +9,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 
@@ -40,7 +41,8 @@ void add_options(CLI::App& app, command_line& line) {
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--method", line.methods,
-                 "repeats; parts are joined by +; 'table' = all rows of models/README.md. Valid parts:\n"
+                 "repeats; parts are joined by +; 'table' = all rows of models/README.md; default: dense,\n"
+                 "the paper's rule and farthest point with 128 recent keys and 4 sinks. Valid parts:\n"
                  "dense\n"
                  "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
                  "  budget=1024 or fraction=0.25,sinks=0,recent=0,score=cosine|dot,reduce=max|mean,seed=0\n"
@@ -98,8 +100,8 @@ void run(command_line line) {
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   const executor threads(arena);
-  if (line.show) print_question(std::cout, ask(weights, methods, line.settings, threads));
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0);
+  if (line.show) print_question(std::cout, ask(weights, methods, line.settings, threads, progress));
   const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
   print_table(std::cout, results);
   if (!line.json.empty()) {

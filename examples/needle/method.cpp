@@ -136,14 +136,14 @@ using selector_maker = decltype(method::make_selector);
 
 template <class Selector>
 selector_maker maker(const Selector& selector) {
-  return [selector](std::int64_t) { return std::make_unique<selector_of<Selector>>(selector); };
+  return [selector](std::uint64_t) { return std::make_unique<selector_of<Selector>>(selector); };
 }
 
 template <class Similarity, class Reduce>
 selector_maker maker(const skim::quoka<skim::queries::random, Similarity, Reduce>& selector) {
-  return [selector](std::int64_t layer) {
-    auto own = selector;  // layers draw different tokens
-    own.queries.seed = skim::queries::draw(selector.queries.seed, static_cast<std::uint64_t>(layer));
+  return [selector](std::uint64_t stream) {
+    auto own = selector;
+    own.queries.seed = skim::queries::draw(selector.queries.seed, stream);
     return std::make_unique<selector_of<decltype(own)>>(own);
   };
 }

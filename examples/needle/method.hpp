@@ -33,7 +33,8 @@ class layer_selector {
 struct method {
   std::string text;          ///< as written
   bool reads_norms = false;  ///< the cache must hold inverse key norms
-  std::function<std::unique_ptr<layer_selector>(std::int64_t layer)> make_selector;
+  /// Makes one layer's; `stream` tells layers and prompts apart where a rule draws at random.
+  std::function<std::unique_ptr<layer_selector>(std::uint64_t stream)> make_selector;
 };
 
 /// Throws `error`, which lists the valid names or values where one is unknown.

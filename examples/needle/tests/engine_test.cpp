@@ -100,7 +100,7 @@ TEST(engine, agrees_with_the_definition) {
     const model weights = tiny(biased);
     const exact expected = reference_logits(weights, tokens(75));
     for (const std::int64_t chunk : {1, 16, 75, 100}) {
-      const matrix logits = logits_of(weights, "dense", {80, chunk, skim::element::f32}, 2, 75);
+      const matrix logits = logits_of(weights, "dense", {80, chunk, skim::element::f32, 0}, 2, 75);
       EXPECT_LT((logits.cast<double>() - expected).cwiseAbs().maxCoeff(), 1e-4 * expected.cwiseAbs().maxCoeff())
           << "chunk " << chunk;
     }
@@ -111,7 +111,7 @@ TEST(engine, threads_change_no_bit) {
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, 7);  // also where there are fewer cores
   const model weights = tiny(true);
   for (const char* how : {"dense", "quoka:budget=20,queries=farthest_point,n=4", "sink_window:budget=20"}) {
-    const session_options options{200, 32, skim::element::bf16};
+    const session_options options{200, 32, skim::element::bf16, 0};
     const matrix one = logits_of(weights, how, options, 1, 200);
     for (const int threads : {2, 3, 7}) {
       EXPECT_TRUE(one == logits_of(weights, how, options, threads, 200)) << how << ", " << threads << " threads";
@@ -121,18 +121,29 @@ TEST(engine, threads_change_no_bit) {
 
 TEST(engine, a_budget_that_covers_everything_is_dense) {
   const model weights = tiny(false);
-  const session_options options{100, 16, skim::element::f16};
+  const session_options options{100, 16, skim::element::f16, 0};
   const matrix dense = logits_of(weights, "dense", options, 2, 100);
   EXPECT_TRUE(dense == logits_of(weights, "quoka:budget=100", options, 2, 100));
   EXPECT_TRUE(dense == logits_of(weights, "sink_window:fraction=1", options, 2, 100));
   EXPECT_FALSE(dense == logits_of(weights, "quoka:budget=50", options, 2, 100));
 }
 
+TEST(engine, random_choices_differ_between_prompts_and_repeat_with_the_seed) {
+  const model weights = tiny(false);
+  const auto logits = [&](std::uint64_t seed, const char* how) {
+    return logits_of(weights, how, {100, 32, skim::element::f32, seed}, 1, 100);
+  };
+  const char* const how = "quoka:queries=random,n=2,budget=10";
+  EXPECT_TRUE(logits(1, how) == logits(1, how));
+  EXPECT_FALSE(logits(1, how) == logits(2, how));
+  EXPECT_FALSE(logits(1, how) == logits(1, "quoka:queries=random,n=2,budget=10,seed=1"));
+}
+
 TEST(engine, counts_what_it_reads_and_holds) {
   const model weights = tiny(false);
   const auto counts_of = [&](const char* how) {
     const method chosen = parse_method(how);
-    session run(weights, chosen, {100, 32, skim::element::bf16}, executor());
+    session run(weights, chosen, {100, 32, skim::element::bf16, 0}, executor());
     run.feed(tokens(100));
     return std::tuple(run.counts().keys_read, run.counts().reads, run.kv_bytes_held());
   };
@@ -147,7 +158,7 @@ TEST(engine, counts_what_it_reads_and_holds) {
 TEST(engine, generates_what_feeding_predicts) {
   const model weights = tiny(true);
   const method how = parse_method("quoka:budget=16,n=4");
-  session run(weights, how, {64, 16, skim::element::f32}, executor());
+  session run(weights, how, {64, 16, skim::element::f32, 0}, executor());
   run.feed(tokens(50));
   const std::vector<std::int32_t> words = run.generate(5);
   ASSERT_EQ(words.size(), 5u);
@@ -162,7 +173,7 @@ TEST(engine, generates_what_feeding_predicts) {
 TEST(engine, refuses_tokens_it_has_no_room_or_row_for) {
   const model weights = tiny(false);
   const method how = parse_method("dense");
-  session run(weights, how, {10, 4, skim::element::f32}, executor());
+  session run(weights, how, {10, 4, skim::element::f32, 0}, executor());
   EXPECT_THROW(run.feed(tokens(11)), error);
   EXPECT_THROW(run.feed({1100}), error);
   EXPECT_THROW(run.feed({-1}), error);

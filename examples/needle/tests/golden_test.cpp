@@ -33,7 +33,7 @@ TEST_P(golden, logits_agree) {
 
   const method how = needle::parse_method("dense");
   const std::int64_t fed = static_cast<std::int64_t>(tokens.size());
-  session run(weights, how, {fed, 128, skim::element::f32}, executor());
+  session run(weights, how, {fed, 128, skim::element::f32, 0}, executor());
   run.feed(tokens);
 
   constexpr double tolerance = 5e-4;
