@@ -469,8 +469,8 @@ TEST(Retention, ParametersAreChecked) {
   EXPECT_EQ(argument(retention::budget(-5)), "keep.count");
   EXPECT_EQ(argument(retention::budget(8, -1, 0)), "keep.sinks");
   EXPECT_EQ(argument(retention::budget(8, 0, -1)), "keep.recent");
-  EXPECT_EQ(argument(retention::budget(8, 5, 4)), "keep.sinks + keep.recent");
-  EXPECT_EQ(argument(retention::budget(8, std::int64_t{1} << 62, std::int64_t{1} << 62)), "keep.sinks + keep.recent");
+  EXPECT_EQ(argument(retention::budget(8, 5, 4)), "keep.recent");
+  EXPECT_EQ(argument(retention::budget(8, std::int64_t{1} << 62, std::int64_t{1} << 62)), "keep.sinks");
   EXPECT_EQ(argument(retention::share(0)), "keep.count");
   EXPECT_EQ(argument(retention::share(-0.1)), "keep.fraction");
   EXPECT_EQ(argument(retention::share(1.01)), "keep.fraction");
@@ -505,7 +505,7 @@ TEST(Selectors, ParametersAreChecked) {
   expect_fault(skim::quoka{skim::queries::farthest_point{-1}, ten}, "queries.n");
   expect_fault(skim::quoka{skim::queries::all{}, skim::retention::budget(0)}, "keep.count");
   expect_fault(skim::sink_window{skim::retention::budget(0)}, "keep.count");
-  expect_fault(skim::sink_window{skim::retention::budget(10, 11)}, "keep.sinks + keep.recent");
+  expect_fault(skim::sink_window{skim::retention::budget(10, 11)}, "keep.sinks");
 }
 
 TEST(Report, DescribesItselfInOneLine) {

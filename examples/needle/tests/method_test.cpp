@@ -98,8 +98,8 @@ TEST(method, complaints_list_what_is_valid) {
       {"quoka:fraction=0.5,budget=4", "fraction and budget exclude each other"},
       {"quoka:seed=4", "seed has a meaning with queries=random only"},
       {"quoka:queries=all,n=4", "n has no meaning with queries=all"},
-      {"quoka:budget=100,recent=128", "keep.sinks + keep.recent"},
-      {"sink_window:budget=3", "keep.sinks + keep.recent"},
+      {"quoka:budget=100,recent=128", "keep.recent"},
+      {"sink_window:budget=3", "keep.sinks"},
       {"sink_window:recent=3", "there is no 'recent', valid are: budget, fraction, sinks"},
   };
   for (const auto& [text, expected] : examples) {

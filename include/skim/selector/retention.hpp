@@ -44,8 +44,9 @@ SKIM_INLINE constexpr report check(const retention& keep) {
     return fault(status::bad_value, "keep.count", keep.count, 0, "with keep.fraction set,");
   }
   const std::int64_t most = keep.count > 0 ? keep.count : detail::largest_index;
-  if (keep.sinks > most || keep.recent > most - keep.sinks) {
-    return fault(status::bad_value, "keep.sinks + keep.recent", keep.sinks + keep.recent, most, "at most");
+  if (keep.sinks > most) return fault(status::bad_value, "keep.sinks", keep.sinks, most, "at most");
+  if (keep.recent > most - keep.sinks) {
+    return fault(status::bad_value, "keep.recent", keep.recent, most - keep.sinks, "beside the sinks at most");
   }
   return {};
 }
