@@ -59,9 +59,10 @@ class cache_storage {
     kv.k = k_;
     kv.v = v_;
     kv.k.data = k_bytes_.data() + shift;
-    kv.v.data = v_bytes_.data() + shift;
     if (shape_.order == memory_order::interleaved) {
       kv.v.data = k_bytes_.data() + shift + static_cast<std::size_t>(shape_.D + shape_.padding) * size;
+    } else {
+      kv.v.data = v_bytes_.data() + shift;
     }
     kv.heads = shape_.heads;
     kv.tokens = tokens;
