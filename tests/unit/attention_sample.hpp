@@ -101,6 +101,8 @@ inline attention_case attention_case_of(const std::vector<int>& row) {
   c.lists = static_cast<lists_kind>(take());
   c.sequences = take() ? 3 : 1;
   c.dot_pairs = take();
+  // Rounding a query shifts logits in proportion to their size: those that dot_pairs rounds have logits like a model's.
+  if (c.dot_pairs && c.q_type != skim::element::bf16) c.scale = 0;
   // The reference needs a second for 10^9 products: the largest calls have one KV head and one sequence.
   if (c.Hk * c.G * c.Tq * (c.Tk + c.Tq) * c.D > 300000000) {
     c.Hk = 1;

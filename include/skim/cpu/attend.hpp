@@ -188,11 +188,11 @@ void attend_with(const attention_args& args, const index_lists* lists, void* wor
   char* const partials = scratches + layout.scratch * executor.concurrency();
   const std::int64_t Dv = args.out.extents[2];
 
-  // q is scaled so that logits arrive in base 2, or, where the soft cap's tanh comes first, divided by the cap.
+  // Logits are scaled to base 2, or, where the soft cap's tanh comes first, to its units.
   logit_rule rule;
-  float scale = static_cast<float>(static_cast<double>(logit_scale(args)) * log2_e);
+  rule.scale = static_cast<float>(static_cast<double>(logit_scale(args)) * log2_e);
   if (args.soft_cap > 0) {
-    scale = logit_scale(args);
+    rule.scale = logit_scale(args);
     rule.soft_cap = static_cast<float>(static_cast<double>(args.soft_cap) * log2_e);
     rule.soft_cap_input = 1 / args.soft_cap;
   }
@@ -209,7 +209,7 @@ void attend_with(const attention_args& args, const index_lists* lists, void* wor
       scratch.largest = partial.largest;
       scratch.sum = partial.sum;
     }
-    load_queries<Math>(job, scratch, scale);
+    load_queries<Math>(job, scratch, Math::rounds_queries ? 1.0f : rule.scale);
     attend_rows<Math>(job, scratch, rule);
     if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.row);
   });

@@ -90,7 +90,7 @@ struct row_lanes {
 /// The query rows of one work unit: packed once, then met by every tile.
 template <class Unit>
 struct row_block {
-  const Unit* qt;             // [steps of D, rows] by `row_lanes`, scaled so that logits come out in base 2
+  const Unit* qt;             // [steps of D, rows] by `row_lanes`, scaled unless that would round them
   float* out;                 // [round_up(Dv, 8), rows] by `row_lanes`, unnormalised
   float* largest;             // [stride], running maximum of the logits, base 2
   float* sum;                 // [stride], running denominator
@@ -109,6 +109,7 @@ struct key_tile {
 };
 
 struct logit_rule {
+  float scale = 1;           // of q.k, where the queries do not have it already
   float soft_cap = 0;        // base 2 (times log2 e); 0 = none
   float soft_cap_input = 0;  // 1 / soft_cap in the units in which q.k arrives
 };
@@ -127,8 +128,10 @@ SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int
     multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, one_constant{},
                                  rows.qt + row * tile.k_steps, width_constant<Vectors>{}, tile.k_steps, acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-      simd::unroll<Vectors>(
-          [&](auto v) SKIM_LAMBDA_INLINE { simd::store(scores + (key + i) * width + v * simd::lanes, acc[i][v]); });
+      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+        if constexpr (Math::rounds_queries) acc[i][v] = acc[i][v] * simd::floats(rule.scale);
+        simd::store(scores + (key + i) * width + v * simd::lanes, acc[i][v]);
+      });
     });
   }
   if (rule.soft_cap > 0) {

@@ -18,8 +18,9 @@ struct tile_math;
 /// One step is one f32.
 template <>
 struct tile_math<accumulate::widen_fma> {
-  using unit = float;                        ///< storage of one step
-  static constexpr std::int64_t values = 1;  ///< numbers in a step
+  using unit = float;                            ///< storage of one step
+  static constexpr std::int64_t values = 1;      ///< numbers in a step
+  static constexpr bool rounds_queries = false;  ///< if so, q.k is scaled, not q: queries of the unit's type stay exact
 
   static SKIM_INLINE floats load_steps(const float* p) { return load(p); }
   static SKIM_INLINE floats multiply_add(floats many, float one, floats sum) { return fma(many, floats(one), sum); }
@@ -50,6 +51,7 @@ template <>
 struct tile_math<accumulate::dot_pairs> {
   using unit = std::uint32_t;
   static constexpr std::int64_t values = 2;
+  static constexpr bool rounds_queries = true;
 
   static SKIM_INLINE floats load_steps(const std::uint32_t* p) {
     return floats(_mm512_castsi512_ps(_mm512_loadu_si512(p)));
