@@ -187,23 +187,15 @@ constexpr bool within(float value, float low, float high) {
 
 }  // namespace detail
 
-/// Shapes, strides, types and numbers; O(1) for one sequence (O(sequences) for several), reads the arguments and view
-/// descriptors but nothing they point to. An empty chunk is valid.
-SKIM_INLINE report check(const attention_args& args) {
-  using namespace detail;
+namespace detail {
+
+/// What `check` says of everything but the output: all that recomputing the attention's weights needs.
+SKIM_INLINE report check_chunk(const attention_args& args) {
   if (report r = check_tensor(args.q, {"q.extents[0]", "q.extents[1]", "q.extents[2]", "q.strides[2]", "q.data"}); !r) {
-    return r;
-  }
-  if (report r =
-          check_tensor(args.out, {"out.extents[0]", "out.extents[1]", "out.extents[2]", "out.strides[2]", "out.data"});
-      !r) {
     return r;
   }
   if (args.q.type == element::none)
     return fault(status::bad_type, "q.type", 0, static_cast<int>(element::f32), "at least");
-  if (args.out.type == element::none) {
-    return fault(status::bad_type, "out.type", 0, static_cast<int>(element::f32), "at least");
-  }
   if (report r = check_sequences(args); !r) return r;
   if (args.sequences && args.sequence_count == 0) return {};
   const kv_view& kv = first_view(args);
@@ -211,10 +203,6 @@ SKIM_INLINE report check(const attention_args& args) {
   if (Hq < 1) return fault(status::bad_extent, "q.extents[1]", Hq, 1, "at least");
   if (Hq % kv.heads != 0) return fault(status::bad_group, "q.extents[1]", Hq, kv.heads, "a multiple of");
   if (args.q.extents[2] != kv.k.dim) return fault(status::bad_extent, "q.extents[2]", args.q.extents[2], kv.k.dim);
-  if (args.out.extents[0] != Tq) return fault(status::bad_extent, "out.extents[0]", args.out.extents[0], Tq);
-  if (args.out.extents[1] != Hq) return fault(status::bad_extent, "out.extents[1]", args.out.extents[1], Hq);
-  if (args.out.extents[2] != kv.v.dim)
-    return fault(status::bad_extent, "out.extents[2]", args.out.extents[2], kv.v.dim);
   if (Tq > largest_index / Hq) return fault(status::bad_extent, "q.extents[0]", Tq, largest_index / Hq, "at most");
   if (!within(args.scale, -1e30f, 1e30f)) return fault(status::bad_value, "scale", 0, 0, "a finite number, not");
   if (!within(args.soft_cap, 0, 1e30f)) return fault(status::bad_value, "soft_cap", 0, 0, "finite and at least");
@@ -224,7 +212,6 @@ SKIM_INLINE report check(const attention_args& args) {
   if (args.mask.right < 0 || args.mask.right > mask::unbounded) {
     return fault(status::bad_value, "mask.right", args.mask.right, mask::unbounded, "0 to");
   }
-  if (args.dense_below < -1) return fault(status::bad_value, "dense_below", args.dense_below, -1, "at least");
   if (args.lse.data) {
     if (report r = check_tensor(args.lse, {"lse.extents[0]", "lse.extents[1]", "lse.strides[1]", "lse.data"}); !r)
       return r;
@@ -234,10 +221,37 @@ SKIM_INLINE report check(const attention_args& args) {
   return {};
 }
 
-/// Reads what `check` may not: block tables, lengths and, if `lists` is given, its rows. Host memory only.
-inline report check_indices(const attention_args& args, const index_lists* lists = nullptr) {
+}  // namespace detail
+
+/// Shapes, strides, types and numbers; O(1) for one sequence (O(sequences) for several), reads the arguments and view
+/// descriptors but nothing they point to. An empty chunk is valid.
+SKIM_INLINE report check(const attention_args& args) {
   using namespace detail;
-  if (report r = check(args); !r) return r;
+  if (report r = check_chunk(args); !r) return r;
+  if (report r =
+          check_tensor(args.out, {"out.extents[0]", "out.extents[1]", "out.extents[2]", "out.strides[2]", "out.data"});
+      !r) {
+    return r;
+  }
+  if (args.out.type == element::none) {
+    return fault(status::bad_type, "out.type", 0, static_cast<int>(element::f32), "at least");
+  }
+  if (args.sequences && args.sequence_count == 0) return {};
+  const std::int64_t Dv = first_view(args).v.dim;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (args.out.extents[axis] == args.q.extents[axis]) continue;
+    return fault(status::bad_extent, axis == 0 ? "out.extents[0]" : "out.extents[1]", args.out.extents[axis],
+                 args.q.extents[axis]);
+  }
+  if (args.out.extents[2] != Dv) return fault(status::bad_extent, "out.extents[2]", args.out.extents[2], Dv);
+  if (args.dense_below < -1) return fault(status::bad_value, "dense_below", args.dense_below, -1, "at least");
+  return {};
+}
+
+namespace detail {
+
+/// What `check_indices` says of arguments that passed `check`.
+inline report check_chunk_indices(const attention_args& args, const index_lists* lists) {
   const std::int64_t count = sequence_count(args);
   for (std::int64_t s = 0; s < count; ++s) {
     const attention_sequence sequence = sequence_at(args, s);
@@ -276,6 +290,14 @@ inline report check_indices(const attention_args& args, const index_lists* lists
     }
   }
   return {};
+}
+
+}  // namespace detail
+
+/// Reads what `check` may not: block tables, lengths and, if `lists` is given, its rows. Host memory only.
+inline report check_indices(const attention_args& args, const index_lists* lists = nullptr) {
+  if (report r = check(args); !r) return r;
+  return detail::check_chunk_indices(args, lists);
 }
 
 /// Flops and bytes of attending to `keys` past keys per KV head and the chunk's own, causally. Every K and V row is

@@ -4,6 +4,14 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/bounded_cache.hpp>
+#include <skim/cpu/caote.hpp>
+#include <skim/cpu/eviction.hpp>
+#include <skim/cpu/h2o.hpp>
+#include <skim/cpu/keydiff.hpp>
 #include <skim/cpu/quoka.hpp>
+#include <skim/cpu/random_tokens.hpp>
 #include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/snapkv.hpp>
+#include <skim/cpu/tova.hpp>
 #include <skim/version.hpp>

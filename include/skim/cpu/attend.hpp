@@ -188,14 +188,7 @@ void attend_with(const attention_args& args, const index_lists* lists, void* wor
   char* const partials = scratches + layout.scratch * executor.concurrency();
   const std::int64_t Dv = args.out.extents[2];
 
-  // Logits are scaled to base 2, or, where the soft cap's tanh comes first, to its units.
-  logit_rule rule;
-  rule.scale = static_cast<float>(static_cast<double>(logit_scale(args)) * log2_e);
-  if (args.soft_cap > 0) {
-    rule.scale = logit_scale(args);
-    rule.soft_cap = static_cast<float>(static_cast<double>(args.soft_cap) * log2_e);
-    rule.soft_cap_input = 1 / args.soft_cap;
-  }
+  const logit_rule rule = logit_rule::of(args);
   executor.parallel_for(count_units(args, capacity, attend_stage::pieces), [&](std::int64_t index, unsigned worker) {
     const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::pieces);
     const attend_job job = unit.job(args, lists);

@@ -129,25 +129,33 @@ SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::
   return found;
 }
 
+/// Widens the tile's keys.
+template <class Math>
+SKIM_INLINE void load_tile_keys(const attend_job& job, const std::int64_t* slots, std::int64_t keys,
+                                const attend_scratch<Math>& to, key_tile<typename Math::unit>& tile) {
+  const kv_view& kv = *job.sequence.kv;
+  const std::int64_t D = kv.k.dim;
+  tile.keys = keys;
+  tile.k_steps = tile.k_stride = (D + Math::values - 1) / Math::values;
+  tile.k = to.k;
+  tile.positions = to.positions;
+  for (std::int64_t i = 0; i < keys; ++i) {
+    Math::load_key(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
+  }
+  for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) to.k[at] = 0;
+}
+
 /// Widens the tile's keys and values. With `guard`, infinities and NaNs in V become zeros and bit i of the answer says that
 /// row i had some: where some row must not see a key, its weight 0 times infinity would poison that row.
 template <class Math>
 SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* slots, std::int64_t keys, bool guard,
                                     const attend_scratch<Math>& to, key_tile<typename Math::unit>& tile) {
   const kv_view& kv = *job.sequence.kv;
-  const std::int64_t D = kv.k.dim, Dv = kv.v.dim;
-  tile.keys = keys;
-  tile.k_steps = tile.k_stride = (D + Math::values - 1) / Math::values;
+  const std::int64_t Dv = kv.v.dim;
+  load_tile_keys<Math>(job, slots, keys, to, tile);
   tile.v_steps = (keys + Math::values - 1) / Math::values;
   tile.v_stride = round_up(Dv, padded_to);
-  tile.k = to.k;
   tile.v = to.v;
-  tile.positions = to.positions;
-  for (std::int64_t i = 0; i < keys; ++i) {
-    Math::load_key(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
-  }
-  for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) to.k[at] = 0;
-
   for (std::int64_t i = 0; i < keys; i += Math::values) {
     const char* const next = i + 1 < keys ? row_address(kv, kv.v, job.head, slots[i + 1]) : nullptr;
     typename Math::unit* const row = to.v + i / Math::values * tile.v_stride;

@@ -112,6 +112,18 @@ struct logit_rule {
   float scale = 1;           // of q.k, where the queries do not have it already
   float soft_cap = 0;        // base 2 (times log2 e); 0 = none
   float soft_cap_input = 0;  // 1 / soft_cap in the units in which q.k arrives
+
+  /// Logits are scaled to base 2, or, where the soft cap's tanh comes first, to its units.
+  static logit_rule of(const attention_args& args) {
+    logit_rule rule;
+    rule.scale = static_cast<float>(static_cast<double>(logit_scale(args)) * log2_e);
+    if (args.soft_cap > 0) {
+      rule.scale = logit_scale(args);
+      rule.soft_cap = static_cast<float>(static_cast<double>(args.soft_cap) * log2_e);
+      rule.soft_cap_input = 1 / args.soft_cap;
+    }
+    return rule;
+  }
 };
 
 /// scores [keys, Vectors * lanes] = logits of a block of rows, base 2; masked entries -inf.

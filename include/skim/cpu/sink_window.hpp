@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file `sink_window` on the CPU: the top-k of equal scores whose ends are kept.
+/// \file `sink_window` on the CPU, as selector and as evictor: the top-k of equal scores whose ends are kept.
 #pragma once
 
+#include <skim/cpu/evictor.hpp>
 #include <skim/cpu/selector.hpp>
 #include <skim/cpu/top_k.hpp>
 #include <skim/selector/sink_window.hpp>
@@ -71,6 +72,26 @@ struct selector_kernel<sink_window> {
     skim::detail::arena arena;
     detail::top_k_scratch(arena, detail::longest_past(args));
     return arena.used();
+  }
+};
+
+/// As an evictor: all tokens but the sinks score the same, and of equal scores the later positions stay.
+template <>
+struct evictor_kernel<sink_window> : detail::plain_evictor<sink_window> {
+  static constexpr bool prefers_later = true;
+
+  static report check(const sink_window& policy, const eviction_args&) {
+    if (policy.keep.recent == 0) return {};
+    return detail::fault(status::bad_value, "keep.recent (sink_window derives it)", policy.keep.recent, 0);
+  }
+
+  template <class Executor>
+  static void score(const sink_window&, const eviction_args& args, tensor_view<float, 2> scores, memory, memory,
+                    const Executor& executor) {
+    const kv_view& kv = args.attended.kv;
+    executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
+      for (std::int64_t slot = 0; slot < kv.length(head); ++slot) *scores.at(head, slot) = 0;
+    });
   }
 };
 

@@ -20,10 +20,10 @@ inline constexpr std::int64_t histogram_bins = 2048;
 inline constexpr std::uint32_t kept_anyway = 0xffffffffu;  // sinks and recent keys; above the rank of every score
 inline constexpr std::uint32_t no_candidate = 0;
 
-/// Entries of a rank above `rank` are taken, and `ties` of those equal to it.
+/// Entries of a rank above `rank` are taken, and `ties` of the `equals` that have it.
 struct rank_threshold {
   std::uint32_t rank;
-  std::int64_t ties;
+  std::int64_t ties, equals;
 };
 
 /// The threshold that takes `count` >= 1 of `n` >= count entries; `key(i)` is an entry's rank.
@@ -31,6 +31,7 @@ template <class Key>
 SKIM_INLINE rank_threshold find_threshold(const Key& key, std::int64_t n, std::int64_t count, std::int32_t* histogram) {
   constexpr int shifts[4] = {32, 21, 10, 0};  // bits [31:21], [20:10], [9:0]
   std::uint32_t prefix = 0;
+  std::int64_t equals = 0;
   for (int digit = 1; digit <= 3; ++digit) {
     const int shift = shifts[digit];
     const std::uint64_t above = std::uint64_t{prefix} >> shifts[digit - 1];
@@ -43,8 +44,9 @@ SKIM_INLINE rank_threshold find_threshold(const Key& key, std::int64_t n, std::i
     std::int64_t bin = bits;
     while (histogram[bin] < count) count -= histogram[bin--];
     prefix |= static_cast<std::uint32_t>(bin) << shift;
+    equals = histogram[bin];
   }
-  return {prefix, count};
+  return {prefix, count, equals};
 }
 
 /// Calls `take(i)` in ascending order for the entries that a threshold admits; of equal ranks the first.
@@ -162,37 +164,45 @@ SKIM_INLINE std::int64_t rank_candidates(const attention_args& args, const atten
   return candidates;
 }
 
+/// Writes the slots of [0, n) to keep, ascending: `sinks`, `recent` and the highest of `scratch.ranks`, `budget` in all;
+/// every candidate where there are no more. Equal ranks prefer the earlier position, or the later. Returns their number.
+SKIM_INLINE std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::int64_t n, std::int64_t candidates,
+                                     const retention& keep, std::int64_t budget, bool later,
+                                     const top_k_scratch& scratch, std::int32_t* list) {
+  std::uint32_t* const ranks = scratch.ranks;
+  std::int64_t length = 0;
+  const auto append = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { list[length++] = static_cast<std::int32_t>(slot); };
+  if (candidates <= budget) {
+    for (std::int64_t slot = 0; slot < n; ++slot) {
+      if (ranks[slot] != no_candidate) append(slot);
+    }
+    return length;
+  }
+  const bool ascend = positions_ascend(kv, head, n);
+  keep_ends(kv, head, n, keep.sinks, false, ascend, scratch);
+  keep_ends(kv, head, n, keep.recent, true, ascend, scratch);
+  const auto rank = [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { return ranks[slot]; };
+  rank_threshold limit = find_threshold(rank, n, budget, scratch.histogram);
+  // Of several equals the first slots would be taken: where those are not the wanted positions, these are settled first.
+  if ((!ascend || later) && limit.ties < limit.equals) {
+    const auto tied = [ranks, limit](std::int64_t slot) SKIM_LAMBDA_INLINE { return ranks[slot] == limit.rank; };
+    const auto age = age_rank(kv, head, later, tied);
+    const rank_threshold last = find_threshold(age, n, limit.ties, scratch.histogram);
+    take_above(age, n, last, [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { ranks[slot] = kept_anyway; });
+    if (limit.rank != kept_anyway) limit.ties = 0;
+  }
+  take_above(rank, n, limit, append);
+  return length;
+}
+
 /// The list of one KV head: sinks, recent keys and the highest scores, `keep.keys(Tk)` in all. Returns its length.
 SKIM_INLINE std::int64_t top_k(const attention_args& args, const attention_sequence& sequence, std::int64_t head,
                                const retention& keep, const float* scores, const top_k_scratch& scratch,
                                std::int32_t* list) {
   const kv_view& kv = *sequence.kv;
   const std::int64_t past = kv.length(head) - sequence.Tq;
-  std::uint32_t* const ranks = scratch.ranks;
-  const std::int64_t candidates = rank_candidates(args, sequence, head, scores, ranks);
-  const std::int64_t budget = keep.keys(past);
-  std::int64_t length = 0;
-  const auto append = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { list[length++] = static_cast<std::int32_t>(slot); };
-  if (candidates <= budget) {
-    for (std::int64_t slot = 0; slot < past; ++slot) {
-      if (ranks[slot] != no_candidate) append(slot);
-    }
-    return length;
-  }
-  const bool ascend = positions_ascend(kv, head, past);
-  keep_ends(kv, head, past, keep.sinks, false, ascend, scratch);
-  keep_ends(kv, head, past, keep.recent, true, ascend, scratch);
-  const auto rank = [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { return ranks[slot]; };
-  rank_threshold limit = find_threshold(rank, past, budget, scratch.histogram);
-  if (!ascend) {  // slot order is not position order: settle the ties by position first
-    const auto tied = [ranks, limit](std::int64_t slot) SKIM_LAMBDA_INLINE { return ranks[slot] == limit.rank; };
-    const auto age = age_rank(kv, head, false, tied);
-    const rank_threshold oldest = find_threshold(age, past, limit.ties, scratch.histogram);
-    take_above(age, past, oldest, [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { ranks[slot] = kept_anyway; });
-    if (limit.rank != kept_anyway) limit.ties = 0;
-  }
-  take_above(rank, past, limit, append);
-  return length;
+  const std::int64_t candidates = rank_candidates(args, sequence, head, scores, scratch.ranks);
+  return keep_ranked(kv, head, past, candidates, keep, keep.keys(past), false, scratch, list);
 }
 
 }  // namespace detail

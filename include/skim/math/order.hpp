@@ -16,5 +16,11 @@ SKIM_HD SKIM_INLINE std::uint32_t rank_bits(float score) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;  // -inf becomes 0x007fffff
 }
 
+/// The score that has a rank; of both zeros +0, of all NaN one.
+SKIM_HD SKIM_INLINE float score_of_rank(std::uint32_t rank) {
+  if (rank == 1) return detail::float_from_bits(0x7fc00000u);
+  return detail::float_from_bits(rank >> 31 ? rank & 0x7fffffffu : ~rank);
+}
+
 }  // namespace v0
 }  // namespace skim

@@ -45,14 +45,17 @@ namespace detail {
 /// K or V of the keys that one KV head reads, widened once for all its query rows: [keys, dim].
 inline std::vector<double> widened(const kv_view& kv, const kv_tensor& tensor, std::int64_t head,
                                    const std::vector<std::int64_t>& slots) {
-  std::vector<double> rows;
-  rows.reserve(slots.size() * static_cast<std::size_t>(tensor.dim));
-  for (const std::int64_t slot : slots) {
-    const std::int64_t row = kv.row_offset(tensor, head, slot);
-    for (std::int64_t d = 0; d < tensor.dim; ++d) {
-      rows.push_back(static_cast<double>(load_element(tensor.data, tensor.type, row + d)));
+  std::vector<double> rows(slots.size() * static_cast<std::size_t>(tensor.dim));
+  double* to = rows.data();
+  const auto widen = [&](const auto* from) {
+    for (const std::int64_t slot : slots) {
+      const auto* const row = from + kv.row_offset(tensor, head, slot);
+      for (std::int64_t d = 0; d < tensor.dim; ++d) *to++ = static_cast<double>(to_float(row[d]));
     }
-  }
+  };
+  if (tensor.type == element::f32) widen(static_cast<const float*>(tensor.data));
+  if (tensor.type == element::f16) widen(static_cast<const f16*>(tensor.data));
+  if (tensor.type == element::bf16) widen(static_cast<const bf16*>(tensor.data));
   return rows;
 }
 
@@ -85,7 +88,15 @@ struct products {
 /// sum += weight v and size += weight |v|.
 inline void add_scaled(const double* SKIM_RESTRICT v, double weight, std::int64_t n, double* SKIM_RESTRICT sum,
                        double* SKIM_RESTRICT size) {
-  for (std::int64_t d = 0; d < n; ++d) {
+  constexpr std::int64_t lanes = 8;  // a constant number of rounds, which compilers turn into vectors
+  std::int64_t d = 0;
+  for (; d + lanes <= n; d += lanes) {
+    for (std::int64_t i = 0; i < lanes; ++i) {
+      sum[d + i] += weight * v[d + i];
+      size[d + i] += weight * std::fabs(v[d + i]);
+    }
+  }
+  for (; d < n; ++d) {
     sum[d] += weight * v[d];
     size[d] += weight * std::fabs(v[d]);
   }
@@ -148,11 +159,12 @@ inline void attend_row(const attention_args& args, const attention_sequence& seq
   }
   const double delta = (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size;
   const double sums = rounding.sum * (32 + static_cast<double>(seen) / 16);
+  const double bound = (std::expm1(2 * delta) + 2 * rounding.factor + sums) / total;
   *row.lse = largest + std::log(total);
   *row.lse_bound = delta + sums + 4 * rounding.sum * std::fabs(*row.lse);
   for (std::int64_t d = 0; d < Dv; ++d) {
     row.out[d] /= total;
-    row.out_bound[d] *= (std::expm1(2 * delta) + 2 * rounding.factor + sums) / total;
+    row.out_bound[d] *= bound;
   }
 }
 

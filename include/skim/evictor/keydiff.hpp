@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file KeyDiff: keeps the keys that differ most from the rest (arXiv 2504.15364). Keys alone decide.
+#pragma once
+
+#include <skim/selector/retention.hpp>
+
+namespace skim {
+inline namespace v0 {
+
+/// What a key is compared with, per KV head, over all `n` tokens. Norms are at least 1e-12.
+namespace anchor {
+
+/// The mean of the unit keys: the definition. Ranks as `pairwise` does, since sum_j cos(k_i, k_j) = n |mu| cos(k_i, mu).
+/// The sum is part of the state, [Hk, D] in 64-bit fixed point of 2^-30: integers, so that additions and evictions cancel
+/// exactly and no drift builds up, however long the text.
+struct unit_mean {};
+
+struct mean {};      ///< the mean of the keys as they are: what the paper's experiments use
+struct median {};    ///< by dimension the (n + 1) / 2-th smallest: the paper's ablation
+struct pairwise {};  ///< no anchor: minus the mean cosine to all keys, 2 n^2 D flops. For tests and small caches
+
+}  // namespace anchor
+
+/// Evictor: score_i = -cos(anchor, k_i), the highest stay; equal scores prefer the later position. A key with a NaN or an
+/// infinity scores NaN and goes first. Nothing is protected unless `keep` says so; `retention::budget(1024, 0, 128)` is
+/// the paper's sliding-window variant (the newest 10 to 20 % of the budget).
+template <class Anchor = anchor::unit_mean>
+struct keydiff {
+  retention keep = retention::budget(1024);
+  Anchor anchor{};
+};
+
+template <class Anchor>
+keydiff(retention, Anchor) -> keydiff<Anchor>;
+keydiff(retention)->keydiff<>;
+
+}  // namespace v0
+}  // namespace skim
