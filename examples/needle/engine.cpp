@@ -59,50 +59,67 @@ void over_rows(std::int64_t rows, const executor& threads, const Body& body) {
 session::session(const model& weights, const method& how, const session_options& options, const executor& threads)
     : model_(weights),
       options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type, options.seed},
+      budget_(how.make_evictor ? std::min(how.budget, options.capacity) : options.capacity),
+      cache_capacity_(std::min(budget_ + options_.chunk, options.capacity)),
+      compaction_(how.compaction),
       threads_(threads),
       caches_(weights.layers.size()) {
   const model_config& c = model_.config;
-  const std::int64_t cache_bytes = options.capacity * c.kv_heads * c.D * skim::element_bytes(options.kv_type);
+  const std::size_t rows = static_cast<std::size_t>(cache_capacity_ * c.kv_heads);
+  const std::size_t row_bytes = static_cast<std::size_t>(c.D * skim::element_bytes(options.kv_type));
+  std::uint64_t layer = 0;
   for (layer_cache& cache : caches_) {
-    cache.k.resize(static_cast<std::size_t>(cache_bytes));
-    cache.v.resize(static_cast<std::size_t>(cache_bytes));
-    if (how.reads_norms) cache.inverse_norms.resize(static_cast<std::size_t>(options.capacity * c.kv_heads));
-  }
-  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
-    selectors_.push_back(how.make_selector(skim::queries::draw(options.seed, static_cast<std::uint64_t>(layer))));
+    const std::uint64_t stream = skim::queries::draw(options.seed, layer++);
+    cache.k.resize(rows * row_bytes);
+    cache.v.resize(rows * row_bytes);
+    if (how.reads_norms) cache.inverse_norms.resize(rows);
+    cache.selector = how.make_selector(stream);
+    if (!how.make_evictor) continue;
+    cache.positions.resize(rows);
+    cache.evictor = how.make_evictor(stream);
   }
 
   x_.resize(options_.chunk, c.d);
   normed_.resize(options_.chunk, c.d);
-  qkv_.resize(options.chunk, (c.query_heads + 2 * c.kv_heads) * c.D);
+  qkv_.resize(options_.chunk, (c.query_heads + 2 * c.kv_heads) * c.D);
   attended_.resize(options_.chunk, c.query_heads * c.D);
   gate_.resize(options_.chunk, c.f);
   up_.resize(options_.chunk, c.f);
-  hidden_.resize(options.capacity, c.d);
-  cosines_.resize(options.capacity, c.D / 2);
-  sines_.resize(options.capacity, c.D / 2);
+  cosines_.resize(options_.chunk, c.D / 2);
+  sines_.resize(options_.chunk, c.D / 2);
+  if (caches_[0].evictor && caches_[0].evictor->reads_attention()) lse_.resize(options_.chunk, c.query_heads);
+  frequencies_.resize(c.D / 2);
   for (std::int64_t i = 0; i < c.D / 2; ++i) {
-    // In f32 like the frameworks that trained the models; at large positions the rounding shows.
-    const float frequency =
+    frequencies_(i) =
         static_cast<float>(std::pow(c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.D)));
-    for (std::int64_t position = 0; position < options.capacity; ++position) {
-      const float angle = static_cast<float>(position) * frequency;
-      cosines_(position, i) = std::cos(angle);
-      sines_(position, i) = std::sin(angle);
-    }
   }
-
-  // The longest calls, so that a bad method is refused before any work and the clock sees no allocation.
-  const skim::attention_args longest = arguments(0, options_.chunk, options_.capacity);
-  demand(selectors_[0]->check(longest));
-  const std::int64_t most = selectors_[0]->list_capacity(arguments(0, 1, options.capacity));
-  slots_.resize(static_cast<std::size_t>(most * c.kv_heads));
-  counts_of_head_.resize(static_cast<std::size_t>(c.kv_heads));
-  workspace(std::max(selectors_[0]->workspace_bytes(longest, threads_.concurrency()),
-                     skim::cpu::attention<>{}.workspace_bytes(longest, threads_.concurrency())));
+  reserve_longest();
 }
 
-void session::feed(const std::vector<std::int32_t>& tokens) {
+/// Does for the longest calls what must not wait: a bad method is refused before any work, and the clock sees no
+/// allocation.
+void session::reserve_longest() {
+  layer_cache& cache = caches_[0];
+  const std::size_t heads = static_cast<std::size_t>(model_.config.kv_heads);
+  const skim::attention_args longest = arguments(cache, options_.chunk, cache_capacity_);
+  demand(cache.selector->check(longest));
+  slots_.resize(heads * static_cast<std::size_t>(cache.selector->list_capacity(arguments(cache, 1, cache_capacity_))));
+  counts_of_head_.resize(heads);
+  scratch_.get(std::max(cache.selector->workspace_bytes(longest, threads_.concurrency()),
+                        skim::cpu::attention<>{}.workspace_bytes(longest, threads_.concurrency())));
+  if (!cache.evictor) return;
+  const skim::eviction_args eviction = eviction_of(longest);
+  demand(cache.evictor->check(eviction));
+  kept_.resize(heads * static_cast<std::size_t>(budget_));
+  kept_of_head_.resize(heads);
+  scratch_.get(cache.evictor->workspace_bytes(eviction, threads_.concurrency()));
+  for (layer_cache& each : caches_) {
+    each.state = each.state_storage.get(each.evictor->state_bytes(eviction));
+    demand(each.evictor->reset(eviction, each.state, threads_));
+  }
+}
+
+void session::feed(const std::vector<std::int32_t>& tokens, const chunk_listener& after_chunk) {
   const std::int64_t count = static_cast<std::int64_t>(tokens.size());
   if (count > options_.capacity - tokens_) throw error("the session has no room for the prompt");
   for (const std::int32_t token : tokens) {
@@ -110,23 +127,21 @@ void session::feed(const std::vector<std::int32_t>& tokens) {
   }
   for (std::int64_t first = 0; first < count; first += options_.chunk) {
     forward(tokens.data() + first, std::min(options_.chunk, count - first));
+    if (after_chunk) after_chunk(tokens_ - last_chunk_, last_chunk_);
   }
 }
 
 row session::logits(std::int64_t position) const {
-  row result(model_.config.vocabulary);
-  over_features(model_.config.vocabulary, threads_, [&](std::int64_t first, std::int64_t count) {
-    result.segment(first, count).noalias() =
-        hidden_.row(position) * model_.output().middleRows(first, count).transpose();
-  });
-  return result;
+  return logits(position, 1);
 }
 
 matrix session::logits(std::int64_t first, std::int64_t count) const {
+  const std::int64_t begin = first - (tokens_ - last_chunk_);  // in the chunk
+  if (begin < 0 || count < 0 || count > last_chunk_ - begin) throw error("only the last chunk's logits are there");
   matrix result(count, model_.config.vocabulary);
   over_features(model_.config.vocabulary, threads_, [&](std::int64_t token, std::int64_t tokens) {
     result.middleCols(token, tokens).noalias() =
-        hidden_.middleRows(first, count) * model_.output().middleRows(token, tokens).transpose();
+        normed_.middleRows(begin, count) * model_.output().middleRows(token, tokens).transpose();
   });
   return result;
 }
@@ -144,14 +159,14 @@ std::vector<std::int32_t> session::generate(std::int64_t count) {
 
 void session::forward(const std::int32_t* tokens, std::int64_t Tq) {
   for (std::int64_t t = 0; t < Tq; ++t) x_.row(t) = model_.embedding.row(tokens[t]);
+  turn_to(tokens_, Tq);
   for (std::int64_t layer = 0; layer < model_.config.layers; ++layer) {
     attention_block(layer, Tq);
     ffn_block(layer, Tq);
   }
-  normalize(model_.norm, Tq);
-  hidden_.middleRows(tokens_, Tq) = normed_.topRows(Tq);
+  normalize(model_.norm, Tq);  // stays for `logits`
   tokens_ += Tq;
-  counts_.kv_tokens = std::max(counts_.kv_tokens, tokens_);
+  last_chunk_ = Tq;
 }
 
 void session::attention_block(std::int64_t layer, std::int64_t Tq) {
@@ -163,16 +178,19 @@ void session::attention_block(std::int64_t layer, std::int64_t Tq) {
     if (w.qkv_bias.size() > 0) piece.rowwise() += w.qkv_bias.segment(first, count);
   });
   rotate(Tq);
-  attend(layer, Tq);
+  attend(caches_[static_cast<std::size_t>(layer)], Tq);
   over_features(w.out.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
     x_.block(0, first, Tq, count).noalias() += attended_.topRows(Tq) * w.out.middleRows(first, count).transpose();
   });
 }
 
-/// Appends the chunk to the layer's cache, chooses what it reads and reads it: skim's part.
-void session::attend(std::int64_t layer, std::int64_t Tq) {
+/// Appends the chunk to the layer's cache, chooses what it reads, reads it, and evicts: skim's part.
+void session::attend(layer_cache& cache, std::int64_t Tq) {
   const model_config& c = model_.config;
-  const skim::attention_args args = arguments(layer, Tq, tokens_ + Tq);
+  const std::int64_t past = cache.tokens;
+  cache.tokens += Tq;
+  counts_.kv_tokens = std::max(counts_.kv_tokens, cache.tokens);
+  const skim::attention_args args = arguments(cache, Tq, cache.tokens);
   const float* const k = qkv_.data() + c.query_heads * c.D;
   skim::append_args appended;
   appended.k = {k, {Tq, c.kv_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
@@ -182,29 +200,40 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
   demand(skim::cpu::append(appended, threads_));
 
   const skim::cpu::attention<> reader;
-  const layer_selector& selector = *selectors_[static_cast<std::size_t>(layer)];
-  const std::int64_t most = selector.list_capacity(args);
-  counts_.reads += static_cast<double>(c.kv_heads);
-  if (most >= tokens_) {
-    const stopwatch timed(counts_.attention_ms);
-    demand(reader.run(args, {}, workspace(reader.workspace_bytes(args, threads_.concurrency())), threads_));
-    counts_.keys_read += static_cast<double>(c.kv_heads * tokens_);
-    return;
-  }
   skim::index_lists lists;
   lists.indices = slots_.data();
   lists.counts = counts_of_head_.data();
   lists.rows = c.kv_heads;
-  lists.capacity = most;
-  {
+  lists.capacity = cache.selector->list_capacity(args);
+  const bool sparse = lists.capacity < past;
+  if (sparse) {
     const stopwatch timed(counts_.select_ms);
-    const skim::memory scratch = workspace(selector.workspace_bytes(args, threads_.concurrency()));
-    demand(selector.select(args, lists, scratch, threads_));
+    const skim::memory scratch = scratch_.get(cache.selector->workspace_bytes(args, threads_.concurrency()));
+    demand(cache.selector->select(args, lists, scratch, threads_));
   }
-  const stopwatch timed(counts_.attention_ms);
-  const skim::memory scratch = workspace(reader.workspace_bytes(args, threads_.concurrency()));
-  demand(reader.attend(args, lists, scratch, threads_));
-  for (const std::int32_t read : counts_of_head_) counts_.keys_read += read;
+  {
+    const stopwatch timed(counts_.attention_ms);
+    const skim::memory scratch = scratch_.get(reader.workspace_bytes(args, threads_.concurrency()));
+    demand(sparse ? reader.attend(args, lists, scratch, threads_) : reader.run(args, {}, scratch, threads_));
+  }
+  counts_.reads += static_cast<double>(c.kv_heads);
+  for (const std::int32_t listed : counts_of_head_) counts_.keys_read += static_cast<double>(sparse ? listed : past);
+  if (cache.evictor) evict(cache, args, sparse ? &lists : nullptr);
+}
+
+/// Brings the cache back to its budget. `read`: what the chunk attended to; null: everything.
+void session::evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read) {
+  const stopwatch timed(counts_.evict_ms);
+  skim::eviction_args args = eviction_of(attended);
+  args.read = read;
+  skim::index_lists kept;
+  kept.indices = kept_.data();
+  kept.counts = kept_of_head_.data();
+  kept.rows = model_.config.kv_heads;
+  kept.capacity = budget_;
+  const skim::memory scratch = scratch_.get(cache.evictor->workspace_bytes(args, threads_.concurrency()));
+  demand(cache.evictor->run(args, kept, cache.state, scratch, threads_));
+  cache.tokens = kept_of_head_[0];  // all heads keep equally many
 }
 
 void session::ffn_block(std::int64_t layer, std::int64_t Tq) {
@@ -232,6 +261,20 @@ void session::normalize(const row& weight, std::int64_t Tq) {
   });
 }
 
+/// The angles of RoPE for the chunk at `position`. In f32 like the frameworks that trained the models; at large positions
+/// the rounding shows.
+void session::turn_to(std::int64_t position, std::int64_t Tq) {
+  over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
+    for (std::int64_t t = first; t < first + count; ++t) {
+      for (std::int64_t i = 0; i < frequencies_.size(); ++i) {
+        const float angle = static_cast<float>(position + t) * frequencies_(i);
+        cosines_(t, i) = std::cos(angle);
+        sines_(t, i) = std::sin(angle);
+      }
+    }
+  });
+}
+
 /// RoPE of the chunk's queries and keys; element i of a head turns with element i + D / 2.
 void session::rotate(std::int64_t Tq) {
   const model_config& c = model_.config;
@@ -239,7 +282,7 @@ void session::rotate(std::int64_t Tq) {
   over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
     row turned(half);
     for (std::int64_t t = first; t < first + count; ++t) {
-      const auto cosine = cosines_.row(tokens_ + t), sine = sines_.row(tokens_ + t);
+      const auto cosine = cosines_.row(t), sine = sines_.row(t);
       for (std::int64_t head = 0; head < c.query_heads + c.kv_heads; ++head) {
         auto a = qkv_.block(t, head * c.D, 1, half), b = qkv_.block(t, head * c.D + half, 1, half);
         turned = a.cwiseProduct(cosine) - b.cwiseProduct(sine);
@@ -252,41 +295,54 @@ void session::rotate(std::int64_t Tq) {
 
 skim::kv_view session::view_of(layer_cache& cache, std::int64_t tokens) const {
   const model_config& c = model_.config;
-  const std::int64_t extents[] = {options_.capacity, c.kv_heads, c.D};
+  const std::int64_t extents[] = {cache_capacity_, c.kv_heads, c.D};
   skim::kv_view view = skim::contiguous_kv({cache.k.data(), extents, options_.kv_type},
                                            {cache.v.data(), extents, options_.kv_type}, tokens);
   if (!cache.inverse_norms.empty()) {
     view.inverse_norms = cache.inverse_norms.data();
-    view.inverse_norms_stride = options_.capacity;
+    view.inverse_norms_stride = cache_capacity_;
+  }
+  if (!cache.positions.empty()) {
+    view.positions = cache.positions.data();
+    view.positions_stride = cache_capacity_;
   }
   return view;
 }
 
-/// The attention call of a chunk of `Tq` tokens that are the last of `tokens`.
-skim::attention_args session::arguments(std::int64_t layer, std::int64_t Tq, std::int64_t tokens) {
+skim::attention_args session::arguments(layer_cache& cache, std::int64_t Tq, std::int64_t tokens) {
   const model_config& c = model_.config;
   skim::attention_args args;
   args.q = {qkv_.data(), {Tq, c.query_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
   args.out = {attended_.data(), {Tq, c.query_heads, c.D}, skim::element::f32};
-  args.kv = view_of(caches_[static_cast<std::size_t>(layer)], tokens);
+  if (lse_.size() > 0) args.lse = {lse_.data(), {Tq, c.query_heads}};
+  args.kv = view_of(cache, tokens);
   args.dense_below = 0;  // the method decides, so that its accuracy and its speed are its own
   return args;
 }
 
-/// Scratch of at least `bytes`; grows only where a shorter call needs more than the longest did.
-skim::memory session::workspace(std::size_t bytes) {
-  const std::size_t needed = bytes + skim::memory_alignment;
-  if (scratch_.size() < needed) scratch_.resize(needed);
-  void* begin = scratch_.data();
-  std::size_t left = scratch_.size();
-  std::align(skim::memory_alignment, bytes, begin, left);
-  return {begin, left};
+skim::eviction_args session::eviction_of(const skim::attention_args& attended) const {
+  skim::eviction_args args;
+  args.attended = attended;
+  args.how = compaction_;
+  return args;
+}
+
+skim::memory aligned_bytes::get(std::size_t count) {
+  const std::size_t needed = count + skim::memory_alignment;
+  if (storage_.size() < needed) storage_.resize(needed);
+  void* begin = storage_.data();
+  std::size_t left = storage_.size();
+  std::align(skim::memory_alignment, count, begin, left);
+  return {begin, count};
 }
 
 std::int64_t session::kv_bytes_held() const {
   const model_config& c = model_.config;
-  const std::int64_t norm = caches_[0].inverse_norms.empty() ? 0 : static_cast<std::int64_t>(sizeof(float));
-  return c.layers * counts_.kv_tokens * c.kv_heads * (2 * c.D * skim::element_bytes(options_.kv_type) + norm);
+  std::int64_t token = 2 * c.D * skim::element_bytes(options_.kv_type);
+  if (!caches_[0].inverse_norms.empty()) token += static_cast<std::int64_t>(sizeof(float));
+  if (!caches_[0].positions.empty()) token += static_cast<std::int64_t>(sizeof(std::int32_t));
+  const std::int64_t tokens = caches_[0].evictor ? cache_capacity_ : counts_.kv_tokens;
+  return c.layers * (tokens * c.kv_heads * token + static_cast<std::int64_t>(caches_[0].state.bytes));
 }
 
 }  // namespace needle

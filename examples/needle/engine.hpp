@@ -20,28 +20,48 @@ struct session_options {
 
 /// What a session has spent and read so far.
 struct session_counts {
-  double select_ms = 0, attention_ms = 0, ffn_ms = 0;
+  double select_ms = 0, attention_ms = 0, ffn_ms = 0, evict_ms = 0;
   double keys_read = 0;        ///< past keys, summed over chunks, layers and KV heads
   double reads = 0;            ///< chunks x layers x KV heads
   std::int64_t kv_tokens = 0;  ///< the most that a layer's cache has held
 };
 
-/// The keys and values of one layer.
-struct layer_cache {
-  std::vector<char> k, v;            // [capacity, Hk, D]
-  std::vector<float> inverse_norms;  // [Hk, capacity], or empty
+/// Bytes at an address that skim takes.
+class aligned_bytes {
+ public:
+  /// The first `count` of them; contents are lost where it grows.
+  skim::memory get(std::size_t count);
+
+ private:
+  std::vector<char> storage_;
 };
 
-/// One sequence. Equal inputs give the same bits for any number of threads.
+/// What one layer holds.
+struct layer_cache {
+  std::vector<char> k, v;               // [capacity, Hk, D]
+  std::vector<float> inverse_norms;     // [Hk, capacity], or empty
+  std::vector<std::int32_t> positions;  // [Hk, capacity], or empty: slot i is position i
+  std::int64_t tokens = 0;              // in use
+  std::unique_ptr<layer_selector> selector;
+  std::unique_ptr<layer_evictor> evictor;  // or null
+  aligned_bytes state_storage;
+  skim::memory state;  // the evictor's
+};
+
+/// The tokens at positions first .. first + count - 1 have been fed.
+using chunk_listener = std::function<void(std::int64_t first, std::int64_t count)>;
+
+/// One sequence. Equal inputs give the same bits for any number of threads. Where the method has an evictor, memory is
+/// fixed from the start, however many tokens are fed.
 class session {
  public:
   /// `weights` must outlive the session.
   session(const model& weights, const method& how, const session_options& options, const executor& threads);
 
-  /// Appends tokens, chunk by chunk; throws `error` if they do not fit.
-  void feed(const std::vector<std::int32_t>& tokens);
+  /// Appends tokens, chunk by chunk, and calls `after_chunk`, if any, after each. Throws `error` if they do not fit.
+  void feed(const std::vector<std::int32_t>& tokens, const chunk_listener& after_chunk = {});
 
-  /// Logits of the token that follows position `position`, which has been fed: [vocabulary].
+  /// Logits of the token that follows position `position`, which lies in the chunk that was fed last: [vocabulary].
   row logits(std::int64_t position) const;
   /// The same for positions first .. first + count - 1: [count, vocabulary].
   matrix logits(std::int64_t first, std::int64_t count) const;
@@ -51,33 +71,41 @@ class session {
 
   std::int64_t tokens() const { return tokens_; }
   const session_counts& counts() const { return counts_; }
+  /// Bytes of keys, values, norms, positions and evictor state, at the peak.
   std::int64_t kv_bytes_held() const;
 
  private:
   void forward(const std::int32_t* tokens, std::int64_t Tq);
   void attention_block(std::int64_t layer, std::int64_t Tq);
-  void attend(std::int64_t layer, std::int64_t Tq);
+  void attend(layer_cache& cache, std::int64_t Tq);
+  void evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read);
   void ffn_block(std::int64_t layer, std::int64_t Tq);
   void normalize(const row& weight, std::int64_t Tq);
+  void turn_to(std::int64_t position, std::int64_t Tq);
   void rotate(std::int64_t Tq);
+  void reserve_longest();
   skim::kv_view view_of(layer_cache& cache, std::int64_t tokens) const;
-  skim::attention_args arguments(std::int64_t layer, std::int64_t Tq, std::int64_t tokens);
-  skim::memory workspace(std::size_t bytes);
+  skim::attention_args arguments(layer_cache& cache, std::int64_t Tq, std::int64_t tokens);
+  skim::eviction_args eviction_of(const skim::attention_args& attended) const;
 
   const model& model_;
-  const session_options options_;  // the chunk at most the capacity
+  const session_options options_;      // the chunk at most the capacity
+  const std::int64_t budget_;          // tokens that a cache keeps from one chunk to the next
+  const std::int64_t cache_capacity_;  // tokens that a cache has room for
+  const skim::compaction compaction_;
   const executor threads_;
-  std::vector<std::unique_ptr<layer_selector>> selectors_;
   std::vector<layer_cache> caches_;
-  std::int64_t tokens_ = 0;
+  std::int64_t tokens_ = 0, last_chunk_ = 0;
   session_counts counts_;
 
-  matrix cosines_, sines_;                            // [capacity, D / 2]
+  row frequencies_;                                   // [D / 2]
+  matrix cosines_, sines_;                            // [chunk, D / 2]
   matrix x_, normed_, qkv_, attended_;                // [chunk, ...]: the residual stream and what is made from it
   matrix gate_, up_;                                  // [chunk, f]
-  matrix hidden_;                                     // [capacity, d]: what the output head reads
-  std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer
-  std::vector<char> scratch_;
+  matrix lse_;                                        // [chunk, Hq], or empty: no evictor reads it
+  std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
+  std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
+  aligned_bytes scratch_;
 };
 
 }  // namespace needle

@@ -14,25 +14,50 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
+/// Milliseconds between each `start` and the `stop` after it.
+class stopwatch {
+ public:
+  void start() { start_ = std::chrono::steady_clock::now(); }
+  void stop() { sum_ += std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count(); }
+  double milliseconds() const { return sum_; }
+
+ private:
+  double sum_ = 0;
+  std::chrono::steady_clock::time_point start_;
+};
+
 /// What the runs of one method add up to.
 class tally {
  public:
-  /// Prefills the prompt but its last token, on the clock, then compares every prediction with what follows.
-  void run(session& fresh, const prompt& text) {
+  /// Prefills the prompt but its last token and compares every prediction with what follows, off the clock; then decodes
+  /// `generate` tokens.
+  void run(session& fresh, const prompt& text, std::int64_t generate) {
     const std::vector<std::int32_t> fed(text.tokens.begin(), text.tokens.end() - 1);
-    const auto start = std::chrono::steady_clock::now();
-    fresh.feed(fed);
+    stopwatch prefill;
+    prefill.start();
+    fresh.feed(fed, [&](std::int64_t first, std::int64_t count) {
+      prefill.stop();
+      judge(fresh.logits(first, count), text, first);
+      prefill.start();
+    });
     const row last = fresh.logits(fresh.tokens() - 1);
-    const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
+    prefill.stop();
     const session_counts& counts = fresh.counts();
-    ttft_ms_.push_back(elapsed.count());
+    ttft_ms_.push_back(prefill.milliseconds());
     select_ms_.push_back(counts.select_ms);
     attention_ms_.push_back(counts.attention_ms);
     ffn_ms_.push_back(counts.ffn_ms);
+    evict_ms_.push_back(counts.evict_ms);
     keys_read_ += counts.keys_read;
     reads_ += counts.reads;
+    if (generate > 0) {
+      stopwatch decode;
+      decode.start();
+      fresh.generate(generate);
+      decode.stop();
+      decode_ms_per_token_.push_back(decode.milliseconds() / static_cast<double>(generate));
+    }
     kv_bytes_held_ = std::max(kv_bytes_held_, fresh.kv_bytes_held());
-    judge(fresh, text);
   }
 
   evaluation_result result(const std::string& name) const {
@@ -44,22 +69,19 @@ class tally {
     result.select_ms = median(select_ms_);
     result.attention_ms = median(attention_ms_);
     result.ffn_ms = median(ffn_ms_);
+    result.evict_ms = median(evict_ms_);
+    if (!decode_ms_per_token_.empty()) result.decode_ms_per_token = median(decode_ms_per_token_);
     result.kv_tokens_read = keys_read_ / reads_;
     result.kv_bytes_held = kv_bytes_held_;
     return result;
   }
 
  private:
-  /// Position i's logits speak about token i + 1.
-  void judge(const session& run, const prompt& text) {
-    constexpr std::int64_t piece = 128;  // positions at a time: all logits of a prompt would be large
-    for (std::int64_t first = 0; first < run.tokens(); first += piece) {
-      const std::int64_t count = std::min(piece, run.tokens() - first);
-      const matrix logits = run.logits(first, count);
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::size_t next = static_cast<std::size_t>(first + i + 1);
-        judge(logits.row(i), text.tokens[next], text.is_answer[next] != 0);
-      }
+  /// Row i of the logits speaks about token first + i + 1.
+  void judge(const matrix& logits, const prompt& text, std::int64_t first) {
+    for (std::int64_t i = 0; i < logits.rows(); ++i) {
+      const std::size_t next = static_cast<std::size_t>(first + i + 1);
+      judge(logits.row(i), text.tokens[next], text.is_answer[next] != 0);
     }
   }
 
@@ -77,7 +99,7 @@ class tally {
     nll_ += std::log(mass) - static_cast<double>(logits(target) - largest);
   }
 
-  std::vector<double> ttft_ms_, select_ms_, attention_ms_, ffn_ms_;
+  std::vector<double> ttft_ms_, select_ms_, attention_ms_, ffn_ms_, evict_ms_, decode_ms_per_token_;
   std::int64_t answers_ = 0, right_ = 0, others_ = 0;
   double nll_ = 0, keys_read_ = 0, reads_ = 0;
   std::int64_t kv_bytes_held_ = 0;
@@ -112,10 +134,10 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
     const prompt text = source.next(settings.shape);
     for (std::size_t i = 0; i < methods.size(); ++i) {
       report(done++, all, methods[i].text);
-      const session_options options{settings.shape.tokens - 1, settings.chunk, settings.kv_type,
+      const session_options options{settings.shape.tokens - 1 + settings.generate, settings.chunk, settings.kv_type,
                                     static_cast<std::uint64_t>(number)};
       session fresh(weights, methods[i], options, threads);
-      tallies[i].run(fresh, text);
+      tallies[i].run(fresh, text, settings.generate);
     }
   }
   report(all, all, "");
@@ -135,13 +157,14 @@ shown_question ask(const model& weights, const std::vector<method>& methods, con
   result.question = spelling(text.tokens, question, answer);
   result.answer = spelling(text.tokens, answer, answer + 2);
   const std::int64_t all = static_cast<std::int64_t>(methods.size());
+  const std::int64_t count = std::max<std::int64_t>(settings.generate, 2);
   for (const method& how : methods) {
     report(static_cast<std::int64_t>(result.answers.size()), all, how.text);
-    session run(weights, how, {answer + 2, settings.chunk, settings.kv_type, 0}, threads);
+    session run(weights, how, {answer + count, settings.chunk, settings.kv_type, 0}, threads);
     run.feed(fed);
-    const std::vector<std::int32_t> words = run.generate(2);
-    result.answers.push_back({how.text, spelling(words, 0, 2), false});
-    result.answers.back().right = std::equal(words.begin(), words.end(), text.tokens.begin() + answer);
+    const std::vector<std::int32_t> words = run.generate(count);
+    result.answers.push_back({how.text, spelling(words, 0, count), false});
+    result.answers.back().right = std::equal(words.begin(), words.begin() + 2, text.tokens.begin() + answer);
   }
   report(all, all, "");
   return result;

@@ -13,14 +13,16 @@ struct evaluation_settings {
   std::int64_t chunk = 128;
   std::uint64_t seed = 1;
   skim::element kv_type = skim::element::bf16;
+  std::int64_t generate = 0;  ///< tokens to decode greedily after the prompt
 };
 
 /// Times are medians over the prompts.
 struct evaluation_result {
   std::string method;
-  double accuracy = 0;  ///< share of answer tokens that are the likeliest, given all before them
-  double nll = 0;       ///< mean negative log-likelihood of all other tokens but PAD, in nats
-  double ttft_ms = 0;   ///< from the prompt's first token to the logits of its last position
+  double accuracy = 0;             ///< share of answer tokens that are the likeliest, given all before them
+  double nll = 0;                  ///< mean negative log-likelihood of all other tokens but PAD, in nats
+  double ttft_ms = 0;              ///< from the prompt's first token to the logits of its last position
+  double decode_ms_per_token = 0;  ///< 0: none were generated
   double select_ms = 0, attention_ms = 0, ffn_ms = 0, evict_ms = 0;
   double kv_tokens_read = 0;       ///< past keys, mean per chunk, layer and KV head
   std::int64_t kv_bytes_held = 0;  ///< keys, values, positions, norms, evictor state, at the peak
@@ -29,12 +31,14 @@ struct evaluation_result {
 /// Called before each run: how many of how many are done, and which comes.
 using progress = std::function<void(std::int64_t done, std::int64_t all, const std::string& next)>;
 
-/// Feeds every prompt but its last token, with each method in turn, so that all share the machine's ups and downs.
+/// Feeds every prompt but its last token, with each method in turn, so that all share the machine's ups and downs; then
+/// decodes `settings.generate` tokens.
 std::vector<evaluation_result> evaluate(const model& weights, const std::vector<method>& methods,
                                         const evaluation_settings& settings, const executor& threads,
                                         const progress& report);
 
-/// The first prompt, cut short, one of its questions, and each method's greedy answer to it.
+/// The first prompt, cut short, one of its questions, and each method's greedy answer to it: the two words asked for, or
+/// `settings.generate` words if that is more.
 struct shown_answer {
   std::string method;
   std::string words;

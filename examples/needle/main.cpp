@@ -40,13 +40,24 @@ void add_options(CLI::App& app, command_line& line) {
   app.add_option("--seed", settings.seed, "the same seed, the same prompts");
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--generate", settings.generate,
+                 "tokens to decode greedily after each prompt: reports the time of one; --show prints them")
+      ->check(CLI::Range(std::int64_t{0}, most_tokens));
   app.add_option("--method", line.methods,
-                 "repeats; parts are joined by +; 'table' = all rows of models/README.md; default: dense,\n"
-                 "the paper's rule and farthest point with 128 recent keys and 4 sinks. Valid parts:\n"
+                 "repeats; default: dense, the paper's rule and farthest point with 128 recent keys and\n"
+                 "4 sinks. table:select, table:evict, table = the rows of models/README.md, and both. Else a\n"
+                 "part of each kind, joined by +. What a chunk reads:\n"
                  "dense\n"
                  "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
                  "  budget=1024 or fraction=0.25,sinks=0,recent=0,score=cosine|dot,reduce=max|mean,seed=0\n"
-                 "sink_window:budget=1024 or fraction=0.25,sinks=4")
+                 "sink_window:budget=1024 or fraction=0.25,sinks=4\n"
+                 "What the cache keeps (all: budget=1024,compaction=refill|stable):\n"
+                 "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"
+                 "h2o, tova:sinks=0,recent=0\n"
+                 "snapkv:window=32,pool=5,sinks=0,recent=0\n"
+                 "caote(BASE):joint=off|on, fast_caote(BASE): BASE is one of these four, its parameters too\n"
+                 "evict(sink_window):sinks=4\n"
+                 "evict(random):seed=0")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_option("--json", line.json, "also write the results to this file");
@@ -78,6 +89,7 @@ nlohmann::json settings_json(const command_line& line) {
           {"needles", s.shape.needles},
           {"chunk", s.chunk},
           {"seed", s.seed},
+          {"generate", s.generate},
           {"threads", line.threads},
           {"kv", line.kv}};
 }

@@ -2,11 +2,11 @@
 /// \file How a prompt is prefilled, as the command line writes it: `quoka:queries=farthest_point,n=16,budget=512`.
 ///
 /// A method is one or more parts joined by `+`; a part is a name, then `:` and `key=value` pairs joined by commas.
-/// Each part answers one question; for now there is one: which cached keys does a chunk read?
+/// Each part answers one question: which cached keys does a chunk read, or which tokens does the cache keep?
 #pragma once
 
-#include <skim/attention.hpp>
 #include <skim/cpu/executor_tbb.hpp>
+#include <skim/eviction.hpp>
 #include <skim/workspace.hpp>
 
 #include <functional>
@@ -30,17 +30,39 @@ class layer_selector {
                               const executor& threads) const = 0;
 };
 
+/// An evictor of one layer, its type erased; the members are those of `skim::cpu::eviction`.
+class layer_evictor {
+ public:
+  virtual ~layer_evictor() = default;
+  /// It needs the log-sum-exp of the chunk's attention.
+  virtual bool reads_attention() const = 0;
+  virtual skim::report check(const skim::eviction_args& args) const = 0;
+  virtual std::size_t state_bytes(const skim::eviction_args& args) const = 0;
+  virtual std::size_t workspace_bytes(const skim::eviction_args& args, unsigned workers) const = 0;
+  virtual skim::report reset(const skim::eviction_args& args, skim::memory state, const executor& threads) const = 0;
+  virtual skim::report run(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
+                           skim::memory workspace, const executor& threads) const = 0;
+};
+
+using selector_maker = std::function<std::unique_ptr<layer_selector>(std::uint64_t stream)>;
+using evictor_maker = std::function<std::unique_ptr<layer_evictor>(std::uint64_t stream)>;
+
 struct method {
   std::string text;          ///< as written
   bool reads_norms = false;  ///< the cache must hold inverse key norms
-  /// Makes one layer's; `stream` tells layers and prompts apart where a rule draws at random.
-  std::function<std::unique_ptr<layer_selector>(std::uint64_t stream)> make_selector;
+
+  /// Make one layer's; `stream` tells layers and prompts apart where a rule draws at random.
+  selector_maker make_selector;
+  evictor_maker make_evictor;  ///< null: the cache keeps everything
+
+  std::int64_t budget = 0;  ///< tokens that the cache keeps per layer and KV head, where there is an evictor
+  skim::compaction compaction = skim::compaction::refill;
 };
 
 /// Throws `error`, which lists the valid names or values where one is unknown.
 method parse_method(const std::string& text);
 
-/// Parses each; `table` stands for every method of the table in models/README.md.
+/// Parses each; `table:select` and `table:evict` stand for the methods of a table in models/README.md, `table` for both.
 std::vector<method> parse_methods(const std::vector<std::string>& texts);
 
 }  // namespace needle

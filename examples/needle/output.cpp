@@ -50,12 +50,18 @@ const evaluation_result* find_dense(const std::vector<evaluation_result>& result
 
 void print_table(std::ostream& out, const std::vector<evaluation_result>& results) {
   const evaluation_result* const dense = find_dense(results);
-  std::vector<std::vector<std::string>> rows = {
-      {"method", "accuracy", "nll", "first token", "speedup", "select", "attention", "FFN", "keys read"}};
+  constexpr double mebibyte = 1024 * 1024;
+  const bool decoded = !results.empty() && results[0].decode_ms_per_token > 0;
+  std::vector<std::vector<std::string>> rows = {{"method", "accuracy", "nll", "first token", "speedup", "select",
+                                                 "attention", "evict", "FFN", "keys read", "KV held"}};
+  if (decoded) rows[0].push_back("a token more");
   for (const evaluation_result& each : results) {
     rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), fixed(each.ttft_ms, 0) + " ms",
                     dense ? fixed(dense->ttft_ms / each.ttft_ms, 2) + "x" : "-", fixed(each.select_ms, 0) + " ms",
-                    fixed(each.attention_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms", fixed(each.kv_tokens_read, 0)});
+                    fixed(each.attention_ms, 0) + " ms", fixed(each.evict_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms",
+                    fixed(each.kv_tokens_read, 0),
+                    fixed(static_cast<double>(each.kv_bytes_held) / mebibyte, 1) + " MiB"});
+    if (decoded) rows.back().push_back(fixed(each.decode_ms_per_token, 2) + " ms");
   }
   std::vector<std::size_t> widths(rows[0].size());
   for (const auto& cells : rows) {
@@ -94,6 +100,8 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
                     {"attention_ms", each.attention_ms},
                     {"ffn_ms", each.ffn_ms},
                     {"evict_ms", each.evict_ms},
+                    {"decode_ms_per_token",
+                     each.decode_ms_per_token > 0 ? nlohmann::json(each.decode_ms_per_token) : nlohmann::json()},
                     {"kv_tokens_read", each.kv_tokens_read},
                     {"kv_bytes_held", each.kv_bytes_held}});
   }

@@ -17,7 +17,8 @@ const evaluation_result* find_dense(const std::vector<evaluation_result>& result
 void print_table(std::ostream& out, const std::vector<evaluation_result>& results);
 void print_question(std::ostream& out, const shown_question& shown);
 
-/// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run.
+/// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run,
+/// `decode_ms_per_token` where nothing was generated.
 nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results);
 
 /// One line that rewrites itself on a terminal; elsewhere a line every now and then.

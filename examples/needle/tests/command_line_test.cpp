@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <iterator>
 #include <sstream>
 
 namespace {
@@ -59,27 +60,58 @@ class command : public testing::Test {
 TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   tiny_model().write(folder_.path());
   const outcome result =
-      run(small("--method dense --method quoka:budget=64,n=4 --chunk 32 --json '" + path("json") + "'"));
+      run(small("--method dense --method quoka:budget=64,n=4 --method 'caote(snapkv):budget=64' --chunk 32 --json '" +
+                path("json") + "'"));
   ASSERT_EQ(result.status, 0) << result.err;
   EXPECT_EQ(result.err, "");
   EXPECT_EQ(result.out.rfind("method ", 0), 0u) << result.out;
   EXPECT_NE(result.out.find("\nquoka:budget=64,n=4 "), std::string::npos) << result.out;
-  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 3);
+  EXPECT_NE(result.out.find("\ncaote(snapkv):budget=64 "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(" evict "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(" MiB\n"), std::string::npos) << result.out;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 4);
 
   const nlohmann::json written = nlohmann::json::parse(text_of(path("json")));
   EXPECT_EQ(written.size(), 3u);
   EXPECT_TRUE(written.contains("machine"));
   EXPECT_EQ(written["settings"]["context"], 300);
   EXPECT_EQ(written["settings"]["kv"], "bf16");
-  ASSERT_EQ(written["results"].size(), 2u);
-  const char* const fields[] = {"method",       "accuracy", "nll",      "ttft_ms",        "ttft_speedup", "select_ms",
-                                "attention_ms", "ffn_ms",   "evict_ms", "kv_tokens_read", "kv_bytes_held"};
+  EXPECT_EQ(written["settings"]["generate"], 0);
+  ASSERT_EQ(written["results"].size(), 3u);
+  const char* const fields[] = {
+      "method",    "accuracy",     "nll",    "ttft_ms",  "ttft_speedup",        "kv_tokens_read",
+      "select_ms", "attention_ms", "ffn_ms", "evict_ms", "decode_ms_per_token", "kv_bytes_held"};
   for (const nlohmann::json& row : written["results"]) {
     EXPECT_EQ(row.size(), std::size(fields));
     for (const char* field : fields) EXPECT_TRUE(row.contains(field)) << field;
   }
   EXPECT_EQ(written["results"][0]["ttft_speedup"], 1.0);
   EXPECT_EQ(written["results"][1]["method"], "quoka:budget=64,n=4");
+  EXPECT_EQ(written["results"][0]["evict_ms"], 0.0);
+  EXPECT_GT(written["results"][2]["evict_ms"], 0.0);
+  EXPECT_TRUE(written["results"][0]["decode_ms_per_token"].is_null());
+  const std::int64_t layers = 2, heads = 2, token = 2 * 8 * 2, position = 4, weight = 4;
+  EXPECT_EQ(written["results"][0]["kv_bytes_held"], layers * heads * 299 * token);
+  EXPECT_EQ(written["results"][2]["kv_bytes_held"], layers * heads * (64 + 32) * (token + position + weight));
+}
+
+TEST_F(command, generates_under_a_bounded_cache) {
+  tiny_model().write(folder_.path());
+  const outcome result =
+      run(small("--method dense --method keydiff:budget=64+quoka:budget=16 --generate 5 --show --chunk 32 "
+                "--json '" +
+                path("json") + "'"));
+  ASSERT_EQ(result.status, 0) << result.err;
+  const std::size_t answer = result.out.find("\nkeydiff:budget=64+quoka:budget=16  ");
+  ASSERT_NE(answer, std::string::npos) << result.out;
+  const std::string line = result.out.substr(answer + 1, result.out.find('\n', answer + 1) - answer - 1);
+  std::istringstream words(line.substr(0, line.find("  (wrong)")));
+  EXPECT_EQ(std::distance(std::istream_iterator<std::string>(words), {}), 1 + 5) << line;
+  EXPECT_NE(result.out.find(" a token more\n"), std::string::npos) << result.out;
+  const nlohmann::json written = nlohmann::json::parse(text_of(path("json")));
+  EXPECT_EQ(written["settings"]["generate"], 5);
+  for (const nlohmann::json& row : written["results"]) EXPECT_GT(row["decode_ms_per_token"], 0.0);
+  EXPECT_EQ(written["results"][0]["kv_bytes_held"], 2 * 2 * (299 + 5) * 2 * 8 * 2);
 }
 
 TEST_F(command, shows_a_question_and_each_answer) {
@@ -112,7 +144,7 @@ TEST_F(command, helps) {
   const outcome result = run("--help");
   EXPECT_EQ(result.status, 0);
   for (const char* option : {"--model", "--context", "--prompts", "--questions", "--needles", "--chunk", "--seed",
-                             "--threads", "--kv", "--method", "--json", "--show"}) {
+                             "--threads", "--kv", "--method", "--json", "--show", "--generate"}) {
     EXPECT_NE(result.out.find(option), std::string::npos) << option;
   }
 }
@@ -134,7 +166,9 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--questions 17", "expected 1 to the number of needles, 16");
   expect_refusal("--needles 300", "expected 1 to 256");
   expect_refusal("--method", "--method");
-  expect_refusal("--method best", "valid are: dense, quoka, sink_window, table");
+  expect_refusal("--generate -1", "--generate");
+  expect_refusal("--method best", "valid are: dense, quoka, sink_window, keydiff, ");
+  expect_refusal("--method random", "for an evictor, write evict(random)");
   expect_refusal("--method quoka:queries=best", "valid are: lowest_cosine,");
   expect_refusal("--method dense --method quoka:budget=0", "budget is '0'");
   expect_refusal("--json /nonexistent/file", "/nonexistent/file: cannot be written");

@@ -60,18 +60,85 @@ TEST(method, every_spelling_makes_a_selector_of_its_budget) {
   }
 }
 
-TEST(method, table_is_every_row) {
-  const std::vector<method> methods = parse_methods({"table", "sink_window:budget=7"});
-  ASSERT_EQ(methods.size(), 13u);
-  EXPECT_EQ(methods[0].text, "dense");
-  EXPECT_EQ(methods[10].text, "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
-  EXPECT_EQ(methods[12].text, "sink_window:budget=7");
+TEST(method, every_spelling_makes_an_evictor_of_its_budget) {
+  struct example {
+    const char* text;
+    std::int64_t budget;
+    bool norms, attention;
+  };
+  const example examples[] = {
+      {"keydiff", 1024, true, false},
+      {"keydiff:budget=77,anchor=mean,recent=9,sinks=2,compaction=stable", 77, true, false},
+      {"keydiff:anchor=unit_mean", 1024, true, false},
+      {"keydiff:anchor=median", 1024, true, false},
+      {"keydiff:anchor=pairwise", 1024, true, false},
+      {"h2o:budget=77,recent=9", 77, false, true},
+      {"tova:budget=77,sinks=2", 77, false, true},
+      {"snapkv:budget=77,window=16,pool=7", 77, false, true},
+      {"caote(keydiff):budget=77,anchor=mean,joint=on", 77, true, false},
+      {"caote(h2o):budget=77,joint=off", 77, false, true},
+      {"caote(tova)", 1024, false, true},
+      {"caote(snapkv):budget=77,window=16,pool=7", 77, false, true},
+      {"fast_caote(keydiff):budget=77", 77, true, false},
+      {"fast_caote(h2o):budget=77", 77, false, true},
+      {"fast_caote(tova):budget=77", 77, false, true},
+      {"fast_caote(snapkv):budget=77,window=77", 77, false, true},
+      {"evict(sink_window):budget=77,sinks=0", 77, false, false},
+      {"evict(random):budget=77,seed=5", 77, false, false},
+      {"keydiff:budget=2048+quoka:budget=512", 2048, true, false},
+      {"quoka:budget=512,score=dot+h2o:budget=2048", 2048, false, true},
+      {"tova:budget=77+quoka", 77, true, true},
+  };
+  for (const example& each : examples) {
+    const method how = parse_method(each.text);
+    EXPECT_EQ(how.budget, each.budget) << each.text;
+    EXPECT_EQ(how.reads_norms, each.norms) << each.text;
+    ASSERT_TRUE(how.make_evictor) << each.text;
+    const auto evictor = how.make_evictor(0);
+    EXPECT_EQ(evictor->reads_attention(), each.attention) << each.text;
+    skim::eviction_args args;
+    args.attended = arguments(8000);
+    static float anything = 0;
+    static std::int32_t nothing = 0;
+    args.attended.lse = {&anything, {128, 8}};
+    args.attended.kv.positions = &nothing;
+    args.attended.kv.positions_stride = 8128;
+    char text[200];
+    EXPECT_TRUE(evictor->check(args).ok())
+        << each.text << ": " << skim::describe(evictor->check(args), text, sizeof text);
+  }
+  EXPECT_FALSE(parse_method("quoka").make_evictor);
+  EXPECT_EQ(parse_method("h2o").compaction, skim::compaction::refill);
+  EXPECT_EQ(parse_method("h2o:compaction=stable").compaction, skim::compaction::stable);
+  EXPECT_EQ(parse_method("quoka:budget=512+keydiff").make_selector(0)->list_capacity(arguments(8000)), 512);
+  EXPECT_EQ(parse_method("keydiff").make_selector(0)->list_capacity(arguments(8000)), 8000);
+}
+
+TEST(method, tables_are_all_their_rows) {
+  const auto texts = [](const std::vector<std::string>& given) {
+    std::vector<std::string> result;
+    for (const method& how : parse_methods(given)) result.push_back(how.text);
+    return result;
+  };
+  const std::vector<std::string> select = texts({"table:select"}), evict = texts({"table:evict"});
+  ASSERT_EQ(select.size(), 12u);
+  EXPECT_EQ(select[0], "dense");
+  EXPECT_EQ(select[10], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
+  ASSERT_EQ(evict.size(), 11u);
+  EXPECT_EQ(evict[0], "dense");
+  EXPECT_EQ(evict[2], "fast_caote(keydiff):budget=1024");
+  EXPECT_EQ(evict[10], "evict(random):budget=1024");
+  std::vector<std::string> both = select;
+  both.insert(both.end(), evict.begin() + 1, evict.end());
+  EXPECT_EQ(texts({"table"}), both);
+  both.push_back("sink_window:budget=7");
+  EXPECT_EQ(texts({"table", "sink_window:budget=7"}), both);
 }
 
 TEST(method, complaints_list_what_is_valid) {
   const std::pair<const char*, const char*> examples[] = {
-      {"", "there is no method '', valid are: dense, quoka, sink_window, table"},
-      {"quok", "there is no method 'quok', valid are: dense, quoka, sink_window, table"},
+      {"", "there is no method '', valid are: dense, quoka, sink_window, keydiff, h2o, tova, snapkv, caote(keydiff), "},
+      {"quok", "fast_caote(snapkv), evict(sink_window), evict(random), table, table:select, table:evict"},
       {"quoka+", "there is no method '', valid are"},
       {"table+dense", "there is no method 'table', valid are"},
       {"dense+quoka", "says twice which keys a chunk reads"},
@@ -101,6 +168,34 @@ TEST(method, complaints_list_what_is_valid) {
       {"quoka:budget=100,recent=128", "keep.recent"},
       {"sink_window:budget=3", "keep.sinks"},
       {"sink_window:recent=3", "there is no 'recent', valid are: budget, fraction, sinks"},
+      {"table:both", "there is no method 'table', valid are"},
+      {"random", "there is no method 'random' (for an evictor, write evict(random)), valid are: dense"},
+      {"random:budget=5", "for an evictor, write evict(random)"},
+      {"caote", "there is no method 'caote', valid are"},
+      {"caote(sink_window)", "there is no method 'caote(sink_window)', valid are"},
+      {"caote(caote(h2o))", "there is no method"},
+      {"caote(h2o", "there is no method"},
+      {"evict(h2o)", "there is no method 'evict(h2o)', valid are"},
+      {"keydiff+h2o", "says twice which tokens the cache keeps"},
+      {"keydiff+dense+h2o", "says twice which tokens the cache keeps"},
+      {"keydiff:budget=0", "method keydiff: budget is '0', valid are whole numbers from 1"},
+      {"keydiff:fraction=0.5", "there is no 'fraction', valid are: budget, sinks, recent, compaction, anchor"},
+      {"keydiff:anchor=first", "anchor is 'first', valid are: unit_mean, mean, median, pairwise"},
+      {"keydiff:compaction=pages", "compaction is 'pages', valid are: refill, stable"},
+      {"keydiff:budget=10,recent=11", "keep.recent"},
+      {"h2o:budget=10,sinks=11", "keep.sinks"},
+      {"tova:window=5", "there is no 'window', valid are: budget, sinks, recent, compaction"},
+      {"snapkv:joint=on", "there is no 'joint', valid are: budget, sinks, recent, compaction, window, pool"},
+      {"snapkv:budget=31", "window is '32', a budget of 31 has room for 31"},
+      {"snapkv:budget=33,sinks=2", "window is '32', a budget of 33 beside its sinks has room for 31"},
+      {"snapkv:window=0", "window is '0', valid are whole numbers from 1"},
+      {"snapkv:pool=4", "pool is '4', valid are odd whole numbers"},
+      {"caote(snapkv):budget=31", "method caote(snapkv): window is '32'"},
+      {"caote(h2o):joint=yes", "joint is 'yes', valid are: off, on"},
+      {"fast_caote(h2o):joint=on", "there is no 'joint', valid are: budget, sinks, recent, compaction"},
+      {"evict(sink_window):budget=3", "keep.sinks"},
+      {"evict(sink_window):recent=3", "there is no 'recent', valid are: budget, sinks, compaction"},
+      {"evict(random):sinks=3", "there is no 'sinks', valid are: budget, seed, compaction"},
   };
   for (const auto& [text, expected] : examples) {
     const std::string complaint = complaint_about(text);

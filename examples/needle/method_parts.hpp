@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The parts that a method is written in: their names, and the parameters that they take.
+///
+/// Selectors and evictors have a translation unit each, because each instantiates kernels by the dozen.
+#pragma once
+
+#include "method.hpp"
+
+#include <map>
+
+namespace needle {
+
+using names = std::vector<std::string>;
+
+std::string joined(const names& list);
+names split(const std::string& text, char separator);
+
+/// The `key=value` pairs of one part.
+class parameters {
+ public:
+  /// `pairs` is what follows the part's name and colon; null if there is no colon.
+  parameters(const std::string& part, const std::string* pairs, const names& valid);
+
+  bool has(const std::string& key) const { return values_.count(key) != 0; }
+
+  /// One of `valid`, of which the first is the default.
+  std::string choice(const std::string& key, const names& valid) const;
+  std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) const;
+  double fraction(const std::string& key) const;
+
+  void refuse(const std::string& key, const std::string& reason) const;
+  void check(const skim::retention& keep) const;
+  [[noreturn]] void complain(const std::string& problem) const;
+
+ private:
+  std::string get(const std::string& key, const std::string& otherwise) const;
+
+  std::string part_;
+  std::map<std::string, std::string> values_;
+};
+
+struct part_kind {
+  std::string name;
+  names keys;
+  std::function<void(const parameters& given, method& result)> parse;
+};
+
+selector_maker make_dense();
+std::vector<part_kind> selector_parts();
+std::vector<part_kind> evictor_parts();
+
+}  // namespace needle
