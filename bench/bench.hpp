@@ -36,13 +36,17 @@ void add_roofline_rows(const skim::cpu::tbb_executor& executor);
 /// Dense and QUOKA attention; a line that says what is wrong with the settings, or an empty one.
 std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor);
 
+/// Evictors on a cache of 32768 tokens from which 128 leave, and reading its keys once.
+void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor);
+
 /// Bytes of the last-level cache; 64 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();
 
 /// Says on a terminal what runs now.
 void show_progress(const std::string& row);
 
-/// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, and `roof` in each attention row.
+/// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, `roof` in each attention row
+/// and, in each eviction row, its time as a multiple of reading K once: `reads_of_k`.
 nlohmann::ordered_json complete(const std::string& written);
 
 /// Prints the medians.

@@ -114,6 +114,7 @@ int run(const settings& from) {
     std::cerr << complaint << "\n";
     return 2;
   }
+  if (from.shapes.empty()) bench::add_eviction_rows(rows.storage, executor);
 
   std::ostringstream written;
   benchmark::JSONReporter reporter;
@@ -139,7 +140,7 @@ int run(const settings& from) {
 
 int main(int argc, char** argv) {
   settings chosen;
-  CLI::App app("Benchmarks of skim: the machine's ceilings, dense and QUOKA attention", "bench/run");
+  CLI::App app("Benchmarks of skim: the machine's ceilings, attention, eviction", "bench/run");
   add_options(app, chosen);
   try {
     app.parse(argc, argv);

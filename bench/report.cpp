@@ -66,6 +66,13 @@ double ceiling(const json& rows, const char* kind, const char* counter) {
   return 0;
 }
 
+double median_time(const json& rows, const std::string& name) {
+  for (const json& entry : rows) {
+    if (is_median(entry) && row_name(entry) == name) return entry.value("real_time", 0.0);
+  }
+  return 0;
+}
+
 /// The dense row that a sparse one is compared with: of the accumulate policy that is better here, whose row names none.
 std::string dense_name(std::string name) {
   if (const auto method = name.find("/quoka/"); method != std::string::npos) name.replace(method, 7, "/dense/");
@@ -118,6 +125,15 @@ json complete(const std::string& written) {
     const double peak = entry.value("label", "") == "dot_pairs" ? dot : fma;
     if (peak > 0 && read > 0) entry["roof"] = flops / std::min(peak, flops / bytes * read);
   }
+  for (json& entry : rows) {
+    const std::string name = row_name(entry), aggregate = entry.value("aggregate_name", "");
+    const auto method = name.find('/', std::string("eviction/").size());
+    if (!starts_with(name, "eviction/") || aggregate == "stddev" || aggregate == "cv") continue;
+    const std::string base = "eviction/read_k" + name.substr(method);
+    if (const double read_k = median_time(rows, base); read_k > 0) {
+      entry["reads_of_k"] = entry.value("real_time", 0.0) / read_k;
+    }
+  }
   return done;
 }
 
@@ -129,8 +145,9 @@ void print_table(const json& result) {
   }
   std::size_t width = 0;
   for (const auto& [name, value] : time) width = std::max(width, name.size());
-  std::printf("%-*s%10s%10s%10s%10s%10s%10s%10s%10s%10s  %s\n", static_cast<int>(width), "", "median ms", "spread %",
-              "GFLOP/s", "GB/s", "roof %", "select us", "attend us", "x dense", "NMSE", "accumulate");
+  std::printf("%-*s%10s%10s%10s%10s%10s%10s%10s%10s%10s%10s  %s\n", static_cast<int>(width), "", "median ms",
+              "spread %", "GFLOP/s", "GB/s", "roof %", "select us", "attend us", "x dense", "x read K", "NMSE",
+              "accumulate");
   for (const json& entry : result["benchmarks"]) {
     const std::string name = row_name(entry);
     if (entry.value("error_occurred", false)) {
@@ -147,6 +164,7 @@ void print_table(const json& result) {
     print_cell(entry.value("attend_us", 0.0), "%10.1f");
     const auto dense = time.find(dense_name(name));
     print_cell(dense != time.end() && dense->first != name ? dense->second / time[name] : 0, "%10.2f");
+    print_cell(entry.value("reads_of_k", 0.0), "%10.2f");
     print_cell(entry.value("nmse", 0.0), "%10.1e");
     std::printf("  %s\n", entry.value("label", "").c_str());
   }
