@@ -51,17 +51,36 @@ inline std::ostream& operator<<(std::ostream& to, const attention_case& c) {
             << lists[static_cast<int>(c.lists)] << ", sequences " << c.sequences;
 }
 
-/// Standard normal rows out of one table: drawing millions of values would take longer than the kernels.
+/// Standard normal rows out of one table for each element type: drawing and rounding millions of values would take longer
+/// than the kernels.
 class normal_rows {
  public:
   explicit normal_rows(unsigned seed) : offsets_(seed) {}
 
-  const float* row(std::int64_t length) {
-    static const std::vector<float> table = normal_values(1 << 16, 7);
-    return table.data() + offsets_() % (table.size() - static_cast<std::size_t>(length));
+  /// `length` elements of `type`.
+  const void* row(std::int64_t length, skim::element type) {
+    static const tables all;
+    const std::size_t first = offsets_() % (tables::size - static_cast<std::size_t>(length));
+    if (type == skim::element::f32) return all.f32.data() + first;
+    if (type == skim::element::f16) return all.f16.data() + first;
+    return all.bf16.data() + first;
   }
 
  private:
+  struct tables {
+    static constexpr std::size_t size = 1 << 16;
+    std::vector<float> f32 = normal_values(size, 7);
+    std::vector<skim::f16> f16{size};
+    std::vector<skim::bf16> bf16{size};
+
+    tables() {
+      for (std::size_t i = 0; i < size; ++i) {
+        f16[i] = skim::from_float<skim::f16>(f32[i]);
+        bf16[i] = skim::from_float<skim::bf16>(f32[i]);
+      }
+    }
+  };
+
   std::mt19937 offsets_;
 };
 
@@ -79,7 +98,8 @@ class attention_inputs {
     for (std::int64_t t = 0; t < offsets_.back(); ++t) {
       for (std::int64_t h = 0; h < c.Hq(); ++h) write(q_.view(), t, h);
     }
-    for (std::int64_t h = 0; h < c.Hq(); ++h) sinks_.push_back(*rows_.row(1));
+    for (std::int64_t h = 0; h < c.Hq(); ++h)
+      sinks_.push_back(*static_cast<const float*>(rows_.row(1, skim::element::f32)));
     lengths_.resize(static_cast<std::size_t>(c.sequences * c.Hk));
     for (std::int64_t s = 0; s < c.sequences; ++s) add_sequence(s);
     make_lists();
@@ -115,6 +135,7 @@ class attention_inputs {
   const skim::index_lists* lists() const { return case_.lists == lists_kind::none ? nullptr : &lists_; }
 
   skim::kv_view& view(std::int64_t s) { return views_[static_cast<std::size_t>(s)]; }
+  const cache_storage& cache(std::int64_t s) const { return *caches_[static_cast<std::size_t>(s)]; }
   strided_tensor& q() { return q_; }
   strided_tensor& out() { return out_; }
   strided_tensor& lse() { return lse_; }
@@ -136,10 +157,8 @@ class attention_inputs {
   }
 
   void write(const skim::tensor_view<void, 3>& to, std::int64_t t, std::int64_t h) {
-    const float* const values = rows_.row(to.extents[2]);
-    for (std::int64_t d = 0; d < to.extents[2]; ++d) {
-      skim::store_element(to.data, to.type, to.offset(t, h, d), values[d]);
-    }
+    const std::size_t bytes = static_cast<std::size_t>(to.extents[2] * skim::element_bytes(to.type));
+    if (bytes > 0) std::memcpy(to.at(t, h), rows_.row(to.extents[2], to.type), bytes);
   }
 
   void add_sequence(std::int64_t s) {
@@ -178,8 +197,8 @@ class attention_inputs {
     std::iota(places.begin(), places.end(), 0);
     if (case_.positions == positions_kind::shuffled) std::shuffle(places.begin(), places.end(), random_);
     for (std::int64_t slot = 0; slot < kv.length(h); ++slot) {
-      write_row(kv, kv.k, h, slot, rows_.row(kv.k.dim));
-      write_row(kv, kv.v, h, slot, rows_.row(kv.v.dim));
+      copy_row(kv, kv.k, h, slot);
+      copy_row(kv, kv.v, h, slot);
       const std::int32_t place = places[static_cast<std::size_t>(slot)];
       const bool holes = case_.positions != positions_kind::shuffled;
       const std::int32_t position = holes ? 2 * place + 5 + (place / 3 + static_cast<std::int32_t>(h)) % 2 : place;
@@ -187,6 +206,12 @@ class attention_inputs {
       if (kv.positions && (h == 0 || kv.positions_stride > 0)) kv.positions[h * kv.positions_stride + row] = position;
       if (kv.inverse_norms) kv.inverse_norms[h * kv.inverse_norms_stride + row] = inverse_norm(kv, h, slot);
     }
+  }
+
+  void copy_row(const skim::kv_view& kv, const skim::kv_tensor& tensor, std::int64_t h, std::int64_t slot) {
+    const std::int64_t size = skim::element_bytes(tensor.type);
+    std::memcpy(static_cast<char*>(tensor.data) + kv.row_offset(tensor, h, slot) * size,
+                rows_.row(tensor.dim, tensor.type), static_cast<std::size_t>(tensor.dim * size));
   }
 
   static float inverse_norm(const skim::kv_view& kv, std::int64_t h, std::int64_t slot) {

@@ -2,50 +2,14 @@
 // Bad input: `check` names the argument, what it got and what it expected; `run` answers the same and writes nothing.
 #include "attention_case.hpp"
 #include "executors.hpp"
+#include "faults.hpp"
 
 #include <skim/skim.hpp>
-
-#include <gtest/gtest.h>
-
-#include <functional>
-#include <string>
 
 namespace {
 
 using namespace skim_test;
 using skim::status;
-
-constexpr std::int64_t huge = std::int64_t{1} << 62;
-
-struct expectation {
-  status code;
-  std::string argument;
-};
-
-/// One thing wrong with a good call.
-template <class Args>
-struct fault {
-  const char* name;
-  std::function<void(Args&)> make;
-  expectation expected;
-};
-
-template <class Args>
-std::ostream& operator<<(std::ostream& to, const fault<Args>& f) {
-  return to << f.name;
-}
-
-void expect_report(const skim::report& got, const expectation& expected) {
-  EXPECT_EQ(to_string(got.code), std::string(to_string(expected.code)));
-  EXPECT_EQ(got.argument, expected.argument);
-  EXPECT_EQ(got.taken, skim::path::none);
-  char text[200];
-  const std::string line = describe(got, text, sizeof text);
-  EXPECT_NE(line.find(got.argument), std::string::npos) << line;
-  if (got.code != status::null_pointer) {
-    EXPECT_NE(line.find(std::to_string(got.got)), std::string::npos) << line;
-  }
-}
 
 using attention_fault = fault<skim::attention_args>;
 
