@@ -3,6 +3,8 @@
 #include "allocation_counter.hpp"
 #include "calls.hpp"
 
+#include "../unit/eviction_case.hpp"
+
 #include <skim/cpu/append.hpp>
 
 #include <cstdlib>
@@ -114,6 +116,40 @@ TEST_P(allocation, is_not_done_by_append) {
                            }),
             0);
   EXPECT_EQ(refused, 0);
+}
+
+template <class Policy>
+void expect_no_eviction_allocates(const Policy& policy, executor_choice choice) {
+  eviction_case c{large_call()};
+  c.call.sequences = 1;
+  c.call.lengths = false;
+  c.call.positions = positions_kind::holes;
+  eviction_inputs inputs(c);
+  const skim::eviction_args args = inputs.args();
+  const skim::cpu::eviction op{policy};
+  lists_memory kept(c.call.Hk, op.list_capacity(args));
+  scores_memory scores(c.call.Hk, args.attended.kv.tokens);
+  aligned_memory state(op.state_bytes(args)), workspace(op.workspace_bytes(args, choice.workers));
+  std::atomic<int> refused{0};
+  EXPECT_EQ(allocations_of(choice,
+                           [&](const auto& executor) {
+                             if (!op.reset(args, state.get(), executor)) ++refused;
+                             if (!op.run(args, kept.lists, state.get(), workspace.get(), executor)) ++refused;
+                             if (!op.score(args, scores.view(), state.get(), workspace.get(), executor)) ++refused;
+                             if (!op.keep(args, scores.view(), kept.lists, workspace.get(), executor)) ++refused;
+                             if (op.run(args, kept.lists, {}, {}, executor).ok()) ++refused;
+                           }),
+            0);
+  EXPECT_EQ(refused, 0);
+}
+
+TEST_P(allocation, is_not_done_by_evictions) {
+  const skim::retention keep = skim::retention::budget(100, 4, 20);
+  expect_no_eviction_allocates(skim::keydiff{keep}, GetParam());
+  expect_no_eviction_allocates(skim::keydiff{keep, skim::anchor::median{}}, GetParam());
+  expect_no_eviction_allocates(skim::h2o{keep}, GetParam());
+  expect_no_eviction_allocates(skim::caote{skim::snapkv{keep}}, GetParam());
+  expect_no_eviction_allocates(skim::fast_caote{skim::tova{keep}}, GetParam());
 }
 
 TEST(AllocationCounter, Counts) {

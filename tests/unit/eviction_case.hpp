@@ -155,11 +155,11 @@ struct eviction_run {
   skim::report run(lists_memory& kept) { return op.run(args, kept.lists, state.get(), workspace.get(), serial); }
 
   std::vector<unsigned char> state_bytes() {
-    const auto* const bytes = static_cast<const unsigned char*>(state.data());
-    return {bytes, bytes + op.state_bytes(args)};
+    const auto* const first = static_cast<const unsigned char*>(state.data());
+    return {first, first + op.state_bytes(args)};
   }
-  void set_state(const std::vector<unsigned char>& bytes) {
-    if (!bytes.empty()) std::memcpy(state.data(), bytes.data(), bytes.size());
+  void set_state(const std::vector<unsigned char>& saved) {
+    if (!saved.empty()) std::memcpy(state.data(), saved.data(), saved.size());
   }
   bool guards_intact() const { return state.guards_intact() && workspace.guards_intact(); }
 
