@@ -39,6 +39,12 @@ std::string version(int major, int minor, int patch) {
   return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
 }
 
+/// A number of a row; 0 where there is none, or none that JSON has a word for.
+double number(const json& entry, const char* key) {
+  const auto at = entry.find(key);
+  return at != entry.end() && at->is_number() ? at->get<double>() : 0;
+}
+
 /// The row's median, or its only repetition.
 bool is_median(const json& entry) {
   return entry.value("aggregate_name", "") == "median" ||
@@ -61,14 +67,14 @@ bool starts_with(const std::string& text, const char* start) {
 
 double ceiling(const json& rows, const char* kind, const char* counter) {
   for (const json& entry : rows) {
-    if (is_median(entry) && starts_with(row_name(entry), kind)) return entry.value(counter, 0.0);
+    if (is_median(entry) && starts_with(row_name(entry), kind)) return number(entry, counter);
   }
   return 0;
 }
 
 double median_time(const json& rows, const std::string& name) {
   for (const json& entry : rows) {
-    if (is_median(entry) && row_name(entry) == name) return entry.value("real_time", 0.0);
+    if (is_median(entry) && row_name(entry) == name) return number(entry, "real_time");
   }
   return 0;
 }
@@ -119,7 +125,7 @@ json complete(const std::string& written) {
   const double read = ceiling(rows, "roofline/read/", "bytes");
   for (json& entry : rows) {
     const std::string aggregate = entry.value("aggregate_name", "");
-    const double flops = entry.value("flops", 0.0), bytes = entry.value("bytes", 0.0);
+    const double flops = number(entry, "flops"), bytes = number(entry, "bytes");
     if (!starts_with(row_name(entry), "attention/") || aggregate == "stddev" || aggregate == "cv" || bytes == 0)
       continue;
     const double peak = entry.value("label", "") == "dot_pairs" ? dot : fma;
@@ -131,7 +137,7 @@ json complete(const std::string& written) {
     if (!starts_with(name, "eviction/") || aggregate == "stddev" || aggregate == "cv") continue;
     const std::string base = "eviction/read_k" + name.substr(method);
     if (const double read_k = median_time(rows, base); read_k > 0) {
-      entry["reads_of_k"] = entry.value("real_time", 0.0) / read_k;
+      entry["reads_of_k"] = number(entry, "real_time") / read_k;
     }
   }
   return done;
@@ -140,8 +146,8 @@ json complete(const std::string& written) {
 void print_table(const json& result) {
   std::map<std::string, double> time, spread;
   for (const json& entry : result["benchmarks"]) {
-    if (is_median(entry)) time[row_name(entry)] = entry.value("real_time", 0.0);
-    if (entry.value("aggregate_name", "") == "cv") spread[row_name(entry)] = 100 * entry.value("real_time", 0.0);
+    if (is_median(entry)) time[row_name(entry)] = number(entry, "real_time");
+    if (entry.value("aggregate_name", "") == "cv") spread[row_name(entry)] = 100 * number(entry, "real_time");
   }
   std::size_t width = 0;
   for (const auto& [name, value] : time) width = std::max(width, name.size());
@@ -157,15 +163,15 @@ void print_table(const json& result) {
     std::printf("%-*s", static_cast<int>(width), name.c_str());
     print_cell(time[name], "%10.3f");
     print_cell(spread[name], "%10.1f");
-    print_cell(entry.value("flops", 0.0) / 1e9, "%10.1f");
-    print_cell(entry.value("bytes", 0.0) / 1e9, "%10.1f");
-    print_cell(100 * entry.value("roof", 0.0), "%10.1f");
-    print_cell(entry.value("select_us", 0.0), "%10.1f");
-    print_cell(entry.value("attend_us", 0.0), "%10.1f");
+    print_cell(number(entry, "flops") / 1e9, "%10.1f");
+    print_cell(number(entry, "bytes") / 1e9, "%10.1f");
+    print_cell(100 * number(entry, "roof"), "%10.1f");
+    print_cell(number(entry, "select_us"), "%10.1f");
+    print_cell(number(entry, "attend_us"), "%10.1f");
     const auto dense = time.find(dense_name(name));
     print_cell(dense != time.end() && dense->first != name ? dense->second / time[name] : 0, "%10.2f");
-    print_cell(entry.value("reads_of_k", 0.0), "%10.2f");
-    print_cell(entry.value("nmse", 0.0), "%10.1e");
+    print_cell(number(entry, "reads_of_k"), "%10.2f");
+    print_cell(number(entry, "nmse"), "%10.1e");
     std::printf("  %s\n", entry.value("label", "").c_str());
   }
 }
