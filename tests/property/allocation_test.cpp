@@ -25,7 +25,7 @@ int allocations_of(executor_choice choice, const Operation& operation) {
       members.emplace_back([&, ith] {
         ++ready;
         while (!count_allocations) std::this_thread::yield();
-        operation(skim::team_executor(ith, choice.workers, barrier));
+        operation(behind_pointer(skim::team_executor(ith, choice.workers, barrier)));
         ++done;
       });
     }

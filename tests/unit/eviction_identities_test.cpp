@@ -1,58 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What must hold of evictions whatever computes them: the papers' identities, streaming, protection, the ends of ranges.
+// What must hold of evictions whatever computes them: the papers' identities, streaming, protection, budgets,
+// compaction.
 #include "bounded_layer.hpp"
+#include "eviction_small.hpp"
 #include "eviction_stages.hpp"
-#include "own_evictor.hpp"
 
 namespace {
 
 using namespace skim_test;
 using skim::compaction;
 using skim::retention;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-
-eviction_case small_case() {
-  eviction_case c;
-  c.call.Tq = 12;
-  c.call.Tk = 90;
-  c.call.G = 2;
-  c.call.Hk = 2;
-  c.call.D = c.call.Dv = 24;
-  c.call.positions = positions_kind::shuffled;
-  return c;
-}
-
-/// Observes, scores, and returns the scores of one head.
-template <class Policy>
-std::vector<double> scores_of(const Policy& policy, const skim::eviction_args& args, std::int64_t head) {
-  eviction_run<Policy> run(policy, args);
-  run.observe();
-  scores_memory scores(args.attended.kv.heads, args.attended.kv.tokens);
-  run.score(scores);
-  return scores.row(head, args.attended.kv.length(head));
-}
-
-/// The lists of a whole run.
-template <class Policy>
-std::vector<std::vector<std::int64_t>> lists_of(const Policy& policy, const skim::eviction_args& args) {
-  eviction_run<Policy> run(policy, args);
-  lists_memory kept(skim::list_rows(args), run.op.list_capacity(args));
-  EXPECT_TRUE(run.run(kept).ok());
-  EXPECT_TRUE(kept.guards_intact());
-  std::vector<std::vector<std::int64_t>> lists;
-  for (std::int64_t r = 0; r < skim::list_rows(args); ++r) lists.push_back(kept.row(r));
-  return lists;
-}
-
-/// The chunk is the whole cache, so that KeyDiff's sums hold every key.
-eviction_case whole_case(std::int64_t n) {
-  eviction_case c = small_case();
-  c.call.Tq = n;
-  c.call.Tk = 0;
-  return c;
-}
 
 // KeyDiff: sum_j cos(k_i, k_j) = n |mu| cos(mu, k_i).
 
@@ -320,25 +277,6 @@ TEST_P(streaming, of_independent_scores_is_the_top_k_of_all) {
 
 // Protection, budgets, equal scores.
 
-/// Calls `body(policy)` with every kind of policy.
-template <class Body>
-void for_every_policy(const retention& keep, const Body& body) {
-  body(skim::h2o{keep});
-  body(skim::tova{keep});
-  body(skim::snapkv{keep, std::min<std::int64_t>(4, keep.count - keep.sinks), 3});
-  body(skim::keydiff<>{keep});
-  body(skim::keydiff<skim::anchor::mean>{keep});
-  body(skim::keydiff<skim::anchor::median>{keep});
-  body(skim::keydiff<skim::anchor::pairwise>{keep});
-  body(skim::caote{skim::h2o{keep}});
-  body(skim::caote{skim::keydiff<>{keep}});
-  body(skim::caote{skim::tova{keep}, true});
-  body(skim::fast_caote{skim::keydiff<>{keep}});
-  body(skim::random_tokens{keep, 3});
-  body(skim::sink_window{{keep.count, 0, keep.sinks, 0}});
-  body(hashed_tokens<false>{keep});
-}
-
 TEST(Protected, TokensSurviveEveryPolicy) {
   const std::int64_t sinks = 3, recent = 5;
   for (const compaction how : {compaction::refill, compaction::stable}) {
@@ -357,6 +295,18 @@ TEST(Protected, TokensSurviveEveryPolicy) {
         }
       }
     });
+  }
+}
+
+/// SnapKV's window is protected without being asked for.
+TEST(Protected, WindowsSurvive) {
+  bounded_text text(2, 2, 8, 120);
+  bounded_layer<skim::snapkv> layer(text, skim::snapkv{retention::budget(20, 1), 9, 3}, 20 + 13, compaction::refill);
+  for (std::int64_t done = 0; done < 117; done += 13) {
+    layer.step(13, true);
+    const std::vector<std::int64_t> positions = layer.sorted_positions(1);
+    EXPECT_EQ(positions.front(), 0);
+    EXPECT_EQ(std::vector<std::int64_t>(positions.end() - 9, positions.end()), run_of_positions(done + 4, 9));
   }
 }
 
@@ -442,12 +392,6 @@ std::vector<std::int64_t> kept_positions(const skim::kv_view& kv, std::int64_t h
   return positions;
 }
 
-std::vector<std::int64_t> run_of_positions(std::int64_t first, std::int64_t count) {
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(count));
-  std::iota(positions.begin(), positions.end(), first);
-  return positions;
-}
-
 TEST(EqualScores, KeepTheEarlierPositionsOrTheLater) {
   const retention keep = retention::budget(30);
   eviction_inputs a(small_case()), b(small_case()), c(small_case()), d(small_case());
@@ -481,213 +425,25 @@ TEST(EqualScores, OfNegativeAndPositiveZeroTie) {
 }
 
 TEST(RandomTokens, DependOnSeedHeadAndPosition) {
-  eviction_case c = small_case();
-  c.call.positions = positions_kind::holes;
-  const auto draw = [&](std::uint64_t seed, bool share, std::int64_t head) {
-    eviction_inputs inputs(c);
+  const auto draw = [](std::uint64_t seed, bool share, std::int64_t head) {
+    eviction_inputs inputs(small_case());
     skim::eviction_args args = inputs.args();
     args.share_heads = share;
-    return scores_of(skim::random_tokens{retention::budget(10), seed}, args, head);
+    const std::vector<double> by_slot = scores_of(skim::random_tokens{retention::budget(10), seed}, args, head);
+    std::vector<double> lots;  // by position: heads hold the same ones in other slots
+    for (const std::size_t slot : reference::by_position(args.attended.kv, head)) lots.push_back(by_slot[slot]);
+    return lots;
   };
   EXPECT_EQ(draw(1, false, 0), draw(1, false, 0));
   EXPECT_NE(draw(1, false, 0), draw(2, false, 0));
   EXPECT_NE(draw(1, false, 0), draw(1, false, 1));
+  EXPECT_EQ(draw(1, true, 0), draw(1, true, 1)) << "means over heads would draw everyone to the middle";
   std::vector<double> lots = draw(1, false, 0);
   const double mean = std::accumulate(lots.begin(), lots.end(), 0.0) / 102;
   EXPECT_NEAR(mean, 0.5, 4 * std::sqrt(1.0 / 12 / 102));  // four standard errors
   std::sort(lots.begin(), lots.end());
   EXPECT_EQ(std::unique(lots.begin(), lots.end()), lots.end());
   EXPECT_TRUE(lots.front() >= 0 && lots.back() < 1);
-}
-
-// Where floating point ends.
-
-TEST(CaoteEdges, AWeightOfOneIsFinite) {
-  eviction_inputs inputs(small_case());
-  const auto policy = skim::caote{constant_weights{retention::budget(30), 0, 17}};  // all weight on position 17
-  for (const double score : scores_of(policy, inputs.args(), 0)) EXPECT_TRUE(std::isfinite(score)) << score;
-  for (const double score : scores_of(skim::fast_caote{policy.base}, inputs.args(), 0)) {
-    EXPECT_TRUE(std::isfinite(score)) << score;
-  }
-  const auto joint = skim::caote{policy.base, true};
-  EXPECT_EQ(lists_of(joint, inputs.args())[0].size(), 30u);
-}
-
-/// Nearly all weight on one token: what is left of 1 - hn and of the centre's distance carries their rounding.
-TEST(CaoteEdges, AWeightNearOneIsWithinItsBound) {
-  eviction_inputs inputs(small_case());
-  for (const float value : {1e-4f, 5e-6f, 1e-7f}) {
-    const auto policy = skim::caote{constant_weights{retention::budget(30), value, 17}};
-    eviction_run<skim::caote<constant_weights>> run(policy, inputs.args());
-    scores_memory scores(2, 102);
-    run.score(scores);
-    for (std::int64_t h = 0; h < 2; ++h) expect_within(scores.row(h, 102), exact_scores(policy, run, h));
-  }
-}
-
-/// Norms are at least 1e-12: shorter keys, zeros among them, have shorter unit vectors. Long ones do not overflow.
-TEST(KeydiffEdges, TinyAndHugeKeysAreWithinTheirBounds) {
-  for (const float size : {0.0f, 1e-38f, 1e-18f, 1e-14f, 1e-12f, 1e15f, 1e25f, 1e36f}) {
-    for (const bool norms : {false, true}) {
-      eviction_case c = whole_case(60);
-      c.call.inverse_norms = norms;
-      const auto expect_bounds = [&](const auto& policy) {
-        eviction_inputs inputs(c);
-        const skim::kv_view kv = inputs.args().attended.kv;
-        for (const std::int64_t slot : {3, 30, 59}) {
-          std::vector<float> key = normal_values(24, static_cast<unsigned>(slot));
-          for (float& x : key) x *= size;
-          for (std::int64_t h = 0; h < 2; ++h) {
-            write_row(kv, kv.k, h, slot, key.data());
-            const double length = reference::length({key.begin(), key.end()});
-            if (!norms) continue;
-            kv.inverse_norms[h * kv.inverse_norms_stride + kv.metadata_row(slot)] =
-                length == 0 ? 0.0f : static_cast<float>(1 / length);
-          }
-        }
-        eviction_run<std::decay_t<decltype(policy)>> run(policy, inputs.args());
-        run.observe();
-        scores_memory scores(2, 60);
-        run.score(scores);
-        for (std::int64_t h = 0; h < 2; ++h) {
-          SCOPED_TRACE(testing::Message() << "size " << size << ", norms " << norms << ", head " << h);
-          expect_within(scores.row(h, 60), exact_scores(policy, run, h));
-        }
-      };
-      expect_bounds(skim::keydiff<>{retention::budget(20)});
-      expect_bounds(skim::keydiff<skim::anchor::pairwise>{retention::budget(20)});
-      expect_bounds(skim::keydiff<skim::anchor::median>{retention::budget(20)});
-      expect_bounds(skim::keydiff<skim::anchor::mean>{retention::budget(20)});
-    }
-  }
-}
-
-/// A row of halves with `value` among them.
-void set_row(const skim::kv_view& kv, const skim::kv_tensor& tensor, std::int64_t slot, float value) {
-  std::vector<float> row(static_cast<std::size_t>(tensor.dim), 0.5f);
-  row[3] = value;
-  for (std::int64_t h = 0; h < kv.heads; ++h) write_row(kv, tensor, h, slot, row.data());
-}
-
-const std::vector<std::int64_t> strange_slots{0, 1, 40, 63, 64, 101};
-
-/// The slots other than these.
-std::vector<std::int64_t> other_slots(std::int64_t n) {
-  std::vector<std::int64_t> others;
-  for (std::int64_t slot = 0; slot < n; ++slot) {
-    if (!std::binary_search(strange_slots.begin(), strange_slots.end(), slot)) others.push_back(slot);
-  }
-  return others;
-}
-
-class strange_rows : public testing::TestWithParam<std::tuple<float, bool, skim::element>> {};
-INSTANTIATE_TEST_SUITE_P(values_norms_types, strange_rows,
-                         testing::Combine(testing::Values(not_a_number, infinity, -infinity), testing::Bool(),
-                                          testing::Values(skim::element::f32, skim::element::f16,
-                                                          skim::element::bf16)));
-
-/// KeyDiff: a key with a NaN or an infinity scores NaN, leaves first, and moves no other key's score.
-TEST_P(strange_rows, of_keys_leave_first_under_keydiff) {
-  const auto [value, norms, type] = GetParam();
-  eviction_case c = whole_case(102);
-  c.call.inverse_norms = norms;
-  c.call.kv_type = type;
-  const auto expect_order = [&](const auto& policy) {
-    eviction_inputs inputs(c);
-    const skim::kv_view kv = inputs.args().attended.kv;
-    for (const std::int64_t slot : strange_slots) {
-      set_row(kv, kv.k, slot, value);
-      const float inverse = std::isnan(value) ? not_a_number : 0.0f;  // as `append` records them
-      for (std::int64_t h = 0; norms && h < 2; ++h) {
-        kv.inverse_norms[h * kv.inverse_norms_stride + kv.metadata_row(slot)] = inverse;
-      }
-    }
-    eviction_run<std::decay_t<decltype(policy)>> run(policy, inputs.args());
-    run.observe();
-    scores_memory scores(2, 102);
-    run.score(scores);
-    for (std::int64_t h = 0; h < 2; ++h) {
-      const std::vector<double> got = scores.row(h, 102);
-      expect_within(got, exact_scores(policy, run, h));
-      for (std::int64_t slot = 0; slot < 102; ++slot) {
-        const bool strange = std::binary_search(strange_slots.begin(), strange_slots.end(), slot);
-        EXPECT_EQ(std::isnan(got[static_cast<std::size_t>(slot)]), strange) << "slot " << slot;
-      }
-    }
-    EXPECT_EQ(lists_of(policy, inputs.args())[1], other_slots(102));
-  };
-  const retention keep = retention::budget(96);
-  expect_order(skim::keydiff<>{keep});
-  expect_order(skim::keydiff<skim::anchor::mean>{keep});
-  expect_order(skim::keydiff<skim::anchor::pairwise>{keep});
-  expect_order(skim::keydiff<skim::anchor::median>{keep});
-}
-
-/// CAOTE: a value with a NaN leaves first, one with an infinity, which no output can do without, last. Neither is part of
-/// the centre.
-TEST_P(strange_rows, of_values_leave_first_or_last_under_caote) {
-  const auto [value, norms, type] = GetParam();
-  eviction_case c = whole_case(102);
-  c.call.kv_type = type;
-  const auto expect_order = [&, value = value](const auto& policy) {
-    eviction_inputs inputs(c);
-    const skim::kv_view kv = inputs.args().attended.kv;
-    for (const std::int64_t slot : strange_slots) set_row(kv, kv.v, slot, value);
-    EXPECT_EQ(lists_of(policy, inputs.args())[1], std::isnan(value) ? other_slots(102) : strange_slots);
-  };
-  const auto equal = constant_weights{retention::budget(std::isnan(value) ? 96 : 6), 1};
-  expect_order(skim::caote{equal});
-  expect_order(skim::caote{equal, true});
-  expect_order(skim::fast_caote{equal});
-  static_cast<void>(norms);
-}
-
-/// Any key may be strange under attention: the order is defined and the same each time, nothing crashes.
-TEST_P(strange_rows, of_keys_give_a_defined_order_everywhere) {
-  const auto [value, norms, type] = GetParam();
-  eviction_case c = small_case();
-  c.call.kv_type = type;
-  for_every_policy(retention::budget(30), [&, value = value](const auto& policy) {
-    std::vector<std::vector<std::int64_t>> lists[2];
-    for (auto& list : lists) {
-      eviction_inputs inputs(c);
-      skim::eviction_args args = inputs.args();
-      for (const std::int64_t slot : strange_slots) {
-        set_row(args.attended.kv, args.attended.kv.k, slot, value);
-        set_row(args.attended.kv, args.attended.kv.v, slot, value);
-      }
-      const skim::cpu::attention<> op;
-      aligned_memory workspace(op.workspace_bytes(args.attended, 1));
-      EXPECT_TRUE(op.run(args.attended, {}, workspace.get(), skim::serial_executor{}).ok());
-      list = lists_of(policy, args);
-      EXPECT_EQ(list[0].size(), 30u);
-    }
-    EXPECT_EQ(lists[0], lists[1]);
-  });
-  static_cast<void>(norms);
-}
-
-/// A row whose log-sum-exp is NaN knows nothing of the keys that it may not see.
-TEST(AttentionWeights, OfMaskedKeysAreZeroBesideNan) {
-  eviction_case c = small_case();
-  c.call.positions = positions_kind::holes;
-  c.call.mask = skim::mask::window(9);
-  eviction_inputs inputs(c);
-  const skim::eviction_args args = inputs.args();
-  for (std::int64_t h = 0; h < 4; ++h) *args.attended.lse.at(7, h) = not_a_number;
-  eviction_run<skim::h2o> run(skim::h2o{retention::budget(30)}, args);
-  run.observe();
-  std::int64_t undefined = 0;
-  for (std::int64_t h = 0; h < 2; ++h) {
-    const std::vector<double> got = state_weights(args.attended.kv, h, run.state.get());
-    const std::vector<double> exact = reference::observe(skim::h2o{}, args, h, std::vector<double>(90, 0.0));
-    for (std::size_t slot = 0; slot < got.size(); ++slot) {
-      EXPECT_EQ(std::isnan(got[slot]), std::isnan(exact[slot])) << "slot " << slot;
-      undefined += std::isnan(got[slot]);
-    }
-  }
-  EXPECT_GT(undefined, 0);
-  EXPECT_LT(undefined, 40);
 }
 
 // Compaction.

@@ -26,6 +26,8 @@ void expect_kept(const Policy& policy, eviction_run<Policy>& run, scores_memory&
     const retention keep = kept_by(kernel::keep(policy), run.args, h);
     const std::vector<std::int64_t> list = kept.row(h);
     EXPECT_EQ(list, reference::keep_tokens(kv, h, keep, scores.row(h, kv.length(h)), prefer));
+    const std::int64_t budget = run.args.budgets ? run.args.budgets[h] : kernel::keep(policy).count;
+    EXPECT_EQ(static_cast<std::int64_t>(list.size()), std::min(kv.length(h), budget));
     const bounded_values exact = exact_scores(policy, run, h);
     skim::testing::scored_slots scored{{}, exact.exact, exact.bounds};
     for (std::int64_t slot = 0; slot < kv.length(h); ++slot) scored.slots.push_back(slot);

@@ -113,9 +113,19 @@ inline constexpr executor_choice every_executor[] = {
 #endif
 };
 
-/// Calls `operation(executor)`: once, or for a team once on each of its threads.
+/// `executor` behind a function pointer: one type for all executors, so that a test compiles its kernels once.
+template <class Executor>
+skim::host_executor behind_pointer(const Executor& executor) {
+  const auto dispatch = [](void* own, std::int64_t n, skim::host_executor::task task, void* context) {
+    static_cast<const Executor*>(own)->parallel_for(
+        n, [&](std::int64_t index, unsigned worker) { task(context, index, worker); });
+  };
+  return {const_cast<Executor*>(&executor), executor.concurrency(), dispatch};  // const_cast: restored above
+}
+
+/// Calls `operation(executor)` with the executor's own type: once, or for a team once on each of its threads.
 template <class Operation>
-void run_on(executor_choice choice, const Operation& operation) {
+void run_on_own(executor_choice choice, const Operation& operation) {
   if (choice.kind == executor_kind::serial) return operation(skim::serial_executor{});
   if (choice.kind == executor_kind::host_pool) {
     thread_pool pool(choice.workers);
@@ -134,6 +144,12 @@ void run_on(executor_choice choice, const Operation& operation) {
     members.emplace_back([&, ith] { operation(skim::team_executor(ith, choice.workers, barrier)); });
   }
   for (std::thread& member : members) member.join();
+}
+
+/// As `run_on_own`, behind a pointer.
+template <class Operation>
+void run_on(executor_choice choice, const Operation& operation) {
+  run_on_own(choice, [&](const auto& executor) { operation(behind_pointer(executor)); });
 }
 
 }  // namespace skim_test

@@ -17,7 +17,7 @@ TEST_P(executors, run_every_index_once_and_never_two_on_one_worker) {
   for (const std::int64_t n : {0, 1, 2, 6, 7, 8, 1000}) {
     std::vector<std::atomic<int>> calls(static_cast<std::size_t>(n)), busy(GetParam().workers);
     std::atomic<int> faults{0};
-    run_on(GetParam(), [&](const auto& executor) {
+    run_on_own(GetParam(), [&](const auto& executor) {
       executor.parallel_for(n, [&](std::int64_t index, unsigned worker) {
         if (worker >= executor.concurrency() || busy[worker].fetch_add(1) != 0) ++faults;
         ++calls[static_cast<std::size_t>(index)];
@@ -32,7 +32,7 @@ TEST_P(executors, run_every_index_once_and_never_two_on_one_worker) {
 TEST_P(executors, a_loop_sees_what_the_loop_before_wrote) {
   constexpr std::int64_t n = 64;
   std::vector<std::int64_t> values(n, 1), next(n);
-  run_on(GetParam(), [&](const auto& executor) {
+  run_on_own(GetParam(), [&](const auto& executor) {
     for (int round = 0; round < 20; ++round) {
       executor.parallel_for(n, [&](std::int64_t i, unsigned) {
         next[static_cast<std::size_t>(i)] = values[static_cast<std::size_t>((i + 1) % n)] + 1;
@@ -46,7 +46,7 @@ TEST_P(executors, a_loop_sees_what_the_loop_before_wrote) {
 }
 
 TEST_P(executors, state_their_concurrency) {
-  run_on(GetParam(), [&](const auto& executor) { EXPECT_EQ(executor.concurrency(), GetParam().workers); });
+  run_on_own(GetParam(), [&](const auto& executor) { EXPECT_EQ(executor.concurrency(), GetParam().workers); });
 }
 
 TEST(Executors, AreRecognised) {

@@ -83,7 +83,7 @@ TEST_P(team, appends) {
   args.kv = alone.view(50);
   ASSERT_TRUE(skim::cpu::append(args, skim::serial_executor{}).ok());
   args.kv = together.view(50);
-  run_on({executor_kind::team, GetParam()},
+  run_on_own({executor_kind::team, GetParam()},
          [&](const auto& executor) { EXPECT_TRUE(skim::cpu::append(args, executor).ok()); });
   EXPECT_EQ(together.k_bytes(), alone.k_bytes());
   EXPECT_EQ(together.v_bytes(), alone.v_bytes());
@@ -98,7 +98,7 @@ TEST_P(team, refuses_together) {
   attention_inputs inputs(small_call());
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention<> op;
-  run_on({executor_kind::team, GetParam()},
+  run_on_own({executor_kind::team, GetParam()},
          [&](const auto& executor) { EXPECT_EQ(op.run(args, {}, {}, executor).code, skim::status::short_workspace); });
 }
 
