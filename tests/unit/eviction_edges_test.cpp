@@ -97,7 +97,9 @@ INSTANTIATE_TEST_SUITE_P(values_norms_types, strange_rows,
 
 /// KeyDiff: a key with a NaN or an infinity scores NaN, leaves first, and moves no other key's score.
 TEST_P(strange_rows, of_keys_leave_first_under_keydiff) {
-  const auto [value, norms, type] = GetParam();
+  const auto value = std::get<0>(GetParam());
+  const auto norms = std::get<1>(GetParam());
+  const auto type = std::get<2>(GetParam());
   eviction_case c = whole_case(102);
   c.call.inverse_norms = norms;
   c.call.kv_type = type;
@@ -139,7 +141,9 @@ TEST_P(strange_rows, of_keys_leave_first_under_keydiff) {
 /// CAOTE: a value with a NaN leaves first, one with an infinity, which no output can do without, last. Neither is part of
 /// the centre.
 TEST_P(strange_rows, of_values_leave_first_or_last_under_caote) {
-  const auto [value, norms, type] = GetParam();
+  const auto value = std::get<0>(GetParam());
+  const auto norms = std::get<1>(GetParam());
+  const auto type = std::get<2>(GetParam());
   eviction_case c = whole_case(102);
   c.call.kv_type = type;
   const auto expect_order = [&, value = value](const auto& policy) {
@@ -157,7 +161,9 @@ TEST_P(strange_rows, of_values_leave_first_or_last_under_caote) {
 
 /// Any key may be strange under attention: the order is defined and the same each time, nothing crashes.
 TEST_P(strange_rows, of_keys_give_a_defined_order_everywhere) {
-  const auto [value, norms, type] = GetParam();
+  const auto value = std::get<0>(GetParam());
+  const auto norms = std::get<1>(GetParam());
+  const auto type = std::get<2>(GetParam());
   eviction_case c = small_case();
   c.call.kv_type = type;
   for_every_policy(retention::budget(30), [&, value = value](const auto& policy) {

@@ -249,7 +249,8 @@ INSTANTIATE_TEST_SUITE_P(chunks, streaming,
                                           testing::Values(compaction::refill, compaction::stable)));
 
 TEST_P(streaming, of_independent_scores_is_the_top_k_of_all) {
-  const auto [chunk, how] = GetParam();
+  const auto chunk = std::get<0>(GetParam());
+  const auto how = std::get<1>(GetParam());
   const std::int64_t total = 700, budget = 90;
   for (const bool later : {false, true}) {
     for (const std::int64_t sinks : {0, 5}) {

@@ -84,7 +84,7 @@ TEST_P(team, appends) {
   ASSERT_TRUE(skim::cpu::append(args, skim::serial_executor{}).ok());
   args.kv = together.view(50);
   run_on_own({executor_kind::team, GetParam()},
-         [&](const auto& executor) { EXPECT_TRUE(skim::cpu::append(args, executor).ok()); });
+             [&](const auto& executor) { EXPECT_TRUE(skim::cpu::append(args, executor).ok()); });
   EXPECT_EQ(together.k_bytes(), alone.k_bytes());
   EXPECT_EQ(together.v_bytes(), alone.v_bytes());
   for (std::int64_t i = 20; i < 50; ++i) {
@@ -98,8 +98,9 @@ TEST_P(team, refuses_together) {
   attention_inputs inputs(small_call());
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention<> op;
-  run_on_own({executor_kind::team, GetParam()},
-         [&](const auto& executor) { EXPECT_EQ(op.run(args, {}, {}, executor).code, skim::status::short_workspace); });
+  run_on_own({executor_kind::team, GetParam()}, [&](const auto& executor) {
+    EXPECT_EQ(op.run(args, {}, {}, executor).code, skim::status::short_workspace);
+  });
 }
 
 }  // namespace
