@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The dense FFN.
+#pragma once
+
+namespace skim {
+inline namespace v0 {
+
+/// Neuron selector: every block computes every neuron.
+struct all_neurons {};
+
+}  // namespace v0
+}  // namespace skim

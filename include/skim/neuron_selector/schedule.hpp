@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file FastForward's layer schedule: layers whose tokens depend on more than the prompt's beginning keep more neurons
+/// (arXiv 2602.00397, section 3.3).
+#pragma once
+
+#include <skim/ffn.hpp>
+
+namespace skim {
+inline namespace v0 {
+
+/// How a mean kept fraction is spread over layers.
+struct neuron_schedule {
+  double mean = 0.5;           ///< fraction of f kept on average, above 0 and at most 1
+  double least = 0.1;          ///< no layer keeps less than this fraction; at most `mean`
+  std::int64_t multiple = 64;  ///< neurons are handed out in pieces of this size
+};
+
+SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
+  using detail::fault;
+  if (layers < 0) return fault(status::bad_extent, "layers", layers, 0, "at least");
+  if (f < 1) return fault(status::bad_extent, "f", f, 1, "at least");
+  if (f > detail::largest_width) return fault(status::unsupported, "f", f, detail::largest_width, "at most");
+  if (!(schedule.mean > 0 && schedule.mean <= 1)) {
+    return fault(status::bad_value, "schedule.mean", 0, 1, "above 0 and at most");
+  }
+  if (!(schedule.least >= 0 && schedule.least <= schedule.mean)) {
+    return fault(status::bad_value, "schedule.least", 0, 0, "0 to schedule.mean, not");
+  }
+  if (schedule.multiple < 1) return fault(status::bad_value, "schedule.multiple", schedule.multiple, 1, "at least");
+  return {};
+}
+
+/// fractions [layers] = share_l, proportional to `importance` [layers], held within [least, 1], of mean `schedule.mean`.
+///
+/// The paper goes through the layers in order, gives each its share of what is left, and cuts at 1; what a cut frees
+/// reaches later layers only. Here it is spread over all layers that are not cut: the same where none is. Importance that
+/// is negative or not finite counts as 0; where all are 0, layers share equally. O(layers^2).
+inline report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
+                             double* fractions) {
+  if (report r = check(schedule, layers, 1); !r) return r;
+  if (layers > 0 && !importance) return detail::null_fault("importance");
+  if (layers > 0 && !fractions) return detail::null_fault("fractions");
+  // A fraction of -1 is not settled yet. Each round settles the layers that the proportional share of what is left would
+  // put below `least`, or, if there are none, those above 1; the rest is spread again.
+  double left = schedule.mean * static_cast<double>(layers);
+  std::int64_t open = layers;
+  for (std::int64_t l = 0; l < layers; ++l) fractions[l] = -1;
+  const auto weight = [importance](std::int64_t l) {
+    return importance[l] > 0 && importance[l] <= 1e300 ? importance[l] : 0.0;
+  };
+  while (open > 0) {
+    double total = 0;
+    for (std::int64_t l = 0; l < layers; ++l) total += fractions[l] < 0 ? weight(l) : 0;
+    const auto share = [&](std::int64_t l) {
+      return total > 0 ? weight(l) / total * left : left / static_cast<double>(open);
+    };
+    // The excess of the layers above 1 and the want of those below `least` pull the common factor in opposite
+    // directions; settling the side that weighs more never has to be taken back.
+    double excess = 0, want = 0;
+    for (std::int64_t l = 0; l < layers; ++l) {
+      if (fractions[l] >= 0) continue;
+      if (share(l) > 1) excess += share(l) - 1;
+      if (share(l) < schedule.least) want += schedule.least - share(l);
+    }
+    const bool high = excess >= want && excess > 0, low = !high && want > 0;
+    double given = 0;
+    std::int64_t settled = 0;
+    for (std::int64_t l = 0; l < layers; ++l) {
+      if (fractions[l] >= 0) continue;
+      const double part = share(l);
+      double value = -1;
+      if (high && part > 1) value = 1;
+      if (low && part < schedule.least) value = schedule.least;
+      if (!high && !low) value = part;
+      if (value < 0) continue;
+      fractions[l] = value;
+      given += value;
+      ++settled;
+    }
+    left -= given;
+    open -= settled;
+  }
+  return {};
+}
+
+/// neurons [layers] = `kept_fractions` times f, in pieces of `schedule.multiple` (a layer's last piece may be shorter), at
+/// least one piece each. The pieces sum to the budget, mean * layers * f, rounded to nearest: shares are rounded down and
+/// the rest goes to the largest remainders, the lower layer first. `scratch [layers]`.
+inline report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
+                           const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
+  if (report r = check(schedule, layers, f); !r) return r;
+  if (layers > 0 && !scratch) return detail::null_fault("scratch");
+  if (layers > 0 && !neurons) return detail::null_fault("neurons");
+  if (report r = kept_fractions(importance, layers, schedule, scratch); !r) return r;
+  const std::int64_t most = (f + schedule.multiple - 1) / schedule.multiple;  // pieces of a layer
+  const double pieces_of_all = static_cast<double>(f) / static_cast<double>(schedule.multiple);
+  std::int64_t left = static_cast<std::int64_t>(schedule.mean * static_cast<double>(layers) * pieces_of_all + 0.5);
+  for (std::int64_t l = 0; l < layers; ++l) {
+    const double exact = scratch[l] * pieces_of_all;
+    neurons[l] = static_cast<std::int64_t>(exact);
+    if (neurons[l] < 1) neurons[l] = 1;
+    scratch[l] = exact - static_cast<double>(neurons[l]);
+    left -= neurons[l];
+  }
+  while (left > 0) {
+    std::int64_t next = -1;
+    for (std::int64_t l = 0; l < layers; ++l) {
+      if (neurons[l] < most && (next < 0 || scratch[l] > scratch[next])) next = l;
+    }
+    if (next < 0) break;
+    ++neurons[next];
+    scratch[next] -= 1;
+    --left;
+  }
+  for (std::int64_t l = 0; l < layers; ++l) {
+    neurons[l] = neurons[l] * schedule.multiple < f ? neurons[l] * schedule.multiple : f;
+  }
+  return {};
+}
+
+}  // namespace v0
+}  // namespace skim
