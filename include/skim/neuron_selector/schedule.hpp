@@ -45,9 +45,12 @@ inline report kept_fractions(const double* importance, std::int64_t layers, cons
   double left = schedule.mean * static_cast<double>(layers);
   std::int64_t open = layers;
   for (std::int64_t l = 0; l < layers; ++l) fractions[l] = -1;
-  const auto weight = [importance](std::int64_t l) {
-    return importance[l] > 0 && importance[l] <= 1e300 ? importance[l] : 0.0;
-  };
+  double largest = 0;  // divides all, so that no sum overflows
+  const auto counts = [&](std::int64_t l) { return importance[l] > 0 && std::isfinite(importance[l]); };
+  for (std::int64_t l = 0; l < layers; ++l) {
+    if (counts(l) && importance[l] > largest) largest = importance[l];
+  }
+  const auto weight = [&](std::int64_t l) { return counts(l) ? importance[l] / largest : 0.0; };
   while (open > 0) {
     double total = 0;
     for (std::int64_t l = 0; l < layers; ++l) total += fractions[l] < 0 ? weight(l) : 0;
@@ -84,38 +87,39 @@ inline report kept_fractions(const double* importance, std::int64_t layers, cons
 }
 
 /// neurons [layers] = `kept_fractions` times f, in pieces of `schedule.multiple` (a layer's last piece may be shorter), at
-/// least one piece each. The pieces sum to the budget, mean * layers * f, rounded to nearest: shares are rounded down and
-/// the rest goes to the largest remainders, the lower layer first. `scratch [layers]`.
+/// least one piece each: shares are rounded down, and pieces go to the largest remainders, the lower layer first, until the
+/// next would not bring the sum nearer to mean * layers * f. `scratch [layers]`.
 inline report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
                            const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
   if (report r = check(schedule, layers, f); !r) return r;
   if (layers > 0 && !scratch) return detail::null_fault("scratch");
   if (layers > 0 && !neurons) return detail::null_fault("neurons");
   if (report r = kept_fractions(importance, layers, schedule, scratch); !r) return r;
-  const std::int64_t most = (f + schedule.multiple - 1) / schedule.multiple;  // pieces of a layer
-  const double pieces_of_all = static_cast<double>(f) / static_cast<double>(schedule.multiple);
-  std::int64_t left = static_cast<std::int64_t>(schedule.mean * static_cast<double>(layers) * pieces_of_all + 0.5);
+  const std::int64_t multiple = schedule.multiple < f ? schedule.multiple : f;
+  double left = schedule.mean * static_cast<double>(layers) * static_cast<double>(f);
   for (std::int64_t l = 0; l < layers; ++l) {
-    const double exact = scratch[l] * pieces_of_all;
-    neurons[l] = static_cast<std::int64_t>(exact);
-    if (neurons[l] < 1) neurons[l] = 1;
+    const double exact = scratch[l] * static_cast<double>(f);
+    neurons[l] = static_cast<std::int64_t>(exact) / multiple * multiple;
+    if (neurons[l] < multiple) neurons[l] = multiple;
     scratch[l] = exact - static_cast<double>(neurons[l]);
-    left -= neurons[l];
+    left -= static_cast<double>(neurons[l]);
   }
-  while (left > 0) {
-    std::int64_t next = -1;
+  // Layers with next to nothing have got a piece nonetheless. If that was more than there is, the others give some back.
+  const std::int64_t sign = left < 0 ? -1 : 1;
+  for (;;) {
+    std::int64_t next = -1, piece = 0;
     for (std::int64_t l = 0; l < layers; ++l) {
-      if (neurons[l] < most && (next < 0 || scratch[l] > scratch[next])) next = l;
+      const std::int64_t room = sign > 0 ? f - neurons[l] : neurons[l] - multiple;
+      if (room == 0) continue;
+      if (next >= 0 && static_cast<double>(sign) * (scratch[l] - scratch[next]) <= 0) continue;
+      next = l;
+      piece = sign * (room < multiple ? room : multiple);
     }
-    if (next < 0) break;
-    ++neurons[next];
-    scratch[next] -= 1;
-    --left;
+    if (next < 0 || std::fabs(left - static_cast<double>(piece)) > std::fabs(left)) return {};
+    neurons[next] += piece;
+    scratch[next] -= static_cast<double>(piece);
+    left -= static_cast<double>(piece);
   }
-  for (std::int64_t l = 0; l < layers; ++l) {
-    neurons[l] = neurons[l] * schedule.multiple < f ? neurons[l] * schedule.multiple : f;
-  }
-  return {};
 }
 
 }  // namespace v0
