@@ -157,14 +157,9 @@ SKIM_INLINE constexpr report check_neuron_list(const index_lists& lists) {
   return {};
 }
 
-}  // namespace detail
-
-/// `check`, and whether the list's neurons ascend within [0, f). Reads the list: host memory.
-inline report check_indices(const ffn_args& args, const index_lists& lists) {
-  using namespace detail;
-  if (report r = check(args); !r) return r;
-  if (report r = check_neuron_list(lists); !r) return r;
-  const std::int64_t f = args.up.extents[0], count = lists.counts[0];
+/// Whether the list's neurons ascend within [0, f).
+SKIM_INLINE constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
+  const std::int64_t count = lists.counts[0];
   if (count < 0) return fault(status::bad_index, "lists.counts[0]", count, 0, "at least");
   if (count > lists.capacity) return fault(status::bad_index, "lists.counts[0]", count, lists.capacity, "at most");
   std::int64_t least = 0;
@@ -175,6 +170,15 @@ inline report check_indices(const ffn_args& args, const index_lists& lists) {
     least = neuron + 1;
   }
   return {};
+}
+
+}  // namespace detail
+
+/// `check`, and whether the list's neurons ascend within [0, f). Reads the list: host memory.
+inline report check_indices(const ffn_args& args, const index_lists& lists) {
+  if (report r = check(args); !r) return r;
+  if (report r = detail::check_neuron_list(lists); !r) return r;
+  return detail::check_neurons(lists, args.up.extents[0]);
 }
 
 /// Computing `neurons` neurons for a block: weights are read once, x and out once.

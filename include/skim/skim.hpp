@@ -7,9 +7,13 @@
 #include <skim/cpu/bounded_cache.hpp>
 #include <skim/cpu/caote.hpp>
 #include <skim/cpu/eviction.hpp>
+#include <skim/cpu/fastforward.hpp>
+#include <skim/cpu/ffn.hpp>
 #include <skim/cpu/h2o.hpp>
 #include <skim/cpu/keydiff.hpp>
+#include <skim/cpu/oracle.hpp>
 #include <skim/cpu/quoka.hpp>
+#include <skim/cpu/random_neurons.hpp>
 #include <skim/cpu/random_tokens.hpp>
 #include <skim/cpu/sink_window.hpp>
 #include <skim/cpu/snapkv.hpp>

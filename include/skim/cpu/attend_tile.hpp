@@ -8,8 +8,8 @@
 #pragma once
 
 #include <skim/attention.hpp>
+#include <skim/cpu/multiply_tile.hpp>
 #include <skim/cpu/simd/math.hpp>
-#include <skim/cpu/simd/tile_math.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -20,72 +20,11 @@ namespace detail {
 using namespace skim::detail;  // NOLINT: the library's own internals, one level up
 
 inline constexpr std::int64_t tile_keys = 64;
-/// Broadcast elements times row vectors are the accumulators: 8 x 2 of 32 registers, 4 x 2 of 16. Either hides the
-/// latency of two 4-cycle multiply-add units, and needs fewer loads than multiply-adds.
-inline constexpr int broadcasts = simd::registers >= 32 ? 8 : 4;
-inline constexpr int row_vectors = 2;
 inline constexpr std::int64_t padded_to = 8;  // K rows of a tile and Dv are padded to this: a multiple of `broadcasts`
 static_assert(padded_to % broadcasts == 0 && tile_keys % padded_to == 0, "padding must leave whole broadcast blocks");
 
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 inline constexpr double log2_e = 1.4426950408889634074;
-
-SKIM_INLINE constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
-  return (n + to - 1) / to * to;
-}
-SKIM_INLINE constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
-  return a < b ? a : b;
-}
-SKIM_INLINE constexpr std::int64_t greater(std::int64_t a, std::int64_t b) {
-  return a > b ? a : b;
-}
-
-/// acc[i][v] += sum over steps of ones(i, step) * many[step][v]. `ones(i, step)` is at ones + i * across + step * along.
-template <class Math, int Vectors, class Across, class Along, class Stride>
-SKIM_INLINE void multiply_tile(const typename Math::unit* SKIM_RESTRICT ones, Across across, Along along,
-                               const typename Math::unit* SKIM_RESTRICT many, Stride many_stride, std::int64_t steps,
-                               simd::floats (&acc)[broadcasts][Vectors]) {
-  simd::floats sum[broadcasts][Vectors];  // a local that never escapes stays in registers
-  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
-  });
-  for (std::int64_t step = 0; step < steps; ++step) {
-    simd::floats row[Vectors];
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(many + v * simd::lanes); });
-    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-      const typename Math::unit one = ones[i * across];
-      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = Math::multiply_add(row[v], one, sum[i][v]); });
-    });
-    ones += along;
-    many += many_stride;
-  }
-  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = sum[i][v]; });
-  });
-}
-
-using one_constant = std::integral_constant<std::int64_t, 1>;
-template <int Vectors>
-using width_constant = std::integral_constant<std::int64_t, Vectors * simd::lanes>;
-
-/// Where the rows of a work unit lie in `[dims, rows]` scratch. Blocks of two vectors of rows (the last may be one) follow
-/// each other, each `[dims, width]`: the tile loops then walk memory in order. Plain `[dims, rows]` strides by powers of
-/// two would put a block's lines into a few L1 sets.
-struct row_lanes {
-  std::int64_t begin;  // first row of the block
-  std::int64_t width;  // rows of the block
-
-  SKIM_INLINE static row_lanes of(std::int64_t row, std::int64_t stride) {
-    constexpr std::int64_t wide = row_vectors * simd::lanes;
-    const std::int64_t begin = row / wide * wide;
-    if (stride - begin >= wide) return {begin, wide};
-    return {row / simd::lanes * simd::lanes, simd::lanes};
-  }
-  /// Offset of `row` in dimension `d` of `dims`.
-  SKIM_INLINE std::int64_t offset(std::int64_t row, std::int64_t dims, std::int64_t d) const {
-    return begin * dims + d * width + row - begin;
-  }
-};
 
 /// The query rows of one work unit: packed once, then met by every tile.
 template <class Unit>

@@ -90,10 +90,11 @@ SKIM_INLINE void load_weight_rows(const attend_job& job, const logit_rule& rule,
   }
 }
 
-/// Adds the weights that the job's rows give to the job's keys.
-inline void add_job_weights(const attend_job& job, const logit_rule& rule, float factor, const weight_scratch& scratch,
-                            float* weights) {  // [capacity]: the head's
-  const kv_view& kv = *job.sequence.kv;
+/// Calls `add(slot, weight)` with what the job's rows together give to each of its keys that stand at positions of
+/// `wanted`; of other keys it may call it or not.
+template <class Add>
+inline void sum_job_weights(const attend_job& job, const logit_rule& rule, position_range wanted,
+                            const weight_scratch& scratch, const Add& add) {
   const mask see = job.args->mask;
   const row_block<float> rows{scratch.tile.qt,    nullptr,           nullptr,   nullptr,
                               scratch.tile.first, scratch.tile.last, job.stride};
@@ -102,7 +103,7 @@ inline void add_job_weights(const attend_job& job, const logit_rule& rule, float
   for (std::int64_t begin = job.key_begin; begin < job.key_end; begin += tile_keys) {
     const std::int64_t keys = smaller(tile_keys, job.key_end - begin);
     const position_range range = list_tile(job, begin, keys, slots, scratch.tile.positions);
-    if (disjoint(see.keys(queries), range)) continue;
+    if (disjoint(see.keys(queries), range) || disjoint(wanted, range)) continue;
     const bool masked = !see.covers(queries, range);
     key_tile<float> tile{};
     load_tile_keys<weight_scratch::math>(job, slots, keys, scratch.tile, tile);
@@ -117,7 +118,7 @@ inline void add_job_weights(const attend_job& job, const logit_rule& rule, float
       r += (wide ? row_vectors : 1) * simd::lanes;
     }
     for (std::int64_t i = 0; i < keys; ++i) {
-      weights[kv.metadata_row(slots[i])] += factor * simd::sum(simd::load(scratch.columns + i * simd::lanes));
+      add(slots[i], simd::sum(simd::load(scratch.columns + i * simd::lanes)));
     }
   }
 }
@@ -159,7 +160,10 @@ void observe_weights(const eviction_args& args, const weight_rule& what, memory 
       job.rows = smaller(weight_rows, rows - row);
       job.stride = round_up(job.rows, simd::lanes);
       load_weight_rows(job, rule, scratch);
-      add_job_weights(job, rule, what.factor, scratch, weights + job.head * kv.capacity);
+      float* const own = weights + job.head * kv.capacity;
+      sum_job_weights(job, rule, {0, largest_index + 1}, scratch,
+                      [&](std::int64_t slot, float weight)
+                          SKIM_LAMBDA_INLINE { own[kv.metadata_row(slot)] += what.factor * weight; });
     }
   });
 }

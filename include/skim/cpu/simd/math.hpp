@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Elementary functions of the softmax.
+/// \file Elementary functions of the softmax and of FFN activations.
 #pragma once
 
 #include <skim/cpu/simd/compat.hpp>
+#include <skim/math/activation.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -28,6 +29,32 @@ SKIM_INLINE floats exp2_nonpositive(floats x) {
   // Adding n to the exponent field multiplies by 2^n; the shift drops the magic number's upper bits.
   const floats scaled = as_floats(as_ints(p) + (as_ints(shifted) << 23));
   return xsimd::select(x < floats(-126.0f), floats(0.0f), xsimd::select(x != x, x, scaled));
+}
+
+/// 1 / (1 + exp(-x)), from the exponential of -|x|, which neither overflows nor cancels.
+SKIM_INLINE floats sigmoid(floats x) {
+  const floats small = exp2_nonpositive(xsimd::abs(x) * floats(-1.44269504f));
+  const floats above = floats(1.0f) / (floats(1.0f) + small);  // of |x|
+  return xsimd::select(x < floats(0.0f), small * above, above);
+}
+
+/// See `skim::activate`.
+SKIM_INLINE floats activate(activation act, floats x) {
+  switch (act) {
+    case activation::silu:
+      return x * sigmoid(x);
+    case activation::gelu_tanh: {
+      const floats cube = x * x * x;
+      return x * sigmoid(floats(1.59576912f) * fma(cube, floats(0.044715f), x));  // (1 + tanh(u)) / 2 = sigmoid(2 u)
+    }
+    case activation::gelu_erf:
+      return floats(0.5f) * x * (floats(1.0f) + xsimd::erf(x * floats(0.70710678f)));
+    case activation::relu:
+      return xsimd::select(x < floats(0.0f), floats(0.0f), x);
+    case activation::relu_squared:
+      return xsimd::select(x < floats(0.0f), floats(0.0f), x * x);
+  }
+  return x;
 }
 
 /// cap * tanh(x / cap).

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The attention mass outside a prompt's beginning, on the CPU: `cpu::attention_importance`.
+#pragma once
+
+#include <skim/attention_importance.hpp>
+#include <skim/cpu/attention_weights.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+
+namespace detail {
+
+/// `skim::check`, inlined once into a function of this feature set.
+SKIM_NOINLINE inline report check_importance(const attention_importance_args& args) {
+  return skim::check(args);
+}
+
+/// Tokens at the chunk's start that see nothing but the prompt's beginning: their mass outside is 0.
+SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, std::int64_t head) {
+  const attention_args& call = args.attended;
+  const std::int64_t Tq = call.q.extents[0], past = call.kv.length(head) - Tq;
+  std::int64_t t = 0;
+  while (t < Tq && call.kv.position(head, past + t) + call.mask.right < args.first) ++t;
+  return t;
+}
+
+/// What the job's rows give to keys together: 1 each, less what a sink logit takes, and 0 for a row that saw nothing.
+SKIM_INLINE double mass_of_keys(const attend_job& job) {
+  const attention_args& call = *job.args;
+  double sum = 0;
+  for (std::int64_t r = 0; r < job.rows; ++r) {
+    const double lse = static_cast<double>(*call.lse.at(job.token(r), job.query_head(r)));
+    if (lse == static_cast<double>(minus_infinity)) continue;
+    sum += 1;
+    if (call.sink_logits) sum -= std::exp(static_cast<double>(call.sink_logits[job.query_head(r)]) - lse);
+  }
+  return sum;
+}
+
+/// The mass of the job's rows on keys at positions from `args.first` on: what is left of the rows without the others.
+inline double job_mass_outside(const attention_importance_args& args, const attend_job& job,
+                               const weight_scratch& scratch) {
+  const kv_view& kv = args.attended.kv;
+  const logit_rule rule = logit_rule::of(args.attended);
+  load_weight_rows(job, rule, scratch);
+  double outside = mass_of_keys(job);
+  sum_job_weights(job, rule, {0, args.first}, scratch, [&](std::int64_t slot, float weight) SKIM_LAMBDA_INLINE {
+    if (kv.position(job.head, slot) < args.first) outside -= static_cast<double>(weight);
+  });
+  return outside < 0 ? 0 : outside;  // by rounding only
+}
+
+}  // namespace detail
+
+/// Adds to a layer's importance, chunk after chunk; see `attention_importance_args`. Only the first keys are read and no
+/// [Tq, Tk] matrix is formed: the mass outside is what the rows do not give to them.
+///
+/// Logits and weights are f32, sums over keys and chunks double. A row's part, between 0 and 1, is exact to some 2^-24 (64
+/// + (D + 8) A), where A is the row's largest `scale * sum_d |q_d k_d|`; for tokens that see nothing else it is exactly 0.
+/// Nothing here allocates, throws or starts a thread. With equal arguments every executor and every number of workers
+/// gives the same bits.
+struct attention_importance {
+  /// O(1), follows no pointer.
+  report check(const attention_importance_args& args) const { return detail::check_importance(args); }
+
+  std::size_t workspace_bytes(const attention_importance_args& args, unsigned workers) const {
+    return partial_sums(args, nullptr).second + detail::weight_scratch_bytes(args.attended, 0) * workers;
+  }
+
+  cost_estimate cost(const attention_importance_args& args) const {
+    const attention_args& call = args.attended;
+    const double keys = static_cast<double>(detail::smaller(args.first, call.kv.tokens));
+    const double D = static_cast<double>(call.kv.k.dim),
+                 rows = static_cast<double>(call.q.extents[0] * call.q.extents[1]);
+    return {2 * rows * keys * D,
+            D * (static_cast<double>(call.kv.heads) * keys * static_cast<double>(element_bytes(call.kv.k.type)) +
+                 rows * static_cast<double>(element_bytes(call.q.type)))};
+  }
+
+  /// Statuses: those of `check`, short_workspace.
+  template <class Executor>
+  report run(const attention_importance_args& args, memory workspace, const Executor& executor) const {
+    if (report r = check(args); !r) return r;
+    const std::size_t needed = workspace_bytes(args, executor.concurrency());
+    if (!detail::holds(workspace, needed)) {
+      return detail::fault(status::short_workspace, "workspace.bytes",
+                           static_cast<std::int64_t>(workspace.data ? workspace.bytes : 0),
+                           static_cast<std::int64_t>(needed), "64-byte aligned and at least");
+    }
+    const attention_args& call = args.attended;
+    const kv_view& kv = call.kv;
+    const std::int64_t G = group_size(call), rows = call.q.extents[0] * G, tiles = row_tiles(args);
+    const auto [sums, used] = partial_sums(args, workspace.data);
+    char* const scratches = static_cast<char*>(workspace.data) + used;
+    const std::size_t bytes = detail::weight_scratch_bytes(call, 0);
+    executor.parallel_for(kv.heads * tiles, [&](std::int64_t unit, unsigned worker) {
+      detail::attend_job job{};
+      job.args = &call;
+      job.lists = args.read;
+      job.sequence = attention_sequence{&kv, 0, call.q.extents[0]};
+      job.head = unit / tiles;
+      job.G = G;
+      job.key_end = job.listed() + job.sequence.Tq;
+      if (!kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
+        job.key_end = detail::smaller(job.key_end, detail::greater(args.first - kv.first_position, 0));
+      }
+      const std::int64_t begin = unit % tiles * detail::weight_rows;
+      job.row = detail::greater(begin, detail::tokens_inside(args, job.head) * G);
+      job.rows = detail::smaller(begin + detail::weight_rows, rows) - job.row;
+      job.stride = detail::round_up(job.rows, simd::lanes);
+      skim::detail::arena arena(scratches + bytes * worker);
+      const detail::weight_scratch scratch(arena, call.q.extents[2], detail::weight_stride(call, 0));
+      sums[unit] = job.rows > 0 ? detail::job_mass_outside(args, job, scratch) : 0;
+    });
+    executor.parallel_for(1, [&](std::int64_t, unsigned) {
+      for (std::int64_t unit = 0; unit < kv.heads * tiles; ++unit) *args.sum += sums[unit];
+    });
+    return {};
+  }
+
+ private:
+  static std::int64_t row_tiles(const attention_importance_args& args) {
+    const std::int64_t rows = args.attended.q.extents[0] * group_size(args.attended);
+    return (rows + detail::weight_rows - 1) / detail::weight_rows;
+  }
+
+  /// One sum per work unit, at the front of the workspace, and the bytes they take.
+  static std::pair<double*, std::size_t> partial_sums(const attention_importance_args& args, void* workspace) {
+    skim::detail::arena arena(workspace);
+    double* const sums = arena.take<double>(args.attended.kv.heads * row_tiles(args));
+    return {sums, arena.used()};
+  }
+};
+
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim

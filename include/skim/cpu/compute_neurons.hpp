@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The FFN of some neurons, and a compensator's part: two passes of the gathered matrix product each.
+///
+/// Blocks are cut into batches of 512 tokens, which bounds the workspace, and those into tiles of 128. First pass: a work
+/// unit makes the values of 32 neurons for one tile. Second pass: a unit adds up to 256 columns of the output. Each
+/// number is summed by one unit in one order, so results depend on no number of workers.
+#pragma once
+
+#include <skim/cpu/gathered_gemm.hpp>
+#include <skim/cpu/simd/math.hpp>
+#include <skim/neuron_selector/fastforward.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+namespace detail {
+
+inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
+
+/// Tokens of a batch, in tiles, and values of a width held for them.
+template <class Unit>
+struct packed_batch {
+  Unit* data;
+  std::int64_t steps, rows;
+
+  /// Bytes do not depend on how the batch is filled.
+  static packed_batch take(skim::detail::arena& arena, std::int64_t steps, std::int64_t rows) {
+    return {arena.take<Unit>(steps * round_up(rows, simd::lanes)), steps, rows};
+  }
+  SKIM_INLINE std::int64_t tiles() const { return (rows + gemm_rows - 1) / gemm_rows; }
+  SKIM_INLINE std::int64_t rows_of(std::int64_t tile) const { return smaller(gemm_rows, rows - tile * gemm_rows); }
+  SKIM_INLINE packed_tokens<Unit> tile(std::int64_t index) const {
+    return {data + index * gemm_rows * steps, steps, round_up(rows_of(index), simd::lanes)};
+  }
+};
+
+/// Packed inputs and neuron values of a batch, and scratch of each worker.
+template <class Math>
+struct neuron_scratch {
+  using unit = typename Math::unit;
+  packed_batch<unit> x, values;
+  float* rows;  // [workers, row_stride]: a token in f32
+  std::int64_t row_stride;
+  char* gemm;  // [workers, gemm_bytes]
+  std::int64_t gemm_bytes;
+
+  neuron_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers) {
+    const std::int64_t rows_of_batch = smaller(args.x.extents[0], batch_rows);
+    x = packed_batch<unit>::take(arena, steps_of<Math>(args.x.extents[1]), rows_of_batch);
+    values = packed_batch<unit>::take(arena, steps_of<Math>(neurons), rows_of_batch);
+    row_stride = round_up(args.x.extents[1], simd::lanes);
+    rows = arena.take<float>(row_stride * workers);
+    skim::detail::arena one;
+    gemm_scratch<Math>{one};
+    gemm_bytes = static_cast<std::int64_t>(one.used());
+    gemm = arena.take<char>(gemm_bytes * workers);
+  }
+  gemm_scratch<Math> of(unsigned worker) const {
+    skim::detail::arena piece(gemm + worker * gemm_bytes);
+    return gemm_scratch<Math>(piece);
+  }
+};
+
+/// One call: whose neurons, for which batch of the block.
+template <class Math>
+struct neuron_job {
+  const ffn_args* args;
+  neuron_scratch<Math> with;
+  std::int64_t first_row;  // of the batch
+
+  tensor_view<void, 2> out(std::int64_t tile) const {
+    tensor_view<void, 2> rows = args->out;
+    rows.data = args->out.at(first_row + tile * gemm_rows);
+    rows.extents[0] = with.x.rows_of(tile);
+    return rows;
+  }
+};
+
+/// Lane blocks of a batch; tiles hold 128 tokens, the last may hold fewer.
+template <class Unit>
+SKIM_INLINE std::int64_t pack_units(const packed_batch<Unit>& batch) {
+  return (batch.rows + row_vectors * simd::lanes - 1) / (row_vectors * simd::lanes);
+}
+
+template <class Math>
+SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, std::int64_t index, unsigned worker) {
+  constexpr std::int64_t wide = row_vectors * simd::lanes;
+  const std::int64_t tile = index * wide / gemm_rows, begin = index * wide % gemm_rows;
+  const auto to = job.with.x.tile(tile);
+  for (std::int64_t row = begin; row < begin + wide && row < to.stride; row += row_lanes::of(row, to.stride).width) {
+    pack_tokens<Math>(job.args->x, job.first_row + tile * gemm_rows, job.with.x.rows_of(tile), row, to,
+                      job.with.rows + worker * job.with.row_stride);
+  }
+}
+
+/// Sums of `count` <= 32 neurons from `first` on: [height, tokens], for the gate too if there is one.
+struct neuron_sums {
+  const float *gate, *up;
+  std::int64_t height, first, count;
+};
+
+/// The neurons' values, act(gate) * up or act(up), packed as steps.
+template <class Math>
+SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<typename Math::unit>& to) {
+  for_lane_blocks(to.stride, [&](std::int64_t row, auto vectors) SKIM_LAMBDA_INLINE {
+    constexpr std::int64_t width = vectors * simd::lanes;
+    const auto value = [&](std::int64_t i, std::int64_t lane) SKIM_LAMBDA_INLINE {
+      const std::int64_t at = row * sums.height + i * width + lane;
+      const simd::floats linear = simd::load(sums.up + at);
+      return sums.gate ? simd::activate(act, simd::load(sums.gate + at)) * linear : simd::activate(act, linear);
+    };
+    for (std::int64_t i = 0; i < sums.count; i += Math::values) {
+      for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
+        const simd::floats odd = Math::values == 2 && i + 1 < sums.count ? value(i + 1, lane) : simd::floats(0.0f);
+        Math::pack(to.at(row, (sums.first + i) / Math::values) + lane, value(i, lane), odd);
+      }
+    }
+  });
+}
+
+/// First pass. Units of one set of neurons follow each other, so that the tiles of a batch find its weights in a cache.
+template <class Math>
+SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& gate, const gathered_rows& up,
+                              std::int64_t index, unsigned worker) {
+  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
+  const std::int64_t d = job.args->x.extents[1];
+  const gemm_scratch<Math> with = job.with.of(worker);
+  float* const gate_sums = with.sums + gemm_outputs * gemm_rows;
+  const auto tokens = job.with.x.tile(tile);
+  multiply_outputs(up, first, d, tokens, with, with.sums);
+  if (gate.data) multiply_outputs(gate, first, d, tokens, with, gate_sums);
+  const std::int64_t count = smaller(gemm_outputs, up.count - first);
+  weigh_neurons<Math>({gate.data ? gate_sums : nullptr, with.sums, gemm_outputs, first, count}, job.args->act,
+                      job.with.values.tile(tile));
+}
+
+/// Second pass.
+template <class Math>
+SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows& down, bool add, std::int64_t index,
+                               unsigned worker) {
+  const std::int64_t d = job.args->x.extents[1], tiles = job.with.x.tiles(), tile = index % tiles;
+  const std::int64_t first = index / tiles * columns_per_unit(d), columns = smaller(columns_per_unit(d), d - first);
+  const gemm_scratch<Math> with = job.with.of(worker);
+  const auto tokens = job.with.values.tile(tile);
+  multiply_steps(down, first, columns, tokens, with, with.sums);
+  store_tokens(with.sums, columns, tokens.stride, job.out(tile), first, add, with);
+}
+
+/// A compensator's first pass: act(x c1), in which the rows of c1 [d, c] are steps.
+template <class Math>
+SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compensator& compensator, std::int64_t index,
+                               unsigned worker) {
+  const std::int64_t d = job.args->x.extents[1], c = compensator.c1.extents[1];
+  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
+  const std::int64_t columns = smaller(gemm_outputs, c - first);
+  const gemm_scratch<Math> with = job.with.of(worker);
+  const auto tokens = job.with.x.tile(tile);
+  multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with, with.sums);
+  weigh_neurons<Math>({nullptr, with.sums, round_up(columns, broadcasts), first, columns}, compensator.act,
+                      job.with.values.tile(tile));
+}
+
+/// Calls `body(job)` for each batch of the block.
+template <class Math, class Body>
+void for_batches(const ffn_args& args, neuron_scratch<Math> with, const Body& body) {
+  for (std::int64_t row = 0; row < args.x.extents[0]; row += batch_rows) {
+    with.x.rows = with.values.rows = smaller(batch_rows, args.x.extents[0] - row);
+    body(neuron_job<Math>{&args, with, row});
+  }
+}
+
+/// out = the FFN of `count` listed neurons, or of all.
+template <class Math, class Executor>
+void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
+                     const Executor& executor) {
+  skim::detail::arena arena(workspace);
+  const neuron_scratch<Math> with(arena, args, count, executor.concurrency());
+  const gathered_rows gate = gathered_rows::of(args.gate, list, count), up = gathered_rows::of(args.up, list, count);
+  const gathered_rows down = gathered_rows::of(args.down, list, count);
+  const std::int64_t d = args.x.extents[1];
+  for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
+    const std::int64_t tiles = job.with.x.tiles();
+    executor.parallel_for(pack_units(job.with.x),
+                          [&](std::int64_t index, unsigned worker) { pack_unit(job, index, worker); });
+    executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
+                          [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
+    executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
+                          [&](std::int64_t index, unsigned worker) { gather_unit(job, down, false, index, worker); });
+  });
+}
+
+/// out += act(x c1) c2
+template <class Math, class Executor>
+void compensate_neurons(const ffn_args& args, const neuron_compensator& compensator, void* workspace,
+                        const Executor& executor) {
+  const std::int64_t d = args.x.extents[1], c = compensator.c1.extents[1];
+  skim::detail::arena arena(workspace);
+  const neuron_scratch<Math> with(arena, args, c, executor.concurrency());
+  const gathered_rows c2 = gathered_rows::of(compensator.c2, nullptr, c);
+  for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
+    const std::int64_t tiles = job.with.x.tiles();
+    executor.parallel_for(pack_units(job.with.x),
+                          [&](std::int64_t index, unsigned worker) { pack_unit(job, index, worker); });
+    executor.parallel_for((c + gemm_outputs - 1) / gemm_outputs * tiles,
+                          [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
+    executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
+                          [&](std::int64_t index, unsigned worker) { gather_unit(job, c2, true, index, worker); });
+  });
+}
+
+/// Calls `body(tile_math<...>{})` with the way in which weights of `type` are multiplied.
+template <class Accumulate, class Body>
+SKIM_INLINE auto with_math(element type, const Body& body) {
+#if SKIM_CPU_DOT_PAIRS
+  if (simd::multiplies_pairs<Accumulate>(type)) return body(simd::tile_math<accumulate::dot_pairs>{});
+#endif
+  static_cast<void>(type);
+  return body(simd::tile_math<accumulate::widen_fma>{});
+}
+
+/// Scratch of `compute_neurons` for lists of up to `count` neurons.
+template <class Accumulate>
+std::size_t compute_bytes(const ffn_args& args, element type, std::int64_t count, unsigned workers) {
+  return with_math<Accumulate>(type, [&](auto math) {
+    skim::detail::arena arena;
+    neuron_scratch<decltype(math)>(arena, args, count, workers);
+    return arena.used();
+  });
+}
+
+}  // namespace detail
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim
