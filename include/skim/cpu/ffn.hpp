@@ -24,11 +24,11 @@ SKIM_NOINLINE inline report check_list(const index_lists& lists, std::int64_t f)
 }
 
 /// Scratch of choosing.
-struct choose_scratch {
+struct neuron_choice_scratch {
   std::uint32_t* ranks;     // [f]
   std::int32_t* histogram;  // [2048]
 
-  choose_scratch(skim::detail::arena& arena, std::int64_t f) {
+  neuron_choice_scratch(skim::detail::arena& arena, std::int64_t f) {
     ranks = arena.take<std::uint32_t>(f);
     histogram = arena.take<std::int32_t>(histogram_bins);
   }
@@ -36,7 +36,7 @@ struct choose_scratch {
 
 /// The `count` highest of `scores`, 1 <= count < f; ties to the lower neuron.
 SKIM_NOINLINE inline void choose_neurons(const tensor_view<const float, 1>& scores, std::int64_t count,
-                                         const index_lists& lists, const choose_scratch& with) {
+                                         const index_lists& lists, const neuron_choice_scratch& with) {
   const std::int64_t f = scores.extents[0];
   for (std::int64_t j = 0; j < f; ++j) with.ranks[j] = rank_bits(*scores.at(j));
   const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return with.ranks[j]; };
@@ -84,7 +84,7 @@ struct ffn {
     const auto longest = [&step](std::size_t bytes) { step = bytes > step ? bytes : step; };
     longest(kernel::workspace_bytes(selector, args, workers));
     skim::detail::arena choosing;
-    detail::choose_scratch(choosing, f);
+    detail::neuron_choice_scratch(choosing, f);
     longest(choosing.used());
     const neuron_compensator compensator = kernel::compensator(selector);
     if (compensates(compensator)) {
@@ -214,7 +214,7 @@ struct ffn {
                    const Executor& executor) const {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       skim::detail::arena arena(workspace);
-      const detail::choose_scratch with(arena, args.up.extents[0]);
+      const detail::neuron_choice_scratch with(arena, args.up.extents[0]);
       detail::choose_neurons(scores, list_capacity(args), lists, with);
     });
   }
