@@ -6,6 +6,7 @@
 #include "../unit/eviction_case.hpp"
 
 #include <skim/cpu/append.hpp>
+#include <skim/cpu/attention_importance.hpp>
 
 #include <cstdlib>
 
@@ -150,6 +151,25 @@ TEST_P(allocation, is_not_done_by_evictions) {
   expect_no_eviction_allocates(skim::h2o{keep}, GetParam());
   expect_no_eviction_allocates(skim::caote{skim::snapkv{keep}}, GetParam());
   expect_no_eviction_allocates(skim::fast_caote{skim::tova{keep}}, GetParam());
+}
+
+TEST_P(allocation, is_not_done_by_attention_importance) {
+  attention_case c = large_call();
+  c.sequences = 1;
+  attention_inputs inputs(c);
+  double sum = 0;
+  skim::attention_importance_args args;
+  args.attended = inputs.args();
+  args.sum = &sum;
+  const skim::cpu::attention_importance op;
+  aligned_memory workspace(op.workspace_bytes(args, GetParam().workers));
+  std::atomic<int> refused{0};
+  EXPECT_EQ(allocations_of(GetParam(),
+                           [&](const auto& executor) {
+                             if (!op.run(args, workspace.get(), executor)) ++refused;
+                           }),
+            0);
+  EXPECT_EQ(refused, 0);
 }
 
 TEST(AllocationCounter, Counts) {

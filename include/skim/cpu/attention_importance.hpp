@@ -26,6 +26,31 @@ SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, st
   return t;
 }
 
+SKIM_INLINE std::int64_t importance_tiles(const attention_args& call) {
+  return (call.q.extents[0] * group_size(call) + weight_rows - 1) / weight_rows;
+}
+
+/// Work unit = (KV head, 512 rows), without the rows at the chunk's start that need no look; perhaps none are left.
+inline attend_job importance_job(const attention_importance_args& args, std::int64_t unit) {
+  const attention_args& call = args.attended;
+  const kv_view& kv = call.kv;
+  const std::int64_t tiles = importance_tiles(call), begin = unit % tiles * weight_rows;
+  attend_job job{};
+  job.args = &call;
+  job.lists = args.read;
+  job.sequence = attention_sequence{&kv, 0, call.q.extents[0]};
+  job.head = unit / tiles;
+  job.G = group_size(call);
+  job.key_end = job.listed() + job.sequence.Tq;
+  if (!kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
+    job.key_end = smaller(job.key_end, greater(args.first - kv.first_position, 0));
+  }
+  job.row = greater(begin, tokens_inside(args, job.head) * job.G);
+  job.rows = smaller(begin + weight_rows, job.sequence.Tq * job.G) - job.row;
+  job.stride = round_up(job.rows, simd::lanes);
+  return job;
+}
+
 /// What the job's rows give to keys together: 1 each, less what a sink logit takes, and 0 for a row that saw nothing.
 SKIM_INLINE double mass_of_keys(const attend_job& job) {
   const attention_args& call = *job.args;
@@ -57,8 +82,9 @@ inline double job_mass_outside(const attention_importance_args& args, const atte
 /// Adds to a layer's importance, chunk after chunk; see `attention_importance_args`. Only the first keys are read and no
 /// [Tq, Tk] matrix is formed: the mass outside is what the rows do not give to them.
 ///
-/// Logits and weights are f32, sums over keys and chunks double. A row's part, between 0 and 1, is exact to some 2^-24 (64
-/// + (D + 8) A), where A is the row's largest `scale * sum_d |q_d k_d|`; for tokens that see nothing else it is exactly 0.
+/// Logits and weights are f32, sums over keys and chunks double. A row's part, between 0 and 1, is exact to some
+/// 2^-24 (64 + 4 |lse| + 4 (D + 8) A), where A is the row's largest `scale * sum_d |q_d k_d|`; that of a token which sees
+/// nothing else is exactly 0.
 /// Nothing here allocates, throws or starts a thread. With equal arguments every executor and every number of workers
 /// gives the same bits.
 struct attention_importance {
@@ -66,7 +92,7 @@ struct attention_importance {
   report check(const attention_importance_args& args) const { return detail::check_importance(args); }
 
   std::size_t workspace_bytes(const attention_importance_args& args, unsigned workers) const {
-    return partial_sums(args, nullptr).second + detail::weight_scratch_bytes(args.attended, 0) * workers;
+    return sum_bytes(args) + detail::weight_scratch_bytes(args.attended, 0) * workers;
   }
 
   cost_estimate cost(const attention_importance_args& args) const {
@@ -90,47 +116,28 @@ struct attention_importance {
                            static_cast<std::int64_t>(needed), "64-byte aligned and at least");
     }
     const attention_args& call = args.attended;
-    const kv_view& kv = call.kv;
-    const std::int64_t G = group_size(call), rows = call.q.extents[0] * G, tiles = row_tiles(args);
-    const auto [sums, used] = partial_sums(args, workspace.data);
-    char* const scratches = static_cast<char*>(workspace.data) + used;
+    const std::int64_t units = unit_count(args);
+    double* const sums = static_cast<double*>(workspace.data);  // [units]
+    char* const scratches = static_cast<char*>(workspace.data) + sum_bytes(args);
     const std::size_t bytes = detail::weight_scratch_bytes(call, 0);
-    executor.parallel_for(kv.heads * tiles, [&](std::int64_t unit, unsigned worker) {
-      detail::attend_job job{};
-      job.args = &call;
-      job.lists = args.read;
-      job.sequence = attention_sequence{&kv, 0, call.q.extents[0]};
-      job.head = unit / tiles;
-      job.G = G;
-      job.key_end = job.listed() + job.sequence.Tq;
-      if (!kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
-        job.key_end = detail::smaller(job.key_end, detail::greater(args.first - kv.first_position, 0));
-      }
-      const std::int64_t begin = unit % tiles * detail::weight_rows;
-      job.row = detail::greater(begin, detail::tokens_inside(args, job.head) * G);
-      job.rows = detail::smaller(begin + detail::weight_rows, rows) - job.row;
-      job.stride = detail::round_up(job.rows, simd::lanes);
+    executor.parallel_for(units, [&](std::int64_t unit, unsigned worker) {
+      const detail::attend_job job = detail::importance_job(args, unit);
       skim::detail::arena arena(scratches + bytes * worker);
       const detail::weight_scratch scratch(arena, call.q.extents[2], detail::weight_stride(call, 0));
       sums[unit] = job.rows > 0 ? detail::job_mass_outside(args, job, scratch) : 0;
     });
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      for (std::int64_t unit = 0; unit < kv.heads * tiles; ++unit) *args.sum += sums[unit];
+      for (std::int64_t unit = 0; unit < units; ++unit) *args.sum += sums[unit];
     });
     return {};
   }
 
  private:
-  static std::int64_t row_tiles(const attention_importance_args& args) {
-    const std::int64_t rows = args.attended.q.extents[0] * group_size(args.attended);
-    return (rows + detail::weight_rows - 1) / detail::weight_rows;
+  static std::int64_t unit_count(const attention_importance_args& args) {
+    return args.attended.kv.heads * detail::importance_tiles(args.attended);
   }
-
-  /// One sum per work unit, at the front of the workspace, and the bytes they take.
-  static std::pair<double*, std::size_t> partial_sums(const attention_importance_args& args, void* workspace) {
-    skim::detail::arena arena(workspace);
-    double* const sums = arena.take<double>(args.attended.kv.heads * row_tiles(args));
-    return {sums, arena.used()};
+  static std::size_t sum_bytes(const attention_importance_args& args) {
+    return skim::detail::round_up_bytes(static_cast<std::size_t>(unit_count(args)) * sizeof(double));
   }
 };
 

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The attention mass outside a prompt's beginning, from the full attention matrix in double. Does without the
+/// log-sum-exp; allocates.
+#pragma once
+
+#include <skim/attention_importance.hpp>
+#include <skim/reference/attention.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace reference {
+
+/// The part of the row of query `t`, head `h` that falls on keys at positions from `first` on. A sink logit takes its part
+/// of the row, but is no key; a row that sees nothing gives nothing.
+inline double mass_outside(const attention_importance_args& args, std::int64_t t, std::int64_t h) {
+  const attention_args& call = args.attended;
+  const attention_sequence sequence = sequence_at(call, 0);
+  const kv_view& kv = *sequence.kv;
+  const std::int64_t head = h / group_size(call), position = kv.position(head, kv.length(head) - sequence.Tq + t);
+  const double nothing = -std::numeric_limits<double>::infinity();
+  const double sink = call.sink_logits ? static_cast<double>(call.sink_logits[h]) : nothing;
+  std::vector<std::int64_t> positions;
+  std::vector<double> logits;
+  double largest = sink;
+  for (const std::int64_t slot : slots_read(sequence, 0, head, args.read)) {
+    if (!call.mask.visible(position, kv.position(head, slot))) continue;
+    positions.push_back(kv.position(head, slot));
+    logits.push_back(logit(call, sequence, t, h, slot));
+    if (logits.back() > largest) largest = logits.back();
+  }
+  if (largest == nothing) return 0;
+  double all = std::exp(sink - largest), outside = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const double weight = std::exp(logits[i] - largest);
+    all += weight;
+    if (positions[i] >= args.first) outside += weight;
+  }
+  return outside / all;
+}
+
+/// What one call adds to `args.sum`, which it leaves alone.
+inline double attention_importance(const attention_importance_args& args) {
+  double sum = 0;
+  for (std::int64_t t = 0; t < args.attended.q.extents[0]; ++t) {
+    for (std::int64_t h = 0; h < args.attended.q.extents[1]; ++h) sum += mass_outside(args, t, h);
+  }
+  return sum;
+}
+
+}  // namespace reference
+}  // namespace v0
+}  // namespace skim
