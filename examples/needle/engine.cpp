@@ -63,7 +63,8 @@ session::session(const model& weights, const method& how, const session_options&
       cache_capacity_(std::min(budget_ + options_.chunk, options.capacity)),
       compaction_(how.compaction),
       threads_(threads),
-      caches_(weights.layers.size()) {
+      caches_(weights.layers.size()),
+      ffns_(how.make_ffns(weights, options.seed)) {
   const model_config& c = model_.config;
   const std::size_t rows = static_cast<std::size_t>(cache_capacity_ * c.kv_heads);
   const std::size_t row_bytes = static_cast<std::size_t>(c.D * skim::element_bytes(options.kv_type));
@@ -83,8 +84,7 @@ session::session(const model& weights, const method& how, const session_options&
   normed_.resize(options_.chunk, c.d);
   qkv_.resize(options_.chunk, (c.query_heads + 2 * c.kv_heads) * c.D);
   attended_.resize(options_.chunk, c.query_heads * c.D);
-  gate_.resize(options_.chunk, c.f);
-  up_.resize(options_.chunk, c.f);
+  ffn_out_.resize(options_.chunk, c.d);
   cosines_.resize(options_.chunk, c.D / 2);
   sines_.resize(options_.chunk, c.D / 2);
   if (caches_[0].evictor && caches_[0].evictor->reads_attention()) lse_.resize(options_.chunk, c.query_heads);
@@ -107,6 +107,13 @@ void session::reserve_longest() {
   counts_of_head_.resize(heads);
   scratch_.get(std::max(cache.selector->workspace_bytes(longest, threads_.concurrency()),
                         skim::cpu::attention<>{}.workspace_bytes(longest, threads_.concurrency())));
+  for (std::size_t layer = 0; layer < ffns_.size(); ++layer) {
+    const skim::ffn_args ffn = ffn_of(static_cast<std::int64_t>(layer), options_.chunk, feeding::prompt);
+    demand(ffns_[layer]->check(ffn));
+    scratch_.get(ffns_[layer]->workspace_bytes(ffn, threads_.concurrency()));
+    caches_[layer].ffn_state = caches_[layer].ffn_storage.get(ffns_[layer]->state_bytes(ffn));
+    demand(ffns_[layer]->reset(ffn, caches_[layer].ffn_state, threads_));
+  }
   if (!cache.evictor) return;
   const skim::eviction_args eviction = eviction_of(longest);
   demand(cache.evictor->check(eviction));
@@ -126,7 +133,8 @@ void session::feed(const std::vector<std::int32_t>& tokens, const chunk_listener
     if (token < 0 || token >= model_.config.vocabulary) throw error("the prompt has a token outside the vocabulary");
   }
   for (std::int64_t first = 0; first < count; first += options_.chunk) {
-    forward(tokens.data() + first, std::min(options_.chunk, count - first));
+    const std::int64_t Tq = std::min(options_.chunk, count - first);
+    forward(tokens.data() + first, Tq, first + Tq == count ? feeding::prompt_end : feeding::prompt);
     if (after_chunk) after_chunk(tokens_ - last_chunk_, last_chunk_);
   }
 }
@@ -152,20 +160,28 @@ std::vector<std::int32_t> session::generate(std::int64_t count) {
     Eigen::Index likeliest = 0;
     logits(tokens_ - 1).maxCoeff(&likeliest);
     answer.push_back(static_cast<std::int32_t>(likeliest));
-    feed({answer.back()});
+    if (tokens_ == options_.capacity) throw error("the session has no room for the answer");
+    forward(&answer.back(), 1, feeding::generated);
   }
   return answer;
 }
 
-void session::forward(const std::int32_t* tokens, std::int64_t Tq) {
+void session::listen(ffn_listener to_ffn, attention_listener to_attention) {
+  ffn_listener_ = std::move(to_ffn);
+  attention_listener_ = std::move(to_attention);
+  if (attention_listener_) lse_.resize(options_.chunk, model_.config.query_heads);
+}
+
+void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) {
   for (std::int64_t t = 0; t < Tq; ++t) x_.row(t) = model_.embedding.row(tokens[t]);
   turn_to(tokens_, Tq);
   for (std::int64_t layer = 0; layer < model_.config.layers; ++layer) {
     attention_block(layer, Tq);
-    ffn_block(layer, Tq);
+    ffn_block(layer, Tq, how);
   }
   normalize(model_.norm, Tq);  // stays for `logits`
   tokens_ += Tq;
+  ++chunks_;
   last_chunk_ = Tq;
 }
 
@@ -178,15 +194,16 @@ void session::attention_block(std::int64_t layer, std::int64_t Tq) {
     if (w.qkv_bias.size() > 0) piece.rowwise() += w.qkv_bias.segment(first, count);
   });
   rotate(Tq);
-  attend(caches_[static_cast<std::size_t>(layer)], Tq);
+  attend(layer, Tq);
   over_features(w.out.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
     x_.block(0, first, Tq, count).noalias() += attended_.topRows(Tq) * w.out.middleRows(first, count).transpose();
   });
 }
 
 /// Appends the chunk to the layer's cache, chooses what it reads, reads it, and evicts: skim's part.
-void session::attend(layer_cache& cache, std::int64_t Tq) {
+void session::attend(std::int64_t layer, std::int64_t Tq) {
   const model_config& c = model_.config;
+  layer_cache& cache = caches_[static_cast<std::size_t>(layer)];
   const std::int64_t past = cache.tokens;
   cache.tokens += Tq;
   counts_.kv_tokens = std::max(counts_.kv_tokens, cache.tokens);
@@ -216,6 +233,7 @@ void session::attend(layer_cache& cache, std::int64_t Tq) {
     const skim::memory scratch = scratch_.get(reader.workspace_bytes(args, threads_.concurrency()));
     demand(sparse ? reader.attend(args, lists, scratch, threads_) : reader.run(args, {}, scratch, threads_));
   }
+  if (attention_listener_) attention_listener_(layer, args);
   counts_.reads += static_cast<double>(c.kv_heads);
   for (const std::int32_t listed : counts_of_head_) counts_.keys_read += static_cast<double>(sparse ? listed : past);
   if (cache.evictor) evict(cache, args, sparse ? &lists : nullptr);
@@ -236,18 +254,16 @@ void session::evict(layer_cache& cache, const skim::attention_args& attended, co
   cache.tokens = kept_of_head_[0];  // all heads keep equally many
 }
 
-void session::ffn_block(std::int64_t layer, std::int64_t Tq) {
+void session::ffn_block(std::int64_t layer, std::int64_t Tq, feeding how) {
   const stopwatch timed(counts_.ffn_ms);
-  const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
-  normalize(w.ffn_norm, Tq);
-  over_features(w.gate.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
-    auto gate = gate_.block(0, first, Tq, count), up = up_.block(0, first, Tq, count);
-    gate.noalias() = normed_.topRows(Tq) * w.gate.middleRows(first, count).transpose();
-    up.noalias() = normed_.topRows(Tq) * w.up.middleRows(first, count).transpose();
-    gate.array() = gate.array() / (1 + (-gate.array()).exp()) * up.array();
-  });
-  over_features(w.down.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
-    x_.block(0, first, Tq, count).noalias() += gate_.topRows(Tq) * w.down.middleRows(first, count).transpose();
+  normalize(model_.layers[static_cast<std::size_t>(layer)].ffn_norm, Tq);
+  const layer_ffn& ffn = *ffns_[static_cast<std::size_t>(layer)];
+  const skim::ffn_args args = ffn_of(layer, Tq, how);
+  if (ffn_listener_) ffn_listener_(layer, args.x, args.block == 0 || args.last || args.decode);
+  const skim::memory scratch = scratch_.get(ffn.workspace_bytes(args, threads_.concurrency()));
+  demand(ffn.run(args, caches_[static_cast<std::size_t>(layer)].ffn_state, scratch, threads_));
+  over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
+    x_.middleRows(first, count) += ffn_out_.middleRows(first, count);
   });
 }
 
@@ -324,6 +340,23 @@ skim::eviction_args session::eviction_of(const skim::attention_args& attended) c
   skim::eviction_args args;
   args.attended = attended;
   args.how = compaction_;
+  return args;
+}
+
+skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how) {
+  const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
+  const auto view = [](const matrix& m) {
+    return skim::tensor_view<const float, 2>(m.data(), {m.rows(), m.cols()});
+  };
+  skim::ffn_args args;
+  args.x = skim::tensor_view<const float, 2>(normed_.data(), {Tq, normed_.cols()});
+  args.gate = view(w.gate);
+  args.up = view(w.up);
+  args.down = view(w.down);
+  args.out = skim::tensor_view<float, 2>(ffn_out_.data(), {Tq, ffn_out_.cols()});
+  args.block = chunks_;
+  args.last = how == feeding::prompt_end;
+  args.decode = how == feeding::generated;
   return args;
 }
 

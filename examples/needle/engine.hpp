@@ -46,10 +46,18 @@ struct layer_cache {
   std::unique_ptr<layer_evictor> evictor;  // or null
   aligned_bytes state_storage;
   skim::memory state;  // the evictor's
+  aligned_bytes ffn_storage;
+  skim::memory ffn_state;
 };
 
 /// The tokens at positions first .. first + count - 1 have been fed.
 using chunk_listener = std::function<void(std::int64_t first, std::int64_t count)>;
+
+/// A layer's FFN is about to run: x [M, d], and whether the chunk is one that methods compute densely.
+using ffn_listener =
+    std::function<void(std::int64_t layer, const skim::tensor_view<const void, 2>& x, bool always_dense)>;
+/// A layer's attention has run; the arguments hold its log-sum-exp.
+using attention_listener = std::function<void(std::int64_t layer, const skim::attention_args& args)>;
 
 /// One sequence. Equal inputs give the same bits for any number of threads. Where the method has an evictor, memory is
 /// fixed from the start, however many tokens are fed.
@@ -60,6 +68,9 @@ class session {
 
   /// Appends tokens, chunk by chunk, and calls `after_chunk`, if any, after each. Throws `error` if they do not fit.
   void feed(const std::vector<std::int32_t>& tokens, const chunk_listener& after_chunk = {});
+
+  /// For calibration: called in each layer of every chunk from now on.
+  void listen(ffn_listener to_ffn, attention_listener to_attention);
 
   /// Logits of the token that follows position `position`, which lies in the chunk that was fed last: [vocabulary].
   row logits(std::int64_t position) const;
@@ -75,11 +86,13 @@ class session {
   std::int64_t kv_bytes_held() const;
 
  private:
-  void forward(const std::int32_t* tokens, std::int64_t Tq);
+  /// How a chunk is fed: whether it is a prompt's last, or was generated.
+  enum class feeding { prompt, prompt_end, generated };
+  void forward(const std::int32_t* tokens, std::int64_t Tq, feeding how);
   void attention_block(std::int64_t layer, std::int64_t Tq);
-  void attend(layer_cache& cache, std::int64_t Tq);
+  void attend(std::int64_t layer, std::int64_t Tq);
   void evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read);
-  void ffn_block(std::int64_t layer, std::int64_t Tq);
+  void ffn_block(std::int64_t layer, std::int64_t Tq, feeding how);
   void normalize(const row& weight, std::int64_t Tq);
   void turn_to(std::int64_t position, std::int64_t Tq);
   void rotate(std::int64_t Tq);
@@ -87,6 +100,7 @@ class session {
   skim::kv_view view_of(layer_cache& cache, std::int64_t tokens) const;
   skim::attention_args arguments(layer_cache& cache, std::int64_t Tq, std::int64_t tokens);
   skim::eviction_args eviction_of(const skim::attention_args& attended) const;
+  skim::ffn_args ffn_of(std::int64_t layer, std::int64_t Tq, feeding how);
 
   const model& model_;
   const session_options options_;      // the chunk at most the capacity
@@ -95,14 +109,17 @@ class session {
   const skim::compaction compaction_;
   const executor threads_;
   std::vector<layer_cache> caches_;
-  std::int64_t tokens_ = 0, last_chunk_ = 0;
+  std::vector<std::unique_ptr<layer_ffn>> ffns_;
+  ffn_listener ffn_listener_;
+  attention_listener attention_listener_;
+  std::int64_t tokens_ = 0, last_chunk_ = 0, chunks_ = 0;
   session_counts counts_;
 
   row frequencies_;                                   // [D / 2]
   matrix cosines_, sines_;                            // [chunk, D / 2]
   matrix x_, normed_, qkv_, attended_;                // [chunk, ...]: the residual stream and what is made from it
-  matrix gate_, up_;                                  // [chunk, f]
-  matrix lse_;                                        // [chunk, Hq], or empty: no evictor reads it
+  matrix ffn_out_;                                    // [chunk, d]
+  matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
   aligned_bytes scratch_;

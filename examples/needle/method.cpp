@@ -37,6 +37,26 @@ constexpr const char* evict_rows[] = {
     "evict(random):budget=1024",
 };
 
+/// Which neurons a chunk computes.
+constexpr const char* ffn_rows[] = {
+    "fastforward:keep=0.5",
+    "fastforward:keep=0.5,compensate=off",
+    "oracle:keep=0.5",
+    "static_set:keep=0.5",
+    "calibrated_set:keep=0.5",
+    "calibrated_set:keep=0.5,compensate=off",
+    "ffn(random):keep=0.5",
+    "fastforward:keep=0.3",
+    "fastforward:keep=0.3,schedule=attention",
+    "oracle:keep=0.3",
+    "oracle:keep=0.3,schedule=attention",
+    "static_set:keep=0.3",
+    "calibrated_set:keep=0.3",
+    "ffn(random):keep=0.3",
+    "fastforward:keep=0.5+quoka:queries=farthest_point,n=16,budget=512,recent=128,sinks=4",
+    "fastforward:keep=0.5+quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4",
+};
+
 /// The parts that answer one question, of which a method has at most one.
 struct question {
   const char* text;
@@ -44,9 +64,10 @@ struct question {
 };
 
 const std::vector<question>& questions() {
-  static const std::vector<question> both = {{"which keys a chunk reads", selector_parts()},
-                                             {"which tokens the cache keeps", evictor_parts()}};
-  return both;
+  static const std::vector<question> all = {{"which keys a chunk reads", selector_parts()},
+                                            {"which tokens the cache keeps", evictor_parts()},
+                                            {"which neurons a chunk computes", neuron_parts()}};
+  return all;
 }
 
 std::string valid_methods() {
@@ -54,7 +75,7 @@ std::string valid_methods() {
   for (const question& each : questions()) {
     for (const part_kind& kind : each.parts) valid.push_back(kind.name);
   }
-  return joined(valid) + ", table, table:select, table:evict";
+  return joined(valid) + ", table, table:select, table:evict, table:ffn";
 }
 
 /// Parses one part and returns its question.
@@ -69,7 +90,7 @@ const question* parse_part(const std::string& text, method& result) {
       return &each;
     }
   }
-  const std::string meant = name == "random" ? " (for an evictor, write evict(random))" : "";
+  const std::string meant = name == "random" ? " (write evict(random) for an evictor, ffn(random) for neurons)" : "";
   throw error("there is no method '" + name + "'" + meant + ", valid are: " + valid_methods());
 }
 
@@ -79,6 +100,7 @@ method parse_method(const std::string& text) {
   method result;
   result.text = text;
   result.make_selector = make_dense();
+  result.make_ffns = make_dense_ffns();
   std::vector<const question*> answered;
   for (const std::string& part : split(text, '+')) {
     const question* const answers = parse_part(part, result);
@@ -92,12 +114,16 @@ method parse_method(const std::string& text) {
 
 std::vector<method> parse_methods(const std::vector<std::string>& texts) {
   names rows;
+  const auto append = [&rows](const auto& table) { rows.insert(rows.end(), std::begin(table), std::end(table)); };
   for (const std::string& text : texts) {
-    const bool both = text == "table";
-    if (both || text == "table:select") rows.insert(rows.end(), std::begin(select_rows), std::end(select_rows));
-    if (text == "table:evict") rows.push_back("dense");  // speedup and nll are read against it
-    if (both || text == "table:evict") rows.insert(rows.end(), std::begin(evict_rows), std::end(evict_rows));
-    if (!both && text != "table:select" && text != "table:evict") rows.push_back(text);
+    const bool all = text == "table";
+    const bool select = all || text == "table:select", evict = all || text == "table:evict";
+    const bool ffn = all || text == "table:ffn";
+    if (!select && !evict && !ffn) rows.push_back(text);
+    if (select) append(select_rows);
+    if (!select && (evict || ffn)) rows.push_back("dense");  // speedup and nll are read against it
+    if (evict) append(evict_rows);
+    if (ffn) append(ffn_rows);
   }
   std::vector<method> methods;
   for (const std::string& row : rows) methods.push_back(parse_method(row));

@@ -58,8 +58,8 @@ std::int64_t parameters::count(const std::string& key, std::int64_t least, std::
   return number;
 }
 
-double parameters::fraction(const std::string& key) const {
-  const std::string text = get(key, "1");
+double parameters::fraction(const std::string& key, const char* otherwise) const {
+  const std::string text = get(key, otherwise);
   char* end = nullptr;
   const double number = std::strtod(text.c_str(), &end);
   if (text.empty() || *end != '\0' || !(number > 0 && number <= 1)) {

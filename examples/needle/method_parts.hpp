@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The parts that a method is written in: their names, and the parameters that they take.
 ///
-/// Selectors and evictors have a translation unit each, because each instantiates kernels by the dozen.
+/// Selectors, evictors and FFNs have a translation unit each, because each instantiates kernels by the dozen.
 #pragma once
 
 #include "method.hpp"
@@ -26,7 +26,7 @@ class parameters {
   /// One of `valid`, of which the first is the default.
   std::string choice(const std::string& key, const names& valid) const;
   std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) const;
-  double fraction(const std::string& key) const;
+  double fraction(const std::string& key, const char* otherwise = "1") const;
 
   void refuse(const std::string& key, const std::string& reason) const;
   void check(const skim::retention& keep) const;
@@ -48,5 +48,7 @@ struct part_kind {
 selector_maker make_dense();
 std::vector<part_kind> selector_parts();
 std::vector<part_kind> evictor_parts();
+ffn_maker make_dense_ffns();
+std::vector<part_kind> neuron_parts();
 
 }  // namespace needle

@@ -178,7 +178,7 @@ layer_weights read_layer(const checkpoint& file, const model_config& c, std::int
   layer.ffn_norm = file.read_row(name + "post_attention_layernorm.weight", c.d);
   layer.gate = file.read_matrix(name + "mlp.gate_proj.weight", c.f, c.d);
   layer.up = file.read_matrix(name + "mlp.up_proj.weight", c.f, c.d);
-  layer.down = file.read_matrix(name + "mlp.down_proj.weight", c.d, c.f);
+  layer.down = file.read_matrix(name + "mlp.down_proj.weight", c.d, c.f).transpose();
   return layer;
 }
 

@@ -2,6 +2,8 @@
 /// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`.
 #pragma once
 
+#include <skim/calibrate/fitted.hpp>
+
 #include <Eigen/Core>
 
 #include <cstdint>
@@ -30,7 +32,7 @@ struct model_config {
 /// Reads the text of a `config.json`. Throws `error` on anything that the engine would compute wrongly.
 model_config parse_config(const std::string& text);
 
-/// Weights are [out features, in features], as stored, widened to f32.
+/// Weights are [out features, in features], as stored but for `down`, widened to f32.
 struct layer_weights {
   row attention_norm;  // [d]
   matrix qkv;          // [(Hq + 2 Hk) D, d]: queries, keys, values
@@ -38,7 +40,7 @@ struct layer_weights {
   matrix out;          // [d, Hq D]
   row ffn_norm;        // [d]
   matrix gate, up;     // [f, d]
-  matrix down;         // [d, f]
+  matrix down;         // [f, d]: transposed, a row for each neuron
 };
 
 struct model {
@@ -47,11 +49,15 @@ struct model {
   std::vector<layer_weights> layers;
   row norm;     // [d]
   matrix head;  // [vocabulary, d], empty if tied
+  skim::calibrate::fitted_model fitted;  // without layers where the directory has no fastforward.safetensors
 
   const matrix& output() const { return config.tied_output ? embedding : head; }
 };
 
-/// Reads both files of a directory; throws `error`.
+/// The file in a model's directory that `needle calibrate` writes.
+inline constexpr const char* fitted_file = "fastforward.safetensors";
+
+/// Reads the files of a directory; throws `error`.
 model read_model(const std::filesystem::path& directory);
 
 }  // namespace needle

@@ -15,7 +15,7 @@ set(never_included skim/skim.hpp skim/cpu/executor_tbb.hpp)
 set(rules
     "skim/skim\\.hpp"                  "${tier_0}|${cpu}"
     "skim/cpu/executor_tbb\\.hpp"      "${std}|${tier_0}|${cpu}|(oneapi/)?tbb/.*"
-    "skim/cpu/simd/.*"                 "${std}|${tier_0}|${cpu}|xsimd/.*|immintrin\\.h|arm_neon\\.h"
+    "skim/cpu/simd/.*"                 "${std}|${tier_0}|${cpu}|xsimd/.*|immintrin\\.h|arm_neon\\.h|unistd\\.h|sys/syscall\\.h"
     "skim/cpu/.*"                      "${std}|${tier_0}|${cpu}|xsimd/.*"
     "skim/interop/eigen\\.hpp"         "${std}|${tier_0}|${cpu}|Eigen/.*"
     "skim/interop/safetensors\\.hpp"   "${std}|${tier_0}|${cpu}|nlohmann/.*"

@@ -9,6 +9,7 @@
 namespace skim_test {
 
 enum class neurons_kind { every, third, one, empty };
+enum class multiply_kind { widen_fma, dot_pairs, tiles };
 
 struct ffn_case {
   skim::element weights = skim::element::f32, x_type = skim::element::f32, out_type = skim::element::f32;
@@ -17,15 +18,16 @@ struct ffn_case {
   skim::activation act = skim::activation::silu;
   neurons_kind neurons = neurons_kind::every;
   std::int64_t padding = 0;
-  bool dot_pairs = false;
+  multiply_kind multiply = multiply_kind::widen_fma;
 };
 
 inline std::ostream& operator<<(std::ostream& to, const ffn_case& c) {
   const char* const neurons[] = {"every", "every third", "one", "no"};
+  const char* const multiply[] = {"widen_fma", "dot_pairs", "tiles"};
   return to << "weights " << to_string(c.weights) << ", x " << to_string(c.x_type) << ", out " << to_string(c.out_type)
             << ", M " << c.M << ", d " << c.d << ", f " << c.f << (c.gated ? ", gated " : ", plain ")
             << to_string(c.act) << ", " << neurons[static_cast<int>(c.neurons)] << " neuron, padding " << c.padding
-            << (c.dot_pairs ? ", dot pairs" : "");
+            << ", " << multiply[static_cast<int>(c.multiply)];
 }
 
 /// Values, weights and parts of policies for one case; weights are scaled so that outputs have the size of inputs.
@@ -115,7 +117,7 @@ inline std::vector<ffn_case> ffn_sample() {
   const std::vector<std::int64_t> tokens{0, 1, 3, W, 2 * W + 1, 127, 128, 129, 300, 520};
   const std::vector<std::int64_t> widths{1, 7, 8, 33, 40, 64, 257, 300}, neurons{1, 2, 31, 32, 33, 100, 200};
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
-  const pairwise_sample sample({3, 3, 3, count(tokens), count(widths), count(neurons), 2, 5, 4, 2, 2});
+  const pairwise_sample sample({3, 3, 3, count(tokens), count(widths), count(neurons), 2, 5, 4, 2, 3});
   std::vector<ffn_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
@@ -131,7 +133,7 @@ inline std::vector<ffn_case> ffn_sample() {
     c.act = static_cast<skim::activation>(take());
     c.neurons = static_cast<neurons_kind>(take());
     c.padding = static_cast<std::int64_t>(take()) * 3;
-    c.dot_pairs = take() != 0;
+    c.multiply = static_cast<multiply_kind>(take());
     cases.push_back(c);
   }
   return cases;

@@ -35,7 +35,10 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
     EXPECT_TRUE(workspace.guards_intact());
     EXPECT_TRUE(inputs.out().outside_intact());
   };
-  if (c.dot_pairs) {
+  if (c.multiply == multiply_kind::tiles) {
+    static const skim::accumulate::tiles granted = skim::cpu::request_tiles();
+    call(skim::cpu::ffn<Selector, skim::accumulate::tiles>{selector, granted});
+  } else if (c.multiply == multiply_kind::dot_pairs) {
     call(skim::cpu::ffn<Selector, skim::accumulate::dot_pairs>{selector});
   } else {
     call(skim::cpu::ffn<Selector>{selector});
@@ -43,7 +46,8 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
 }
 
 skim::testing::arithmetic arithmetic_of(const ffn_case& c) {
-  const bool pairs = c.dot_pairs && skim::cpu::simd::multiplies_pairs<skim::accumulate::dot_pairs>(c.weights);
+  const bool pairs = c.multiply != multiply_kind::widen_fma &&
+                     skim::cpu::simd::multiplies_pairs<skim::accumulate::dot_pairs>(c.weights);
   return pairs ? skim::testing::arithmetic::dot_pairs() : skim::testing::arithmetic::widen_fma();
 }
 

@@ -165,7 +165,7 @@ inline exact reference_logits(const model& weights, const std::vector<std::int32
     const exact gate = product(h, w.gate, round), up = product(h, w.up, round);
     exact active = (gate.array() / (1 + (-gate.array()).exp()) * up.array()).matrix();
     round(active, active.cwiseAbs() * 8);  // an exponential, a sum, a quotient, a product
-    x = product(active, w.down, round, x);
+    x = product(active, matrix(w.down.transpose()), round, x);
     ++layer;
   }
   return product(normalized(x, weights.norm, c.norm_epsilon, round), weights.output(), round);

@@ -230,7 +230,7 @@ std::size_t attend_bytes(const attention_args& args, unsigned workers) {
 template <class Accumulate, class Executor>
 void attend(const attention_args& args, const index_lists* lists, void* workspace, const Executor& executor) {
 #if SKIM_CPU_DOT_PAIRS
-  if constexpr (std::is_same_v<Accumulate, accumulate::dot_pairs>) {
+  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
     if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
       return attend_with<simd::tile_math<accumulate::dot_pairs>>(args, lists, workspace, executor);
     }

@@ -18,28 +18,27 @@ namespace detail {
 
 inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
 
-/// Tokens of a batch, in tiles, and values of a width held for them.
-template <class Unit>
+/// The tokens of a batch, in tiles of 128, and a width of values held for them.
+template <class Math>
 struct packed_batch {
-  Unit* data;
+  typename Math::unit* data;
   std::int64_t steps, rows;
 
-  /// Bytes do not depend on how the batch is filled.
-  static packed_batch take(skim::detail::arena& arena, std::int64_t steps, std::int64_t rows) {
-    return {arena.take<Unit>(steps * round_up(rows, simd::lanes)), steps, rows};
+  static packed_batch take(skim::detail::arena& arena, std::int64_t width, std::int64_t rows) {
+    const std::int64_t steps = steps_of<Math>(width), room = packed_tokens<Math>::room(steps);
+    return {arena.take<typename Math::unit>(room * round_up(rows, simd::lanes)), steps, rows};
   }
   SKIM_INLINE std::int64_t tiles() const { return (rows + gemm_rows - 1) / gemm_rows; }
   SKIM_INLINE std::int64_t rows_of(std::int64_t tile) const { return smaller(gemm_rows, rows - tile * gemm_rows); }
-  SKIM_INLINE packed_tokens<Unit> tile(std::int64_t index) const {
-    return {data + index * gemm_rows * steps, steps, round_up(rows_of(index), simd::lanes)};
+  SKIM_INLINE packed_tokens<Math> tile(std::int64_t index) const {
+    return {data + index * gemm_rows * packed_tokens<Math>::room(steps), steps, round_up(rows_of(index), simd::lanes)};
   }
 };
 
 /// Packed inputs and neuron values of a batch, and scratch of each worker.
 template <class Math>
 struct neuron_scratch {
-  using unit = typename Math::unit;
-  packed_batch<unit> x, values;
+  packed_batch<Math> x, values;
   float* rows;  // [workers, row_stride]: a token in f32
   std::int64_t row_stride;
   char* gemm;  // [workers, gemm_bytes]
@@ -47,8 +46,8 @@ struct neuron_scratch {
 
   neuron_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers) {
     const std::int64_t rows_of_batch = smaller(args.x.extents[0], batch_rows);
-    x = packed_batch<unit>::take(arena, steps_of<Math>(args.x.extents[1]), rows_of_batch);
-    values = packed_batch<unit>::take(arena, steps_of<Math>(neurons), rows_of_batch);
+    x = packed_batch<Math>::take(arena, args.x.extents[1], rows_of_batch);
+    values = packed_batch<Math>::take(arena, neurons, rows_of_batch);
     row_stride = round_up(args.x.extents[1], simd::lanes);
     rows = arena.take<float>(row_stride * workers);
     skim::detail::arena one;
@@ -69,28 +68,40 @@ struct neuron_job {
   neuron_scratch<Math> with;
   std::int64_t first_row;  // of the batch
 
-  tensor_view<void, 2> out(std::int64_t tile) const {
-    tensor_view<void, 2> rows = args->out;
-    rows.data = args->out.at(first_row + tile * gemm_rows);
-    rows.extents[0] = with.x.rows_of(tile);
-    return rows;
+  /// The rows of one tile.
+  template <class T>
+  tensor_view<T, 2> rows_of(tensor_view<T, 2> matrix, std::int64_t tile) const {
+    matrix.data = matrix.at(first_row + tile * gemm_rows);
+    matrix.extents[0] = with.x.rows_of(tile);
+    return matrix;
   }
 };
 
-/// Lane blocks of a batch; tiles hold 128 tokens, the last may hold fewer.
-template <class Unit>
-SKIM_INLINE std::int64_t pack_units(const packed_batch<Unit>& batch) {
+enum class token_order { lanes, rows };
+
+/// Lane blocks of a batch.
+template <class Math>
+SKIM_INLINE std::int64_t pack_units(const packed_batch<Math>& batch) {
   return (batch.rows + row_vectors * simd::lanes - 1) / (row_vectors * simd::lanes);
 }
 
 template <class Math>
-SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, std::int64_t index, unsigned worker) {
+SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, token_order order, std::int64_t index, unsigned worker) {
   constexpr std::int64_t wide = row_vectors * simd::lanes;
   const std::int64_t tile = index * wide / gemm_rows, begin = index * wide % gemm_rows;
-  const auto to = job.with.x.tile(tile);
-  for (std::int64_t row = begin; row < begin + wide && row < to.stride; row += row_lanes::of(row, to.stride).width) {
-    pack_tokens<Math>(job.args->x, job.first_row + tile * gemm_rows, job.with.x.rows_of(tile), row, to,
-                      job.with.rows + worker * job.with.row_stride);
+  const packed_tokens<Math> to = job.with.x.tile(tile);
+  const tensor_view<const void, 2> x = job.rows_of(job.args->x, tile);
+  float* const scratch = job.with.rows + worker * job.with.row_stride;
+  for (std::int64_t token = begin; token < begin + wide && token < to.stride;
+       token += row_lanes::of(token, to.stride).width) {
+    if constexpr (Math::tiles) {
+      if (order == token_order::rows) {
+        pack_rows(x, x.extents[0], token, to, scratch);
+        continue;
+      }
+    }
+    static_cast<void>(order);  // without matrix tiles there is one
+    pack_lanes(x, x.extents[0], token, to, scratch);
   }
 }
 
@@ -100,20 +111,37 @@ struct neuron_sums {
   std::int64_t height, first, count;
 };
 
-/// The neurons' values, act(gate) * up or act(up), packed as steps.
+/// The values of neurons i and, if steps are pairs, i + 1 for the tokens of one vector, as one step.
 template <class Math>
-SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<typename Math::unit>& to) {
-  for_lane_blocks(to.stride, [&](std::int64_t row, auto vectors) SKIM_LAMBDA_INLINE {
+SKIM_INLINE void weigh_step(const neuron_sums& sums, activation act, std::int64_t i, std::int64_t at,
+                            std::int64_t width, typename Math::unit* to) {
+  const auto value = [&](std::int64_t neuron) SKIM_LAMBDA_INLINE {
+    if (neuron >= sums.count) return simd::floats(0.0f);
+    const simd::floats linear = simd::load(sums.up + at + neuron * width);
+    if (!sums.gate) return simd::activate(act, linear);
+    return simd::activate(act, simd::load(sums.gate + at + neuron * width)) * linear;
+  };
+  Math::pack(to, value(i), Math::values == 2 ? value(i + 1) : simd::floats(0.0f));
+}
+
+/// The neurons' values, act(gate) * up or act(up), packed as steps: in lanes, or with matrix tiles in rows.
+template <class Math>
+SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<Math>& to) {
+  for_lane_blocks(to.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
     constexpr std::int64_t width = vectors * simd::lanes;
-    const auto value = [&](std::int64_t i, std::int64_t lane) SKIM_LAMBDA_INLINE {
-      const std::int64_t at = row * sums.height + i * width + lane;
-      const simd::floats linear = simd::load(sums.up + at);
-      return sums.gate ? simd::activate(act, simd::load(sums.gate + at)) * linear : simd::activate(act, linear);
-    };
-    for (std::int64_t i = 0; i < sums.count; i += Math::values) {
-      for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
-        const simd::floats odd = Math::values == 2 && i + 1 < sums.count ? value(i + 1, lane) : simd::floats(0.0f);
-        Math::pack(to.at(row, (sums.first + i) / Math::values) + lane, value(i, lane), odd);
+    const std::int64_t step = sums.first / Math::values;
+    for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
+      const std::int64_t at = token * sums.height + lane;
+      if constexpr (Math::tiles) {
+#if SKIM_CPU_AMX
+        std::uint32_t units[16][16];
+        for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, units[i]);
+        simd::store_transposed(units, to.row_at(token + lane, step), packed_tokens<Math>::room(to.steps));
+#endif
+      } else {
+        for (std::int64_t i = 0; i < sums.count; i += Math::values) {
+          weigh_step<Math>(sums, act, i, at, width, to.lanes_at(token, step + i / Math::values) + lane);
+        }
       }
     }
   });
@@ -125,14 +153,15 @@ SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& 
                               std::int64_t index, unsigned worker) {
   const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
   const std::int64_t d = job.args->x.extents[1];
+  const math_registers<Math> registers;
   const gemm_scratch<Math> with = job.with.of(worker);
   float* const gate_sums = with.sums + gemm_outputs * gemm_rows;
-  const auto tokens = job.with.x.tile(tile);
+  const packed_tokens<Math> tokens = job.with.x.tile(tile);
   multiply_outputs(up, first, d, tokens, with, with.sums);
   if (gate.data) multiply_outputs(gate, first, d, tokens, with, gate_sums);
   const std::int64_t count = smaller(gemm_outputs, up.count - first);
-  weigh_neurons<Math>({gate.data ? gate_sums : nullptr, with.sums, gemm_outputs, first, count}, job.args->act,
-                      job.with.values.tile(tile));
+  weigh_neurons({gate.data ? gate_sums : nullptr, with.sums, gemm_outputs, first, count}, job.args->act,
+                job.with.values.tile(tile));
 }
 
 /// Second pass.
@@ -141,10 +170,11 @@ SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows&
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], tiles = job.with.x.tiles(), tile = index % tiles;
   const std::int64_t first = index / tiles * columns_per_unit(d), columns = smaller(columns_per_unit(d), d - first);
+  const math_registers<Math> registers;
   const gemm_scratch<Math> with = job.with.of(worker);
-  const auto tokens = job.with.values.tile(tile);
-  multiply_steps(down, first, columns, tokens, with, with.sums);
-  store_tokens(with.sums, columns, tokens.stride, job.out(tile), first, add, with);
+  const packed_tokens<Math> tokens = job.with.values.tile(tile);
+  multiply_steps(down, first, columns, tokens, with);
+  store_tokens(columns, tokens.stride, job.rows_of(job.args->out, tile), first, add, with);
 }
 
 /// A compensator's first pass: act(x c1), in which the rows of c1 [d, c] are steps.
@@ -153,12 +183,22 @@ SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compens
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], c = compensator.c1.extents[1];
   const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
-  const std::int64_t columns = smaller(gemm_outputs, c - first);
+  const std::int64_t columns = smaller(gemm_outputs, c - first), height = round_up(columns, output_block<Math>);
+  const math_registers<Math> registers;
   const gemm_scratch<Math> with = job.with.of(worker);
-  const auto tokens = job.with.x.tile(tile);
-  multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with, with.sums);
-  weigh_neurons<Math>({nullptr, with.sums, round_up(columns, broadcasts), first, columns}, compensator.act,
-                      job.with.values.tile(tile));
+  const packed_tokens<Math> tokens = job.with.x.tile(tile), to = job.with.values.tile(tile);
+  multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with);
+  if constexpr (Math::tiles) {  // sums and values both lie in rows
+    for (std::int64_t t = 0; t < to.stride; ++t) {
+      bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0)) + first;
+      for (std::int64_t i = 0; i < gemm_outputs; i += simd::lanes) {
+        const simd::floats sum = i < height ? simd::load(with.sums + t * height + i) : simd::floats(0.0f);
+        simd::store(row + i, simd::activate(compensator.act, sum));  // act(0) = 0: steps beyond c are zeros
+      }
+    }
+  } else {
+    weigh_neurons({nullptr, with.sums, height, first, columns}, compensator.act, to);
+  }
 }
 
 /// Calls `body(job)` for each batch of the block.
@@ -181,8 +221,9 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
   const std::int64_t d = args.x.extents[1];
   for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
     const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x),
-                          [&](std::int64_t index, unsigned worker) { pack_unit(job, index, worker); });
+    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+      pack_unit(job, token_order::lanes, index, worker);
+    });
     executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
     executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
@@ -200,8 +241,9 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
   const gathered_rows c2 = gathered_rows::of(compensator.c2, nullptr, c);
   for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
     const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x),
-                          [&](std::int64_t index, unsigned worker) { pack_unit(job, index, worker); });
+    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+      pack_unit(job, token_order::rows, index, worker);
+    });
     executor.parallel_for((c + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
     executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
@@ -211,18 +253,27 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
 
 /// Calls `body(tile_math<...>{})` with the way in which weights of `type` are multiplied.
 template <class Accumulate, class Body>
-SKIM_INLINE auto with_math(element type, const Body& body) {
-#if SKIM_CPU_DOT_PAIRS
-  if (simd::multiplies_pairs<Accumulate>(type)) return body(simd::tile_math<accumulate::dot_pairs>{});
+SKIM_INLINE auto with_math(const Accumulate& how, element type, const Body& body) {
+  static_cast<void>(how);
+  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
+#if SKIM_CPU_AMX
+    if constexpr (std::is_same_v<Accumulate, accumulate::tiles>) {
+      if (how.granted && type == element::bf16) return body(simd::tile_math<accumulate::tiles>{});
+    }
 #endif
+#if SKIM_CPU_DOT_PAIRS
+    if (type == element::bf16) return body(simd::tile_math<accumulate::dot_pairs>{});
+#endif
+  }
   static_cast<void>(type);
   return body(simd::tile_math<accumulate::widen_fma>{});
 }
 
 /// Scratch of `compute_neurons` for lists of up to `count` neurons.
 template <class Accumulate>
-std::size_t compute_bytes(const ffn_args& args, element type, std::int64_t count, unsigned workers) {
-  return with_math<Accumulate>(type, [&](auto math) {
+std::size_t compute_bytes(const Accumulate& how, const ffn_args& args, element type, std::int64_t count,
+                          unsigned workers) {
+  return with_math(how, type, [&](auto math) {
     skim::detail::arena arena;
     neuron_scratch<decltype(math)>(arena, args, count, workers);
     return arena.used();

@@ -80,7 +80,7 @@ struct ffn {
   /// of all neurons for up to 512 tokens.
   std::size_t workspace_bytes(const ffn_args& args, unsigned workers) const {
     const std::int64_t f = args.up.extents[0];
-    std::size_t step = detail::compute_bytes<Accumulate>(args, args.up.type, f, workers);
+    std::size_t step = detail::compute_bytes(accumulate, args, args.up.type, f, workers);
     const auto longest = [&step](std::size_t bytes) { step = bytes > step ? bytes : step; };
     longest(kernel::workspace_bytes(selector, args, workers));
     skim::detail::arena choosing;
@@ -88,7 +88,7 @@ struct ffn {
     longest(choosing.used());
     const neuron_compensator compensator = kernel::compensator(selector);
     if (compensates(compensator)) {
-      longest(detail::compute_bytes<Accumulate>(args, compensator.c1.type, compensator.c1.extents[1], workers));
+      longest(detail::compute_bytes(accumulate, args, compensator.c1.type, compensator.c1.extents[1], workers));
     }
     skim::detail::arena arena;
     call_scratch(arena, f);
@@ -220,9 +220,9 @@ struct ffn {
   }
 
   template <class Executor>
-  static void compute_list(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
-                           const Executor& executor) {
-    detail::with_math<Accumulate>(args.up.type, [&](auto math) {
+  void compute_list(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
+                    const Executor& executor) const {
+    detail::with_math(accumulate, args.up.type, [&](auto math) {
       detail::compute_neurons<decltype(math)>(args, list, count, workspace, executor);
     });
   }
@@ -230,7 +230,7 @@ struct ffn {
   template <class Executor>
   void add_compensation(const ffn_args& args, void* workspace, const Executor& executor) const {
     const neuron_compensator compensator = kernel::compensator(selector);
-    detail::with_math<Accumulate>(compensator.c1.type, [&](auto math) {
+    detail::with_math(accumulate, compensator.c1.type, [&](auto math) {
       detail::compensate_neurons<decltype(math)>(args, compensator, workspace, executor);
     });
   }

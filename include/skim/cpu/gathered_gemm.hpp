@@ -10,6 +10,7 @@
 #pragma once
 
 #include <skim/cpu/multiply_tile.hpp>
+#include <skim/cpu/simd/amx.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
@@ -19,14 +20,18 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-// Sizes of a work unit, in L1 and L2 terms for f32: 256 steps of 32 tokens are 32 KiB and meet 8 tile rows of 1 KiB each.
+// Sizes of a work unit. In f32, 256 steps of 32 tokens are 32 KiB and meet 8 tile rows of 1 KiB each.
 inline constexpr std::int64_t gemm_rows = 128;     // tokens: widening a weight once then costs a few percent
 inline constexpr std::int64_t gemm_outputs = 32;   // rows, where rows are outputs
 inline constexpr std::int64_t gemm_columns = 256;  // columns, where rows are steps
-inline constexpr std::int64_t output_depth = 256;  // steps at a time, where rows are outputs
-inline constexpr std::int64_t column_depth = 128;  // steps at a time, where rows are steps
 inline constexpr std::int64_t gemm_padding = 16;   // behind each tile row: power-of-two strides share few L1 sets
 static_assert(gemm_outputs % broadcasts == 0 && gemm_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
+
+/// Steps that are multiplied before the sums go back to memory: matrix tiles are done sooner and take more of them.
+template <class Math>
+inline constexpr std::int64_t output_depth = Math::tiles ? 512 : 256;
+template <class Math>
+inline constexpr std::int64_t column_depth = Math::tiles ? 256 : 128;
 
 /// Rows of a stored matrix, by a list or, where that is null, in order.
 struct gathered_rows {
@@ -45,36 +50,45 @@ struct gathered_rows {
   }
 };
 
-/// The tokens of one work unit: [steps, stride] by `row_lanes`.
-template <class Unit>
+/// Steps that hold `values` numbers; matrix tiles take 16 at a time, of which the last may be zeros.
+template <class Math>
+SKIM_INLINE constexpr std::int64_t steps_of(std::int64_t values) {
+  return round_up((values + Math::values - 1) / Math::values, Math::tiles ? 16 : 1);
+}
+
+/// What the tokens of one work unit are multiplied by weights with, in one of two orders.
+///
+/// *Lanes*: [steps, tokens] by `row_lanes`. *Rows*: [tokens, steps], what matrix tiles need where weights' rows are steps.
+template <class Math>
 struct packed_tokens {
-  Unit* data;
+  using unit = typename Math::unit;
+  unit* data;
   std::int64_t steps;
   std::int64_t stride;  // tokens, rounded up to the lane count
 
-  SKIM_INLINE Unit* at(std::int64_t row, std::int64_t step) const {
-    return data + row_lanes::of(row, stride).offset(row, steps, step);
-  }
-};
+  static constexpr std::int64_t row_padding = 16;  // units behind a token's row
+  /// Units that a token takes in either order.
+  SKIM_INLINE static constexpr std::int64_t room(std::int64_t steps) { return steps + (Math::tiles ? row_padding : 0); }
 
-template <class Math>
-SKIM_INLINE constexpr std::int64_t steps_of(std::int64_t values) {
-  return (values + Math::values - 1) / Math::values;
-}
+  SKIM_INLINE unit* lanes_at(std::int64_t token, std::int64_t step) const {
+    return data + row_lanes::of(token, stride).offset(token, steps, step);
+  }
+  SKIM_INLINE unit* row_at(std::int64_t token, std::int64_t step) const { return data + token * room(steps) + step; }
+};
 
 /// Scratch of one worker.
 template <class Math>
 struct gemm_scratch {
   using unit = typename Math::unit;
-  static constexpr std::int64_t output_stride = output_depth + gemm_padding;  // of a tile row that is an output
-  static constexpr std::int64_t column_stride = gemm_columns + gemm_padding;  // of a tile row that is a step
+  static constexpr std::int64_t output_stride = output_depth<Math> + gemm_padding;  // of a tile row that is an output
+  static constexpr std::int64_t column_stride = gemm_columns + gemm_padding;        // of a tile row that is a step
 
-  unit* tile;   // [32, output_stride], or [128, column_stride]
-  float* sums;  // [columns, tokens], or the gate's [32, tokens] and the up projection's
+  unit* tile;   // [32, output_stride], or [column_depth, column_stride]
+  float* sums;  // of 256 columns, or of 32 neurons' gate and up projections, times 128 tokens
   float* row;   // [256]
 
   explicit gemm_scratch(skim::detail::arena& arena) {
-    tile = arena.take<unit>(greater(gemm_outputs * output_stride, column_depth * column_stride));
+    tile = arena.take<unit>(greater(gemm_outputs * output_stride, column_depth<Math> * column_stride));
     sums = arena.take<float>(greater(gemm_columns, 2 * gemm_outputs) * gemm_rows);
     row = arena.take<float>(gemm_columns);
   }
@@ -110,46 +124,108 @@ SKIM_NOINLINE void multiply_block(const typename Math::unit* ones, Across across
   }
 }
 
-/// sums [32, tokens] = dot products of the rows [first, first + count), count <= 32, with `tokens` over `columns`.
+/// The tile registers, for the `Math` that uses them.
+template <class Math>
+struct math_registers {
+  math_registers() {}  // NOLINT: not trivial, so that it counts as used
+};
+#if SKIM_CPU_AMX
+template <>
+struct math_registers<simd::tile_math<accumulate::tiles>> : simd::tile_registers {};
+#endif
+
+/// Outputs of a unit are computed in blocks of this many.
+template <class Math>
+inline constexpr std::int64_t output_block = Math::tiles ? 16 : broadcasts;
+
+/// sums [outputs, tokens] (+)= tile [outputs, steps] . tokens in lanes, from `step` on.
+template <class Math>
+SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
+                                std::int64_t outputs, const gemm_scratch<Math>& with, float* sums) {
+  constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
+  for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+    float* const to = sums + token * gemm_outputs;
+    if constexpr (Math::tiles) {
+#if SKIM_CPU_AMX
+      constexpr std::int64_t width = vectors * simd::lanes;
+      const simd::tile_matrix<const std::uint32_t> left{with.tile, stride}, right{tokens.lanes_at(token, step), width};
+      if (outputs > simd::tile_rows) {
+        simd::multiply_tiles<2, vectors>(left, right, {to, width}, steps, step == 0);
+      } else {
+        simd::multiply_tiles<1, vectors>(left, right, {to, width}, steps, step == 0);
+      }
+#endif
+    } else {
+      multiply_block<Math, vectors>(with.tile, std::integral_constant<std::int64_t, stride>{}, one_constant{}, outputs,
+                                    tokens.lanes_at(token, step), steps, step == 0, to);
+    }
+  });
+}
+
+/// sums [32, tokens] = dot products of the rows [first, first + 32), as far as there are, over `columns`.
 template <class Math>
 SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
-                                    const packed_tokens<typename Math::unit>& tokens, const gemm_scratch<Math>& with,
-                                    float* sums) {
+                                    const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with, float* sums) {
   constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
-  const std::int64_t count = smaller(gemm_outputs, weights.count - first), outputs = round_up(count, broadcasts);
-  for (std::int64_t step = 0; step < tokens.steps; step += output_depth) {
-    const std::int64_t steps = smaller(output_depth, tokens.steps - step), column = step * Math::values;
+  const std::int64_t count = smaller(gemm_outputs, weights.count - first);
+  const std::int64_t outputs = round_up(count, output_block<Math>);
+  for (std::int64_t step = 0; step < tokens.steps; step += output_depth<Math>) {
+    const std::int64_t steps = smaller(output_depth<Math>, tokens.steps - step), column = step * Math::values;
     const std::int64_t values = smaller(steps * Math::values, columns - column);
     for (std::int64_t i = 0; i < count; ++i) {
-      Math::load_key(weights.at(first + i, column), weights.type, values, with.tile + i * stride);
+      typename Math::unit* const to = with.tile + i * stride;
+      for (std::int64_t s = values / Math::values; s < steps; ++s) to[s] = 0;
+      Math::load_key(weights.at(first + i, column), weights.type, values, to);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) with.tile[i] = 0;
-    for_lane_blocks(tokens.stride, [&](std::int64_t row, auto vectors) SKIM_LAMBDA_INLINE {
-      multiply_block<Math, vectors>(with.tile, std::integral_constant<std::int64_t, stride>{}, one_constant{}, outputs,
-                                    tokens.at(row, step), steps, step == 0, sums + row * gemm_outputs);
-    });
+    multiply_lanes(tokens, step, steps, outputs, with, sums);
   }
 }
 
-/// sums [columns, tokens] = the rows, from column `first` on, times the tokens' values; `tokens` [rows, tokens].
-/// `columns` <= 256 counts those of the matrix; sums are written for whole broadcast blocks.
+/// The tile of `steps` steps whose rows are the matrix's, from column `first` on; columns up to `outputs` are zeros.
+template <class Math>
+SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std::int64_t steps, std::int64_t first,
+                            std::int64_t columns, const gemm_scratch<Math>& with) {
+  constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
+  const std::int64_t outputs = round_up(columns, output_block<Math>);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    typename Math::unit* const to = with.tile + i * stride;
+    const std::int64_t row = (step + i) * Math::values;
+    const auto address = [&](std::int64_t r) { return r < weights.count ? weights.at(r, first) : nullptr; };
+    Math::load_values(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, to);
+    for (std::int64_t c = columns; c < outputs; ++c) to[c] = 0;
+  }
+}
+
+/// sums = the rows, from column `first` on, times the tokens' values. `columns` <= 256 counts those of the matrix; sums
+/// are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
 template <class Math>
 SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
-                                  const packed_tokens<typename Math::unit>& tokens, const gemm_scratch<Math>& with,
-                                  float* sums) {
+                                  const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
-  const std::int64_t outputs = round_up(columns, broadcasts);
-  for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth) {  // no rows: zeros
-    const std::int64_t steps = smaller(column_depth, tokens.steps - step);
-    for (std::int64_t i = 0; i < steps; ++i) {
-      const std::int64_t row = (step + i) * Math::values;
-      const char* const next = Math::values == 2 && row + 1 < weights.count ? weights.at(row + 1, first) : nullptr;
-      Math::load_values(weights.at(row, first), next, weights.type, columns, with.tile + i * stride);
-      for (std::int64_t c = columns; c < outputs; ++c) with.tile[i * stride + c] = 0;
-    }
-    for_lane_blocks(tokens.stride, [&](std::int64_t row, auto vectors) SKIM_LAMBDA_INLINE {
-      multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{}, outputs,
-                                    tokens.at(row, step), steps, step == 0, sums + row * outputs);
+  const std::int64_t outputs = round_up(columns, output_block<Math>);
+  for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth<Math>) {  // no rows: zeros
+    const std::int64_t steps = smaller(column_depth<Math>, tokens.steps - step);
+    load_steps(weights, step, steps, first, columns, with);
+    for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+      if constexpr (Math::tiles) {
+#if SKIM_CPU_AMX
+        const simd::tile_matrix<const std::uint32_t> left{tokens.row_at(token, step),
+                                                          packed_tokens<Math>::room(tokens.steps)};
+        float* const to = with.sums + token * outputs;
+        std::int64_t c = 0;
+        for (; c + 32 <= outputs; c += 32) {
+          simd::multiply_tiles<vectors, 2>(left, {with.tile + c, stride}, {to + c, outputs}, steps, step == 0);
+        }
+        if (c < outputs) {
+          simd::multiply_tiles<vectors, 1>(left, {with.tile + c, stride}, {to + c, outputs}, steps, step == 0);
+        }
+#endif
+      } else {
+        multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
+                                      outputs, tokens.lanes_at(token, step), steps, step == 0,
+                                      with.sums + token * outputs);
+      }
     });
   }
 }
@@ -160,37 +236,56 @@ SKIM_INLINE std::int64_t columns_per_unit(std::int64_t width) {
   return smaller(greater(round_up((width + 15) / 16, 16), 32), gemm_columns);
 }
 
-/// Packs up to 128 tokens, lanes beyond the last hold zeros. `lanes_from`: the first of the lane block to pack.
+/// Packs the lane block that begins with token `token` in lanes; tokens beyond `rows`, and steps beyond d, are zeros.
 template <class Math>
-SKIM_NOINLINE void pack_tokens(const tensor_view<const void, 2>& x, std::int64_t first_row, std::int64_t rows,
-                               std::int64_t row, const packed_tokens<typename Math::unit>& to, float* scratch) {
-  const row_lanes block = row_lanes::of(row, to.stride);
+SKIM_NOINLINE void pack_lanes(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
+                              const packed_tokens<Math>& to, float* scratch) {
+  const row_lanes block = row_lanes::of(token, to.stride);
   const std::int64_t d = x.extents[1];
-  for (std::int64_t r = row; r < row + block.width; ++r) {
-    if (r < rows) {
-      simd::widen_row(x.at(first_row + r, 0), x.type, d, scratch);
+  for (std::int64_t t = token; t < token + block.width; ++t) {
+    if (t < rows) {
+      simd::widen_row(x.at(t), x.type, d, scratch);
     } else {
       for (std::int64_t i = 0; i < d; ++i) scratch[i] = 0;
     }
-    Math::scatter_query(scratch, d, 1.0f, to.at(r, 0), block.width);
+    Math::scatter_query(scratch, d, 1.0f, to.lanes_at(t, 0), block.width);
+    for (std::int64_t step = (d + Math::values - 1) / Math::values; step < to.steps; ++step) *to.lanes_at(t, step) = 0;
   }
 }
 
-/// Writes (or adds) columns [first, first + columns) of `rows` tokens to `out`, from sums [columns, tokens].
+/// The same in rows.
 template <class Math>
-SKIM_NOINLINE void store_tokens(const float* sums, std::int64_t columns, std::int64_t stride,
-                                const tensor_view<void, 2>& out, std::int64_t first, bool add,
-                                const gemm_scratch<Math>& with) {
-  const std::int64_t outputs = round_up(columns, broadcasts);
-  for (std::int64_t r = 0; r < out.extents[0]; ++r) {
-    const row_lanes block = row_lanes::of(r, stride);
-    const float* const from = sums + block.offset(r, outputs, 0);
-    void* const to = out.at(r, first);
+SKIM_NOINLINE void pack_rows(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
+                             const packed_tokens<Math>& to, float* scratch) {
+  const row_lanes block = row_lanes::of(token, to.stride);
+  const std::int64_t d = x.extents[1];
+  for (std::int64_t t = token; t < token + block.width; ++t) {
+    bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0));  // bf16 may alias the pair that holds it
+    std::int64_t i = 0;
+    if (t < rows) {
+      simd::widen_row(x.at(t), x.type, d, scratch);
+      simd::narrow_row_of(scratch, d, row);
+      i = d;
+    }
+    for (; i < 2 * to.steps; ++i) row[i] = bf16{0};
+  }
+}
+
+/// Writes (or adds) columns [first, first + columns) of the tokens of `out` from the sums of `multiply_steps`.
+template <class Math>
+SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const tensor_view<void, 2>& out,
+                                std::int64_t first, bool add, const gemm_scratch<Math>& with) {
+  const std::int64_t outputs = round_up(columns, output_block<Math>);
+  for (std::int64_t t = 0; t < out.extents[0]; ++t) {
+    const row_lanes block = row_lanes::of(t, stride);
+    const float* const from = with.sums + (Math::tiles ? t * outputs : block.offset(t, outputs, 0));
+    const std::int64_t step = Math::tiles ? 1 : block.width;
+    void* const to = out.at(t, first);
     if (add) {
       simd::widen_row(to, out.type, columns, with.row);
-      for (std::int64_t c = 0; c < columns; ++c) with.row[c] += from[c * block.width];
+      for (std::int64_t c = 0; c < columns; ++c) with.row[c] += from[c * step];
     } else {
-      for (std::int64_t c = 0; c < columns; ++c) with.row[c] = from[c * block.width];
+      for (std::int64_t c = 0; c < columns; ++c) with.row[c] = from[c * step];
     }
     simd::narrow_row(with.row, columns, to, out.type);
   }

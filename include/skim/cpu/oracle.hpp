@@ -29,10 +29,10 @@ struct statistic_scratch {
 };
 
 /// shares [width] of one lane block: 1 / |z[t]|^2, 0 where z[t] is zero.
-SKIM_NOINLINE inline void share_unit(const packed_tokens<float>& values, std::int64_t row, float* shares) {
+SKIM_NOINLINE inline void share_unit(const packed_tokens<statistic_math>& values, std::int64_t row, float* shares) {
   const std::int64_t width = row_lanes::of(row, values.stride).width;
   for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
-    const float* from = values.at(row, 0) + lane;
+    const float* from = values.lanes_at(row, 0) + lane;
     simd::floats total(0.0f);
     for (std::int64_t begin = 0; begin < values.steps; begin += 256) {  // sums of sums bound the rounding error
       simd::floats sum(0.0f);
@@ -47,12 +47,12 @@ SKIM_NOINLINE inline void share_unit(const packed_tokens<float>& values, std::in
 }
 
 /// scores [32 neurons from `first` on] += sum_t z[t]^2 * shares[t] of one tile.
-SKIM_NOINLINE inline void statistic_unit(const packed_tokens<float>& values, std::int64_t first, const float* shares,
-                                         float* scores) {
+SKIM_NOINLINE inline void statistic_unit(const packed_tokens<statistic_math>& values, std::int64_t first,
+                                         const float* shares, float* scores) {
   for (std::int64_t j = first; j < smaller(values.steps, first + gemm_outputs); ++j) {
     simd::floats sum(0.0f);
     for (std::int64_t row = 0; row < values.stride; row += simd::lanes) {
-      const simd::floats z = simd::load(values.at(row, j));
+      const simd::floats z = simd::load(values.lanes_at(row, j));
       sum = simd::fma(z * z, simd::load(shares + row), sum);
     }
     scores[j] += simd::sum(sum);
@@ -71,8 +71,9 @@ void neuron_statistic(const ffn_args& args, float* scores, void* workspace, cons
   });
   for_batches<statistic_math>(args, with.neurons, [&](const neuron_job<statistic_math>& job) {
     const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x),
-                          [&](std::int64_t index, unsigned worker) { pack_unit(job, index, worker); });
+    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+      pack_unit(job, token_order::lanes, index, worker);
+    });
     executor.parallel_for(pieces * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
     executor.parallel_for(tiles, [&](std::int64_t tile, unsigned) {

@@ -15,6 +15,13 @@ struct widen_fma {};
 /// are bf16 already stay exact, for others it grows with the square of the logits once their deviation passes 2.
 struct dot_pairs {};
 
+/// As `dot_pairs` in numbers, with the matrix tiles of Intel AMX (TDPBF16PS). For the FFN; attention, storage other than
+/// bf16, and units compiled without AMX run as `dot_pairs` does there. The operating system hands out tile registers to
+/// processes that ask: take the value from `cpu::request_tiles()`.
+struct tiles {
+  bool granted = false;
+};
+
 }  // namespace accumulate
 }  // namespace v0
 }  // namespace skim

@@ -15,9 +15,8 @@
 #include <arm_neon.h>
 #endif
 
-#define SKIM_PASTE_3(a, b, c) a##b##c
-#define SKIM_PASTE_2(a, b) a##b
-#define SKIM_NAME_3(a, b, c) SKIM_PASTE_3(a, b, c)
+#define SKIM_PASTE_4(a, b, c, d) a##b##c##d
+#define SKIM_NAME_4(a, b, c, d) SKIM_PASTE_4(a, b, c, d)
 
 #if XSIMD_WITH_AVX512BW
 #define SKIM_CPU_ARCH avx512bw
@@ -63,8 +62,16 @@
 #define SKIM_CPU_BF16
 #endif
 
-/// Names the feature set: avx512bw_f16c_bf16, avx2_fma_f16c, sse2, neon64, ...
-#define SKIM_CPU_FEATURES SKIM_NAME_3(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16)
+#if defined(__AMX_BF16__) && SKIM_CPU_DOT_PAIRS
+#define SKIM_CPU_AMX 1
+#define SKIM_CPU_TILES _amx
+#else
+#define SKIM_CPU_AMX 0
+#define SKIM_CPU_TILES
+#endif
+
+/// Names the feature set: avx512bw_f16c_bf16_amx, avx2_fma_f16c, sse2, neon64, ...
+#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_TILES)
 
 #define SKIM_CPU_STRING_2(name) #name
 #define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)

@@ -21,6 +21,7 @@ struct tile_math<accumulate::widen_fma> {
   using unit = float;                            ///< storage of one step
   static constexpr std::int64_t values = 1;      ///< numbers in a step
   static constexpr bool rounds_queries = false;  ///< if so, q.k is scaled, not q: queries of the unit's type stay exact
+  static constexpr bool tiles = false;           ///< multiplied by matrix tiles: 16 steps at a time
 
   static SKIM_INLINE floats load_steps(const float* p) { return load(p); }
   static SKIM_INLINE floats multiply_add(floats many, float one, floats sum) { return fma(many, floats(one), sum); }
@@ -52,6 +53,7 @@ struct tile_math<accumulate::dot_pairs> {
   using unit = std::uint32_t;
   static constexpr std::int64_t values = 2;
   static constexpr bool rounds_queries = true;
+  static constexpr bool tiles = false;
 
   static SKIM_INLINE floats load_steps(const std::uint32_t* p) {
     return floats(_mm512_castsi512_ps(_mm512_loadu_si512(p)));
@@ -87,7 +89,13 @@ struct tile_math<accumulate::dot_pairs> {
   }
   static SKIM_INLINE void load_values(const void* from, const void* next, element, std::int64_t n, std::uint32_t* to) {
     const bf16 *low = static_cast<const bf16*>(from), *high = static_cast<const bf16*>(next);
-    for (std::int64_t d = 0; d < n; ++d) {
+    std::int64_t d = 0;
+    for (; low && high && d + lanes <= n; d += lanes) {
+      const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + d)));
+      const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high + d)));
+      _mm512_storeu_si512(to + d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+    for (; d < n; ++d) {
       const std::uint32_t even = low ? low[d].bits : 0u, odd = high ? high[d].bits : 0u;
       to[d] = even | odd << 16;
     }
@@ -98,10 +106,18 @@ struct tile_math<accumulate::dot_pairs> {
 };
 #endif
 
-/// True where `dot_pairs` runs as such: the instruction is there and the cache stores bf16.
+#if SKIM_CPU_AMX
+/// The steps of `dot_pairs`, which tiles multiply.
+template <>
+struct tile_math<accumulate::tiles> : tile_math<accumulate::dot_pairs> {
+  static constexpr bool tiles = true;
+};
+#endif
+
+/// True where pairs of bf16 are multiplied: the instruction is there and the storage is bf16.
 template <class Accumulate>
 SKIM_INLINE bool multiplies_pairs(element type) {
-  return SKIM_CPU_DOT_PAIRS && std::is_same_v<Accumulate, accumulate::dot_pairs> && type == element::bf16;
+  return SKIM_CPU_DOT_PAIRS && !std::is_same_v<Accumulate, accumulate::widen_fma> && type == element::bf16;
 }
 
 }  // namespace simd

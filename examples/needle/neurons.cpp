@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The neuron selectors that a method can name.
+#include "error.hpp"
+#include "method_parts.hpp"
+#include "model.hpp"
+
+#include <skim/cpu/fastforward.hpp>
+#include <skim/cpu/ffn.hpp>
+#include <skim/cpu/oracle.hpp>
+#include <skim/cpu/random_neurons.hpp>
+#include <skim/neuron_selector/schedule.hpp>
+
+namespace needle {
+namespace {
+
+template <class Selector>
+class ffn_of final : public layer_ffn {
+ public:
+  explicit ffn_of(const Selector& selector) : op_{selector} {}
+
+  skim::report check(const skim::ffn_args& args) const override { return op_.check(args); }
+  std::size_t state_bytes(const skim::ffn_args& args) const override { return op_.state_bytes(args); }
+  std::size_t workspace_bytes(const skim::ffn_args& args, unsigned workers) const override {
+    return op_.workspace_bytes(args, workers);
+  }
+  skim::report reset(const skim::ffn_args& args, skim::memory state, const executor& threads) const override {
+    return op_.reset(args, state, threads);
+  }
+  skim::report run(const skim::ffn_args& args, skim::memory state, skim::memory workspace,
+                   const executor& threads) const override {
+    return op_.run(args, state, workspace, threads);
+  }
+
+ private:
+  skim::cpu::ffn<Selector> op_;
+};
+
+/// `selector_for(layer, keep)` is that layer's policy; `kept(weights)` tells how many neurons each layer computes.
+template <class Kept, class SelectorFor>
+ffn_maker maker(const Kept& kept, const SelectorFor& selector_for) {
+  return [kept, selector_for](const model& weights, std::uint64_t seed) {
+    std::vector<std::unique_ptr<layer_ffn>> ffns;
+    const std::vector<std::int64_t> counts = kept(weights);
+    for (std::size_t layer = 0; layer < counts.size(); ++layer) {
+      const auto selector = selector_for(weights, layer, skim::neuron_retention::budget(counts[layer]), seed);
+      ffns.push_back(std::make_unique<ffn_of<std::decay_t<decltype(selector)>>>(selector));
+    }
+    return ffns;
+  };
+}
+
+const skim::calibrate::fitted_model& fitted_parts(const model& weights) {
+  if (weights.fitted.layers.empty()) {
+    throw error(std::string("the model's directory has no ") + fitted_file +
+                ", which this method needs: run `needle calibrate` for it");
+  }
+  return weights.fitted;
+}
+
+/// How many neurons each layer computes.
+class neurons_kept {
+ public:
+  explicit neurons_kept(const parameters& given)
+      : mean_(given.fraction("keep", "0.5")),
+        by_attention_(given.choice("schedule", {"uniform", "attention"}) == "attention") {}
+
+  std::vector<std::int64_t> operator()(const model& weights) const {
+    const std::int64_t f = weights.config.f, layers = weights.config.layers;
+    if (!by_attention_) {
+      return std::vector<std::int64_t>(static_cast<std::size_t>(layers),
+                                       skim::neuron_retention::share(mean_).neurons(f));
+    }
+    const std::vector<float>& measured = fitted_parts(weights).importance;
+    if (measured.empty()) throw error(std::string(fitted_file) + " has no importance of the layers");
+    const std::vector<double> importance(measured.begin(), measured.end());
+    skim::neuron_schedule schedule;
+    schedule.mean = mean_;
+    if (schedule.least > mean_) schedule.least = mean_;
+    schedule.multiple = 1;
+    std::vector<double> scratch(importance.size());
+    std::vector<std::int64_t> counts(importance.size());
+    const skim::report answer =
+        skim::kept_neurons(importance.data(), layers, f, schedule, scratch.data(), counts.data());
+    char text[256];
+    if (!answer) throw error(skim::describe(answer, text, sizeof text));
+    return counts;
+  }
+
+ private:
+  double mean_;
+  bool by_attention_;
+};
+
+bool compensates(const parameters& given) {
+  return given.choice("compensate", {"on", "off"}) == "on";
+}
+
+void parse_fastforward(const parameters& given, method& result) {
+  const bool compensate = compensates(given);
+  result.make_ffns = maker(neurons_kept(given), [compensate](const model& weights, std::size_t layer,
+                                                             const skim::neuron_retention& keep, std::uint64_t) {
+    skim::fastforward selector = fitted_parts(weights).fastforward(layer);
+    selector.keep = keep;
+    if (!compensate) selector.compensator = {};
+    return selector;
+  });
+}
+
+void parse_calibrated_set(const parameters& given, method& result) {
+  const bool compensate = compensates(given);
+  result.make_ffns = maker(neurons_kept(given), [compensate](const model& weights, std::size_t layer,
+                                                             const skim::neuron_retention& keep, std::uint64_t) {
+    skim::calibrated_set selector = fitted_parts(weights).calibrated_set(layer);
+    selector.keep = keep;
+    if (!compensate) selector.compensator = {};
+    return selector;
+  });
+}
+
+template <class Selector>
+void parse_statistic(const parameters& given, method& result) {
+  result.make_ffns = maker(neurons_kept(given),
+                           [](const model&, std::size_t, const skim::neuron_retention& keep, std::uint64_t) {
+                             return Selector{keep};
+                           });
+}
+
+void parse_random(const parameters& given, method& result) {
+  const std::uint64_t own = static_cast<std::uint64_t>(given.count("seed", 0, 0));
+  result.make_ffns = maker(neurons_kept(given), [own](const model&, std::size_t layer,
+                                                      const skim::neuron_retention& keep, std::uint64_t seed) {
+    const std::uint64_t stream = skim::queries::draw(seed, static_cast<std::uint64_t>(layer));
+    return skim::random_neurons{keep, skim::queries::draw(own, stream)};
+  });
+}
+
+}  // namespace
+
+ffn_maker make_dense_ffns() {
+  return [](const model& weights, std::uint64_t) {
+    std::vector<std::unique_ptr<layer_ffn>> ffns;
+    for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
+      ffns.push_back(std::make_unique<ffn_of<skim::all_neurons>>(skim::all_neurons{}));
+    }
+    return ffns;
+  };
+}
+
+std::vector<part_kind> neuron_parts() {
+  return {
+      {"fastforward", {"keep", "schedule", "compensate"}, parse_fastforward},
+      {"oracle", {"keep", "schedule"}, parse_statistic<skim::oracle>},
+      {"static_set", {"keep", "schedule"}, parse_statistic<skim::static_set>},
+      {"calibrated_set", {"keep", "schedule", "compensate"}, parse_calibrated_set},
+      {"ffn(random)", {"keep", "schedule", "seed"}, parse_random},
+  };
+}
+
+}  // namespace needle
