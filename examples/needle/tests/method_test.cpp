@@ -120,7 +120,8 @@ TEST(method, tables_are_all_their_rows) {
     for (const method& how : parse_methods(given)) result.push_back(how.text);
     return result;
   };
-  const std::vector<std::string> select = texts({"table:select"}), evict = texts({"table:evict"});
+  const std::vector<std::string> select = texts({"table:select"}), evict = texts({"table:evict"}),
+                                 ffn = texts({"table:ffn"});
   ASSERT_EQ(select.size(), 12u);
   EXPECT_EQ(select[0], "dense");
   EXPECT_EQ(select[10], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
@@ -128,8 +129,12 @@ TEST(method, tables_are_all_their_rows) {
   EXPECT_EQ(evict[0], "dense");
   EXPECT_EQ(evict[2], "fast_caote(keydiff):budget=1024");
   EXPECT_EQ(evict[10], "evict(random):budget=1024");
+  ASSERT_EQ(ffn.size(), 17u);
+  EXPECT_EQ(ffn[0], "dense");
+  EXPECT_EQ(ffn[1], "fastforward:keep=0.5");
   std::vector<std::string> both = select;
   both.insert(both.end(), evict.begin() + 1, evict.end());
+  both.insert(both.end(), ffn.begin() + 1, ffn.end());
   EXPECT_EQ(texts({"table"}), both);
   both.push_back("sink_window:budget=7");
   EXPECT_EQ(texts({"table", "sink_window:budget=7"}), both);
@@ -138,7 +143,9 @@ TEST(method, tables_are_all_their_rows) {
 TEST(method, complaints_list_what_is_valid) {
   const std::pair<const char*, const char*> examples[] = {
       {"", "there is no method '', valid are: dense, quoka, sink_window, keydiff, h2o, tova, snapkv, caote(keydiff), "},
-      {"quok", "fast_caote(snapkv), evict(sink_window), evict(random), table, table:select, table:evict"},
+      {"quok",
+       "fast_caote(snapkv), evict(sink_window), evict(random), fastforward, oracle, "
+       "static_set, calibrated_set, ffn(random), table, table:select, table:evict, table:ffn"},
       {"quoka+", "there is no method '', valid are"},
       {"table+dense", "there is no method 'table', valid are"},
       {"dense+quoka", "says twice which keys a chunk reads"},
@@ -169,8 +176,9 @@ TEST(method, complaints_list_what_is_valid) {
       {"sink_window:budget=3", "keep.sinks"},
       {"sink_window:recent=3", "there is no 'recent', valid are: budget, fraction, sinks"},
       {"table:both", "there is no method 'table', valid are"},
-      {"random", "there is no method 'random' (for an evictor, write evict(random)), valid are: dense"},
-      {"random:budget=5", "for an evictor, write evict(random)"},
+      {"random",
+       "there is no method 'random' (write evict(random) for an evictor, ffn(random) for neurons), valid are: dense"},
+      {"random:budget=5", "write evict(random) for an evictor, ffn(random) for neurons"},
       {"caote", "there is no method 'caote', valid are"},
       {"caote(sink_window)", "there is no method 'caote(sink_window)', valid are"},
       {"caote(caote(h2o))", "there is no method"},
@@ -196,6 +204,13 @@ TEST(method, complaints_list_what_is_valid) {
       {"evict(sink_window):budget=3", "keep.sinks"},
       {"evict(sink_window):recent=3", "there is no 'recent', valid are: budget, sinks, compaction"},
       {"evict(random):sinks=3", "there is no 'sinks', valid are: budget, seed, compaction"},
+      {"oracle+static_set", "says twice which neurons a chunk computes"},
+      {"oracle:keep=0", "method oracle: keep is '0', valid are numbers above 0"},
+      {"oracle:compensate=on", "there is no 'compensate', valid are: keep, schedule"},
+      {"fastforward:schedule=best", "schedule is 'best', valid are: uniform, attention"},
+      {"calibrated_set:compensate=yes", "compensate is 'yes', valid are: on, off"},
+      {"ffn(random):n=3", "there is no 'n', valid are: keep, schedule, seed"},
+      {"ffn(oracle)", "there is no method 'ffn(oracle)', valid are"},
   };
   for (const auto& [text, expected] : examples) {
     const std::string complaint = complaint_about(text);
