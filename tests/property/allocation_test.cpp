@@ -4,6 +4,7 @@
 #include "calls.hpp"
 
 #include "../unit/eviction_case.hpp"
+#include "../unit/ffn_case.hpp"
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention_importance.hpp>
@@ -170,6 +171,38 @@ TEST_P(allocation, is_not_done_by_attention_importance) {
                            }),
             0);
   EXPECT_EQ(refused, 0);
+}
+
+TEST_P(allocation, is_not_done_by_ffns) {
+  ffn_case c;
+  c.M = 300;
+  c.d = 100;
+  c.f = 200;
+  c.weights = skim::element::bf16;
+  ffn_inputs inputs(c);
+  const skim::ffn_args args = inputs.args();
+  const auto expect_none_of = [&](const auto& op) {
+    std::vector<float> scores(200);
+    const skim::tensor_view<float, 1> view(scores.data(), {200});
+    aligned_memory state(op.state_bytes(args)), workspace(op.workspace_bytes(args, GetParam().workers));
+    std::atomic<int> refused{0};
+    EXPECT_EQ(allocations_of(GetParam(),
+                             [&](const auto& executor) {
+                               if (!op.reset(args, state.get(), executor)) ++refused;
+                               if (!op.run(args, state.get(), workspace.get(), executor)) ++refused;
+                               if (!op.predict(args, view, state.get(), workspace.get(), executor)) ++refused;
+                               if (!op.compute(args, inputs.lists(), workspace.get(), executor)) ++refused;
+                               if (!op.compensate(args, workspace.get(), executor)) ++refused;
+                               if (op.run(args, {}, {}, executor).ok()) ++refused;
+                             }),
+              0);
+    EXPECT_EQ(refused, 0);
+  };
+  const skim::neuron_retention keep = skim::neuron_retention::share(0.5);
+  const skim::fastforward selector{keep, inputs.predictor(), inputs.compensator()};
+  expect_none_of(skim::cpu::ffn{selector});
+  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_tiles()});
+  expect_none_of(skim::cpu::ffn{skim::static_set{keep}});
 }
 
 TEST(AllocationCounter, Counts) {
