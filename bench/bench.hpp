@@ -30,7 +30,7 @@ struct multiply_rates {
 };
 multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor);
 
-/// The ceilings: f32 multiply-add, bf16 dot product, reading memory.
+/// The ceilings: f32 multiply-add, bf16 dot product, bf16 matrix tiles, reading memory.
 void add_roofline_rows(const skim::cpu::tbb_executor& executor);
 
 /// Dense and QUOKA attention; a line that says what is wrong with the settings, or an empty one.
@@ -39,14 +39,18 @@ std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_
 /// Evictors on a cache of 32768 tokens from which 128 leave, and reading its keys once.
 void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor);
 
+/// The FFN of 128 tokens in f32 and bf16, as far as `storage` has them: dense, FastForward, and by other libraries that
+/// were there when this was compiled.
+void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, const skim::cpu::tbb_executor& executor);
+
 /// Bytes of the last-level cache; 64 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();
 
 /// Says on a terminal what runs now.
 void show_progress(const std::string& row);
 
-/// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, `roof` in each attention row
-/// and, in each eviction row, its time as a multiple of reading K once: `reads_of_k`.
+/// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, `roof` in each row of attention
+/// and FFN and, in each eviction row, its time as a multiple of reading K once: `reads_of_k`.
 nlohmann::ordered_json complete(const std::string& written);
 
 /// Prints the medians.

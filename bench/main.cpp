@@ -50,7 +50,8 @@ void add_options(CLI::App& app, settings& to) {
   app.add_option("--shape", to.shapes,
                  "A shape of your own in place of the standard ones, such as Hq:28/Hk:4/D:128/Tq:512/Tk:16384; repeats")
       ->allow_extra_args(false);
-  app.add_option("--kv", to.storage, "Storage of keys and values: f32, f16, bf16; repeats (default: all)")
+  app.add_option("--kv", to.storage,
+                 "Storage of keys and values, and of the FFN's weights: f32, f16, bf16; repeats (default: all)")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))
       ->allow_extra_args(false);
   app.add_option("--budget", to.budgets, "Past keys that QUOKA keeps; repeats (default: 1024)")
@@ -114,7 +115,10 @@ int run(const settings& from) {
     std::cerr << complaint << "\n";
     return 2;
   }
-  if (from.shapes.empty()) bench::add_eviction_rows(rows.storage, executor);
+  if (from.shapes.empty()) {
+    bench::add_eviction_rows(rows.storage, executor);
+    bench::add_ffn_rows(rows.storage, rows.pairs_first, executor);
+  }
 
   std::ostringstream written;
   benchmark::JSONReporter reporter;
@@ -140,7 +144,7 @@ int run(const settings& from) {
 
 int main(int argc, char** argv) {
   settings chosen;
-  CLI::App app("Benchmarks of skim: the machine's ceilings, attention, eviction", "bench/run");
+  CLI::App app("Benchmarks of skim: the machine's ceilings, attention, eviction, the FFN", "bench/run");
   add_options(app, chosen);
   try {
     app.parse(argc, argv);

@@ -7,8 +7,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <regex>
 
@@ -79,23 +82,41 @@ double median_time(const json& rows, const std::string& name) {
   return 0;
 }
 
+/// `name` with `from` replaced, if it is there.
+std::string replaced(std::string name, const std::string& from, const std::string& to) {
+  if (const auto at = name.find(from); at != std::string::npos) name.replace(at, from.size(), to);
+  return name;
+}
+
+/// `name` without its part that starts with `key`, such as "/budget:".
+std::string without(std::string name, const std::string& key) {
+  if (const auto at = name.find(key); at != std::string::npos) name.erase(at, name.find('/', at + 1) - at);
+  return name;
+}
+
 /// The dense row that a sparse one is compared with: of the accumulate policy that is better here, whose row names none.
 std::string dense_name(std::string name) {
-  if (const auto method = name.find("/quoka/"); method != std::string::npos) name.replace(method, 7, "/dense/");
-  for (const char* policy : {"/dot_pairs/", "/widen_fma/"}) {
-    if (const auto at = name.find(policy); at != std::string::npos) name.replace(at, std::string(policy).size(), "/");
-  }
-  if (const auto budget = name.find("/budget:"); budget != std::string::npos) {
-    name.erase(budget, name.find('/', budget + 1) - budget);
-  }
-  return name;
+  for (const char* method : {"/quoka/", "/fastforward/"}) name = replaced(name, method, "/dense/");
+  for (const char* policy : {"/dot_pairs/", "/widen_fma/"}) name = replaced(name, policy, "/");
+  return without(without(name, "/budget:"), "/keep:");
+}
+
+/// The row of another library's FFN that one of ours is compared with.
+std::string peer_name(const std::string& name, const std::string& peer) {
+  if (!starts_with(name, "ffn/")) return "";
+  return "peer/" + peer + "/" + replaced(dense_name(name), "ffn/dense/", "ffn/");
+}
+
+/// 10 of "%10.3f".
+int cell_width(const char* format) {
+  return std::atoi(format + 1);
 }
 
 void print_cell(double value, const char* format) {
   if (value > 0) {
     std::printf(format, value);
   } else {
-    std::printf("%10s", "");
+    std::printf("%*s", cell_width(format), "");
   }
 }
 
@@ -122,13 +143,16 @@ json complete(const std::string& written) {
     return a.value("family_index", 0) < b.value("family_index", 0);
   });
   const double fma = ceiling(rows, "roofline/fma_f32/", "flops"), dot = ceiling(rows, "roofline/dot_bf16/", "flops");
+  const double tiles = ceiling(rows, "roofline/tiles_bf16/", "flops");
   const double read = ceiling(rows, "roofline/read/", "bytes");
   for (json& entry : rows) {
     const std::string aggregate = entry.value("aggregate_name", "");
     const double flops = number(entry, "flops"), bytes = number(entry, "bytes");
-    if (!starts_with(row_name(entry), "attention/") || aggregate == "stddev" || aggregate == "cv" || bytes == 0)
-      continue;
-    const double peak = entry.value("label", "") == "dot_pairs" ? dot : fma;
+    const std::string name = row_name(entry);
+    if (!starts_with(name, "attention/") && !starts_with(name, "ffn/")) continue;
+    if (aggregate == "stddev" || aggregate == "cv" || bytes == 0) continue;
+    const std::string label = entry.value("label", "");
+    const double peak = label == "tiles" ? tiles : label == "dot_pairs" ? dot : fma;
     if (peak > 0 && read > 0) entry["roof"] = flops / std::min(peak, flops / bytes * read);
   }
   for (json& entry : rows) {
@@ -151,9 +175,48 @@ void print_table(const json& result) {
   }
   std::size_t width = 0;
   for (const auto& [name, value] : time) width = std::max(width, name.size());
-  std::printf("%-*s%10s%10s%10s%10s%10s%10s%10s%10s%10s%10s  %s\n", static_cast<int>(width), "", "median ms",
-              "spread %", "GFLOP/s", "GB/s", "roof %", "select us", "attend us", "x dense", "x read K", "NMSE",
-              "accumulate");
+  const auto times_faster_than = [&](const std::string& other, const std::string& name) {
+    const auto at = time.find(other);
+    return at != time.end() && other != name ? at->second / time[name] : 0;
+  };
+  const auto beside = [&](const char* peer) {
+    return
+        [&, peer](const json& entry) { return times_faster_than(peer_name(row_name(entry), peer), row_name(entry)); };
+  };
+  const auto counter = [](const char* key, double unit) {
+    return [key, unit](const json& entry) { return number(entry, key) * unit; };
+  };
+  struct column {
+    const char *title, *format;
+    std::function<double(const json&)> value;  // 0: an empty cell
+  };
+  std::vector<column> columns{
+      {"median ms", "%10.3f", counter("real_time", 1)},
+      {"spread %", "%10.1f", [&](const json& entry) { return spread[row_name(entry)]; }},
+      {"GFLOP/s", "%10.1f", counter("flops", 1e-9)},
+      {"GB/s", "%10.1f", counter("bytes", 1e-9)},
+      {"roof %", "%10.1f", counter("roof", 100)},
+      {"select us", "%10.1f", counter("select_us", 1)},
+      {"attend us", "%10.1f", counter("attend_us", 1)},
+      {"comp. us", "%10.1f", counter("compute_us", 1)},
+      {"compen. us", "%11.1f", counter("compensate_us", 1)},
+      {"x dense", "%10.2f",
+       [&](const json& entry) { return times_faster_than(dense_name(row_name(entry)), row_name(entry)); }},
+      {"x oneDNN", "%10.2f", beside("onednn")},
+      {"x OpenBLAS", "%11.2f", beside("openblas")},
+      {"x Eigen", "%10.2f", beside("eigen")},
+      {"x read K", "%10.2f", counter("reads_of_k", 1)},
+      {"NMSE", "%10.1e", counter("nmse", 1)},
+  };
+  // Only columns that some row has something to say in.
+  const auto is_empty = [&](const column& one) {
+    return std::none_of(result["benchmarks"].begin(), result["benchmarks"].end(),
+                        [&](const json& entry) { return is_median(entry) && one.value(entry) > 0; });
+  };
+  columns.erase(std::remove_if(columns.begin(), columns.end(), is_empty), columns.end());
+  std::printf("%-*s", static_cast<int>(width), "");
+  for (const column& one : columns) std::printf("%*s", cell_width(one.format), one.title);
+  std::printf("  accumulate\n");
   for (const json& entry : result["benchmarks"]) {
     const std::string name = row_name(entry);
     if (entry.value("error_occurred", false)) {
@@ -161,17 +224,7 @@ void print_table(const json& result) {
     }
     if (!is_median(entry)) continue;
     std::printf("%-*s", static_cast<int>(width), name.c_str());
-    print_cell(time[name], "%10.3f");
-    print_cell(spread[name], "%10.1f");
-    print_cell(number(entry, "flops") / 1e9, "%10.1f");
-    print_cell(number(entry, "bytes") / 1e9, "%10.1f");
-    print_cell(100 * number(entry, "roof"), "%10.1f");
-    print_cell(number(entry, "select_us"), "%10.1f");
-    print_cell(number(entry, "attend_us"), "%10.1f");
-    const auto dense = time.find(dense_name(name));
-    print_cell(dense != time.end() && dense->first != name ? dense->second / time[name] : 0, "%10.2f");
-    print_cell(number(entry, "reads_of_k"), "%10.2f");
-    print_cell(number(entry, "nmse"), "%10.1e");
+    for (const column& one : columns) print_cell(one.value(entry), one.format);
     std::printf("  %s\n", entry.value("label", "").c_str());
   }
 }

@@ -2,7 +2,7 @@
 // The machine's ceilings, measured in the same run as everything that is compared with them.
 #include "bench.hpp"
 
-#include <skim/cpu/simd/tile_math.hpp>
+#include <skim/cpu/simd/amx.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -26,7 +26,7 @@ struct work {
 
 /// Every multiply-add depends on the chain's last one only.
 struct fma_f32 {
-  static constexpr std::int64_t flops_per_lane = 2;
+  static constexpr std::int64_t flops_per_step = 2 * chains * simd::lanes;
 
   static float piece() {
     simd::floats sum[chains];
@@ -42,7 +42,7 @@ struct fma_f32 {
 
 #if SKIM_CPU_DOT_PAIRS
 struct dot_bf16 {
-  static constexpr std::int64_t flops_per_lane = 4;
+  static constexpr std::int64_t flops_per_step = 4 * chains * simd::lanes;
 
   static float piece() {
     using math = simd::tile_math<skim::accumulate::dot_pairs>;
@@ -60,6 +60,34 @@ struct dot_bf16 {
 };
 #endif
 
+#if SKIM_CPU_AMX
+/// Four tiles of sums and four of operands are all that there are.
+struct tiles_bf16 {
+  static constexpr std::int64_t flops_per_step = std::int64_t{4} * 2 * 16 * 16 * 32;
+
+  static float piece() {
+    const simd::tile_registers registers;
+    alignas(64) float sums[16 * 16];
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (std::int64_t step = 0; step < piece_steps; ++step) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 64);
+    return sums[0];
+  }
+};
+#endif
+
 template <class Kind>
 work multiply(const skim::cpu::tbb_executor& executor) {
   const std::int64_t pieces = pieces_per_thread * executor.concurrency();
@@ -67,7 +95,7 @@ work multiply(const skim::cpu::tbb_executor& executor) {
     float sum = Kind::piece();
     benchmark::DoNotOptimize(sum);
   });
-  return {static_cast<double>(pieces * piece_steps * chains * simd::lanes * Kind::flops_per_lane), 0};
+  return {static_cast<double>(pieces * piece_steps * Kind::flops_per_step), 0};
 }
 
 template <class Kind>
@@ -144,6 +172,9 @@ void add_roofline_rows(const skim::cpu::tbb_executor& executor) {
   add_row("fma_f32", executor, multiply<fma_f32>);
 #if SKIM_CPU_DOT_PAIRS
   add_row("dot_bf16", executor, multiply<dot_bf16>);
+#endif
+#if SKIM_CPU_AMX
+  if (skim::cpu::request_tiles().granted) add_row("tiles_bf16", executor, multiply<tiles_bf16>);
 #endif
   const auto memory = std::make_shared<memory_pass>();
   add_row("read", executor, [memory](const skim::cpu::tbb_executor& with) { return (*memory)(with); });
