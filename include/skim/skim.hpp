@@ -4,6 +4,7 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/attention_importance.hpp>
 #include <skim/cpu/bounded_cache.hpp>
 #include <skim/cpu/caote.hpp>
 #include <skim/cpu/eviction.hpp>
