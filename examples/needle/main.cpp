@@ -3,6 +3,8 @@
 #include "error.hpp"
 #include "output.hpp"
 
+#include <skim/interop/fastforward_file.hpp>
+
 #include <oneapi/tbb/global_control.h>
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -26,8 +28,36 @@ struct command_line {
   bool show = false;
 };
 
+struct calibration_line {
+  std::string model = "qwen2", out;
+  calibration_settings settings;
+  int threads = tbb::this_task_arena::max_concurrency();
+};
+
+constexpr std::int64_t most_tokens = 1'000'000;
+
+CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
+  CLI::App* const command =
+      app.add_subcommand("calibrate", "fits FastForward's predictors and compensators to a model's FFNs");
+  calibration_settings& settings = line.settings;
+  command->add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors")
+      ->capture_default_str();
+  command->add_option("--prompts", settings.prompts, "prompts to learn from; an eighth of them judge")
+      ->check(CLI::Range(std::int64_t{2}, most_tokens))
+      ->capture_default_str();
+  command->add_option("--context", settings.shape.tokens, "tokens in a prompt")
+      ->check(CLI::Range(std::int64_t{1}, most_tokens))
+      ->capture_default_str();
+  command->add_option("--keep", settings.keep, "share of the neurons that sparse blocks will compute")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")->capture_default_str();
+  command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--out", line.out, "file to write; default: fastforward.safetensors in the model's directory");
+  return command;
+}
+
 void add_options(CLI::App& app, command_line& line) {
-  constexpr std::int64_t most_tokens = 1'000'000;
   evaluation_settings& settings = line.settings;
   app.add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors");
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
@@ -45,8 +75,8 @@ void add_options(CLI::App& app, command_line& line) {
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
   app.add_option("--method", line.methods,
                  "repeats; default: dense, the paper's rule and farthest point with 128 recent keys and\n"
-                 "4 sinks. table:select, table:evict, table = the rows of models/README.md, and both. Else a\n"
-                 "part of each kind, joined by +. What a chunk reads:\n"
+                 "4 sinks. table:select, table:evict, table:ffn = the rows of models/README.md, table = all.\n"
+                 "Else a part of each kind, joined by +. What a chunk reads:\n"
                  "dense\n"
                  "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
                  "  budget=1024 or fraction=0.25,sinks=0,recent=0,score=cosine|dot,reduce=max|mean,seed=0\n"
@@ -57,7 +87,11 @@ void add_options(CLI::App& app, command_line& line) {
                  "snapkv:window=32,pool=5,sinks=0,recent=0\n"
                  "caote(BASE):joint=off|on, fast_caote(BASE): BASE is one of these four, its parameters too\n"
                  "evict(sink_window):sinks=4\n"
-                 "evict(random):seed=0")
+                 "evict(random):seed=0\n"
+                 "Which FFN neurons a chunk computes (all: keep=0.5,schedule=uniform|attention):\n"
+                 "fastforward, calibrated_set:compensate=on|off\n"
+                 "oracle, static_set\n"
+                 "ffn(random):seed=0")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_option("--json", line.json, "also write the results to this file");
@@ -112,7 +146,7 @@ void run(command_line line) {
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   const executor threads(arena);
-  progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0);
+  progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "prefill");
   if (line.show) print_question(std::cout, ask(weights, methods, line.settings, threads, progress));
   const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
   print_table(std::cout, results);
@@ -120,6 +154,25 @@ void run(command_line line) {
     json << to_json(settings_json(line), results).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
     if (!json.flush()) throw error(line.json + ": cannot be written");
   }
+}
+
+void run(const calibration_line& line) {
+  check(line.settings.shape);
+  const std::filesystem::path directory = directory_of(line.model);
+  const std::filesystem::path path = line.out.empty() ? directory / fitted_file : std::filesystem::path(line.out);
+  const std::filesystem::path unfinished = path.string() + ".part";
+  if (!std::ofstream(unfinished)) throw error(path.string() + ": cannot be written");  // before the work, not after it
+  const model weights = read_model(directory);
+  const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
+  tbb::task_arena arena(line.threads);
+  progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "step");
+  const calibration fitted = calibrate(weights, line.settings, executor(arena), progress);
+  print_calibration(std::cout, fitted);
+  if (const std::string problem = skim::save_fastforward(unfinished, fitted.model); !problem.empty()) {
+    throw error(path.string() + ": " + problem);
+  }
+  std::filesystem::rename(unfinished, path);
+  std::cout << "wrote " << path.string() << '\n';
 }
 
 /// Says what is wrong, in one line.
@@ -136,12 +189,18 @@ int main(int argc, char** argv) {
     CLI::App app("Prefills needle-in-a-haystack prompts and shows what each method costs and saves.", "needle");
     command_line line;
     add_options(app, line);
+    calibration_line calibration;
+    const CLI::App* const calibrating = add_calibration(app, calibration);
     try {
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {
       return app.exit(help);
     }
-    run(std::move(line));
+    if (calibrating->parsed()) {
+      run(calibration);
+    } else {
+      run(std::move(line));
+    }
     return 0;
   } catch (const std::bad_alloc&) {
     return complain("not enough memory");

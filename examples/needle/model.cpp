@@ -3,6 +3,7 @@
 
 #include "error.hpp"
 
+#include <skim/interop/fastforward_file.hpp>
 #include <skim/interop/safetensors.hpp>
 
 #include <nlohmann/json.hpp>
@@ -234,6 +235,12 @@ model read_model(const std::filesystem::path& directory) {
   for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(file, c, index));
   result.norm = file.read_row("model.norm.weight", c.d);
   if (!c.tied_output) result.head = file.read_matrix("lm_head.weight", c.vocabulary, c.d);
+  const std::filesystem::path fitted = directory / fitted_file;
+  if (std::error_code code; std::filesystem::exists(fitted, code)) {
+    skim::loaded_fastforward loaded = skim::load_fastforward(fitted, {c.layers, c.d, c.f, skim::activation::silu});
+    if (!loaded.ok()) throw error(fitted.string() + ": " + loaded.error);
+    result.fitted = std::move(loaded.model);
+  }
   return result;
 }
 

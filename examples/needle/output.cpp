@@ -30,6 +30,19 @@ std::string cpu_name() {
   return "unknown";
 }
 
+/// Rows of cells in columns, the first to the left.
+void print_columns(std::ostream& out, const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths(rows[0].size());
+  for (const auto& cells : rows) {
+    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+  }
+  for (const auto& cells : rows) {
+    out << std::left << std::setw(static_cast<int>(widths[0])) << cells[0] << std::right;
+    for (std::size_t i = 1; i < cells.size(); ++i) out << "  " << std::setw(static_cast<int>(widths[i])) << cells[i];
+    out << '\n';
+  }
+}
+
 std::string compiler() {
 #if defined(__clang__)
   return std::string("clang ") + __clang_version__;
@@ -63,15 +76,22 @@ void print_table(std::ostream& out, const std::vector<evaluation_result>& result
                     fixed(static_cast<double>(each.kv_bytes_held) / mebibyte, 1) + " MiB"});
     if (decoded) rows.back().push_back(fixed(each.decode_ms_per_token, 2) + " ms");
   }
-  std::vector<std::size_t> widths(rows[0].size());
-  for (const auto& cells : rows) {
-    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+  print_columns(out, rows);
+}
+
+void print_calibration(std::ostream& out, const calibration& fitted) {
+  std::vector<std::vector<std::string>> rows = {{"layer", "recall", "set's", "captured", "set's", "error",
+                                                 "compensated", "set's", "compensated", "oracle's", "compensated",
+                                                 "importance"}};
+  for (std::size_t layer = 0; layer < fitted.layers.size(); ++layer) {
+    const skim::calibrate::layer_report& each = fitted.layers[layer];
+    const auto &ours = each.predictor, &set = each.calibrated_set, &oracle = each.oracle;
+    rows.push_back({std::to_string(layer), fixed(ours.recall, 3), fixed(set.recall, 3), fixed(ours.captured, 3),
+                    fixed(set.captured, 3), fixed(ours.error, 3), fixed(ours.compensated_error, 3), fixed(set.error, 3),
+                    fixed(set.compensated_error, 3), fixed(oracle.error, 3), fixed(oracle.compensated_error, 3),
+                    fixed(static_cast<double>(fitted.model.importance[layer]), 0)});
   }
-  for (const auto& cells : rows) {
-    out << std::left << std::setw(static_cast<int>(widths[0])) << cells[0] << std::right;
-    for (std::size_t i = 1; i < cells.size(); ++i) out << "  " << std::setw(static_cast<int>(widths[i])) << cells[i];
-    out << '\n';
-  }
+  print_columns(out, rows);
 }
 
 void print_question(std::ostream& out, const shown_question& shown) {
@@ -112,20 +132,21 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
   return {{"machine", machine}, {"settings", settings}, {"results", rows}};
 }
 
-progress_line::progress_line(std::ostream& out, bool terminal) : out_(out), terminal_(terminal) {}
+progress_line::progress_line(std::ostream& out, bool terminal, const char* unit)
+    : out_(out), terminal_(terminal), unit_(unit) {}
 
 void progress_line::operator()(std::int64_t done, std::int64_t all, const std::string& next) {
   const clock::time_point now = clock::now();
   if (terminal_) {
     out_ << "\r\033[K";
-    if (done < all) out_ << "prefill " << done + 1 << " of " << all << ": " << next;
+    if (done < all) out_ << unit_ << " " << done + 1 << " of " << all << ": " << next;
     out_ << std::flush;
     return;
   }
   constexpr std::chrono::seconds interval(15);
   if (now - last_ < interval || done == all) return;
   last_ = now;
-  out_ << "needle: " << done << " of " << all << " prefills after "
+  out_ << "needle: " << done << " of " << all << " " << unit_ << "s after "
        << std::chrono::duration_cast<std::chrono::seconds>(now - start_).count() << " s" << std::endl;
 }
 

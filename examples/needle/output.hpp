@@ -2,7 +2,7 @@
 /// \file What the program prints and writes.
 #pragma once
 
-#include "evaluation.hpp"
+#include "calibration.hpp"
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -15,6 +15,8 @@ namespace needle {
 const evaluation_result* find_dense(const std::vector<evaluation_result>& results);
 
 void print_table(std::ostream& out, const std::vector<evaluation_result>& results);
+/// What held-out prompts say of each layer.
+void print_calibration(std::ostream& out, const calibration& fitted);
 void print_question(std::ostream& out, const shown_question& shown);
 
 /// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run,
@@ -24,13 +26,15 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
 /// One line that rewrites itself on a terminal; elsewhere a line every now and then.
 class progress_line {
  public:
-  progress_line(std::ostream& out, bool terminal);
+  /// `unit`: what is counted, such as "prefill".
+  progress_line(std::ostream& out, bool terminal, const char* unit);
   void operator()(std::int64_t done, std::int64_t all, const std::string& next);
 
  private:
   using clock = std::chrono::steady_clock;
   std::ostream& out_;
   bool terminal_;
+  const char* unit_;
   clock::time_point start_ = clock::now(), last_ = start_;
 };
 

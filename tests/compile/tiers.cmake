@@ -18,7 +18,10 @@ set(rules
     "skim/cpu/simd/.*"                 "${std}|${tier_0}|${cpu}|xsimd/.*|immintrin\\.h|arm_neon\\.h|unistd\\.h|sys/syscall\\.h"
     "skim/cpu/.*"                      "${std}|${tier_0}|${cpu}|xsimd/.*"
     "skim/interop/eigen\\.hpp"         "${std}|${tier_0}|${cpu}|Eigen/.*"
-    "skim/interop/safetensors\\.hpp"   "${std}|${tier_0}|${cpu}|nlohmann/.*"
+    "skim/interop/safetensors(_writer)?\\.hpp"  "${std}|${tier_0}|nlohmann/.*|skim/interop/safetensors\\.hpp"
+    "skim/interop/fastforward_file\\.hpp"
+      "${std}|${tier_0}|nlohmann/.*|skim/calibrate/fitted\\.hpp|skim/interop/safetensors(_writer)?\\.hpp"
+    "skim/calibrate/fitted\\.hpp"     "${std}|${tier_0}"  # an engine that only loads needs no Eigen
     "skim/calibrate/.*"                "${std}|${tier_0}|${cpu}|Eigen/.*|skim/(calibrate/.*|interop/eigen\\.hpp)"
     "skim/testing/.*"                  "${std}|${tier_0}|${cpu}|g(test|mock)/.*|skim/testing/.*"
     "skim/cuda/.*"                     "${std}|${tier_0}|${cuda}|skim/cuda/.*"

@@ -114,6 +114,38 @@ TEST_F(command, generates_under_a_bounded_cache) {
   EXPECT_EQ(written["results"][0]["kv_bytes_held"], 2 * 2 * (299 + 5) * 2 * 8 * 2);
 }
 
+TEST_F(command, calibrates_and_uses_what_it_wrote) {
+  tiny_model().write(folder_.path());
+  const std::string model = "--model '" + folder_.path().string() + "'";
+  const std::string fast = small(
+      "--method fastforward:keep=0.5 --method dense --method calibrated_set:keep=0.5+dense "
+      "--method fastforward:keep=0.5,schedule=attention,compensate=off");
+  expect_refusal(fast, "has no fastforward.safetensors");
+  outcome result = run("calibrate " + model + " --context 500 --prompts 3");
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.out.rfind("layer ", 0), 0u) << result.out;
+  EXPECT_NE(result.out.find("\nwrote " + path("fastforward.safetensors") + "\n"), std::string::npos) << result.out;
+  result = run(fast + " --chunk 32");
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_NE(result.out.find("\nfastforward:keep=0.5 "), std::string::npos) << result.out;
+
+  ASSERT_EQ(run("calibrate " + model + " --context 500 --prompts 3 --threads 1 --out '" + path("again") + "'").status,
+            0);
+  EXPECT_EQ(text_of(path("again")), text_of(path("fastforward.safetensors"))) << "the same seed, other threads";
+  std::ofstream(path("fastforward.safetensors"), std::ios::trunc) << "cut short";
+  expect_refusal(small("--method dense"), "fastforward.safetensors: ");
+}
+
+TEST_F(command, refuses_bad_calibrations) {
+  tiny_model().write(folder_.path());
+  const std::string calibrate = "calibrate --model '" + folder_.path().string() + "' ";
+  expect_refusal(calibrate + "--prompts 1", "--prompts");
+  expect_refusal(calibrate + "--context 257", "no chunk between its first and its last");
+  expect_refusal(calibrate + "--keep 0", "--keep");
+  expect_refusal(calibrate + "--method dense", "--method");
+  expect_refusal(calibrate + "--context 500 --prompts 2 --out /nonexistent/file", "/nonexistent/file");
+}
+
 TEST_F(command, shows_a_question_and_each_answer) {
   tiny_model().write(folder_.path());
   const outcome result = run(small("--show --method sink_window:budget=64"));

@@ -12,7 +12,7 @@ namespace skim {
 inline namespace v0 {
 namespace calibrate {
 
-/// One layer's parts, row-major, of the paper's sizes r = `predictor_rank(d)` and c = `compensator_width(d)`.
+/// One layer's parts, row-major; c = `compensator_width(d)`, and r the predictor's rank.
 struct fitted_layer {
   std::vector<float> query;      ///< [d]
   std::vector<float> w1;         ///< [d, r]
@@ -27,15 +27,15 @@ struct fitted_layer {
 /// A model's parts. The policies below view them: neither move nor destroy the model while they are in use.
 struct fitted_model {
   std::int64_t d = 0, f = 0;
-  activation act = activation::silu;                         ///< the FFN's
-  neuron_retention keep = neuron_retention::share(0.5);      ///< what the parts were fitted for
+  activation act = activation::silu;                     ///< the FFN's
+  neuron_retention keep = neuron_retention::share(0.5);  ///< what the parts were fitted for
   std::vector<fitted_layer> layers;
   std::vector<float> importance;  ///< [layers], or empty: attention mass for `kept_neurons`, which the engine measures
 
   /// FastForward for one layer. `compensator` may be emptied, `keep` be changed.
   skim::fastforward fastforward(std::size_t layer) const {
     const fitted_layer& part = layers[layer];
-    const std::int64_t r = predictor_rank(d);
+    const std::int64_t r = d > 0 ? static_cast<std::int64_t>(part.w1.size()) / d : 0;
     skim::fastforward policy;
     policy.keep = keep;
     policy.predictor.query = {part.query.data(), {d}, element::f32};

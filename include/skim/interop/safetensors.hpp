@@ -18,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -96,6 +97,7 @@ inline std::string printable(std::string_view name) {
 class header_events : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::vector<entry> entries;
+  std::map<std::string, std::string, std::less<>> metadata;
   std::string error;
 
   bool key(std::string& text) override {
@@ -103,7 +105,10 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
       name_ = text;
       return true;
     }
-    if (in_ == place::metadata) return true;
+    if (in_ == place::metadata) {
+      key_ = text;
+      return metadata.count(text) == 0 || fail("two entries of '__metadata__' are named " + printable(text));
+    }
     for (std::size_t i = 0; i < std::size(fields); ++i) {
       if (text != fields[i].name) continue;
       if (seen_[i]) return fail("tensor " + printable(name_) + " has two fields " + printable(text));
@@ -122,8 +127,8 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
     if (in_ != place::top) return unexpected();
     in_ = name_ == "__metadata__" ? place::metadata : place::tensor;
     if (in_ == place::metadata) {
-      if (metadata_) return fail("two entries are named '__metadata__'");
-      metadata_ = true;
+      if (has_metadata_) return fail("two entries are named '__metadata__'");
+      has_metadata_ = true;
       return true;
     }
     entries.emplace_back();
@@ -143,7 +148,7 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool string(std::string& text) override {
-    if (in_ == place::metadata) return true;
+    if (in_ == place::metadata) return metadata.emplace(key_, text).second;
     if (in_ != place::tensor || expected_ != place::dtype) return unexpected();
     expected_ = place::nowhere;
     for (const safetensors::dtype& known : dtypes) {
@@ -207,8 +212,8 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
   }
 
   place in_ = place::nowhere, expected_ = place::nowhere;
-  std::string name_;
-  bool metadata_ = false;
+  std::string name_, key_;
+  bool has_metadata_ = false;
   bool seen_[std::size(fields)] = {};
 };
 
@@ -259,6 +264,12 @@ class file {
 
   /// By name, ascending; empty unless `ok`.
   const std::vector<tensor>& tensors() const { return tensors_; }
+
+  /// An entry of the file's string map; null if there is none of that name.
+  const std::string* metadata(std::string_view name) const {
+    const auto at = metadata_.find(name);
+    return at != metadata_.end() ? &at->second : nullptr;
+  }
 
   /// Null if there is none of that name.
   const tensor* find(std::string_view name) const {
@@ -315,6 +326,7 @@ class file {
       tensors_.back().bytes = static_cast<std::size_t>(each.offsets[1] - each.offsets[0]);
       offsets_.push_back(each.offsets[0]);
     }
+    metadata_ = std::move(events.metadata);
     return true;
   }
 
@@ -360,6 +372,7 @@ class file {
 
   std::string error_;
   std::vector<tensor> tensors_;
+  std::map<std::string, std::string, std::less<>> metadata_;
   std::vector<std::uint64_t> offsets_;  // of the tensors, until the data's place is known
   std::unique_ptr<double[]> storage_;   // doubles for their alignment
 };
