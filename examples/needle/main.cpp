@@ -88,7 +88,8 @@ void add_options(CLI::App& app, command_line& line) {
                  "caote(BASE):joint=off|on, fast_caote(BASE): BASE is one of these four, its parameters too\n"
                  "evict(sink_window):sinks=4\n"
                  "evict(random):seed=0\n"
-                 "Which FFN neurons a chunk computes (all: keep=0.5,schedule=uniform|attention):\n"
+                 "Which FFN neurons a chunk computes (all: keep=0.5,\n"
+                 "  schedule=uniform|attention,decode=dense|sparse):\n"
                  "fastforward, calibrated_set:compensate=on|off\n"
                  "oracle, static_set\n"
                  "ffn(random):seed=0")

@@ -35,14 +35,14 @@ class ffn_of final : public layer_ffn {
   skim::cpu::ffn<Selector> op_;
 };
 
-/// `selector_for(layer, keep)` is that layer's policy; `kept(weights)` tells how many neurons each layer computes.
+/// `kept(weights)` tells what each layer keeps, `selector_for(weights, layer, keep, seed)` is its policy.
 template <class Kept, class SelectorFor>
 ffn_maker maker(const Kept& kept, const SelectorFor& selector_for) {
   return [kept, selector_for](const model& weights, std::uint64_t seed) {
     std::vector<std::unique_ptr<layer_ffn>> ffns;
-    const std::vector<std::int64_t> counts = kept(weights);
-    for (std::size_t layer = 0; layer < counts.size(); ++layer) {
-      const auto selector = selector_for(weights, layer, skim::neuron_retention::budget(counts[layer]), seed);
+    const std::vector<skim::neuron_retention> keep = kept(weights);
+    for (std::size_t layer = 0; layer < keep.size(); ++layer) {
+      const auto selector = selector_for(weights, layer, keep[layer], seed);
       ffns.push_back(std::make_unique<ffn_of<std::decay_t<decltype(selector)>>>(selector));
     }
     return ffns;
@@ -62,9 +62,20 @@ class neurons_kept {
  public:
   explicit neurons_kept(const parameters& given)
       : mean_(given.fraction("keep", "0.5")),
-        by_attention_(given.choice("schedule", {"uniform", "attention"}) == "attention") {}
+        by_attention_(given.choice("schedule", {"uniform", "attention"}) == "attention"),
+        sparse_decode_(given.choice("decode", {"dense", "sparse"}) == "sparse") {}
 
-  std::vector<std::int64_t> operator()(const model& weights) const {
+  std::vector<skim::neuron_retention> operator()(const model& weights) const {
+    std::vector<skim::neuron_retention> keep;
+    for (const std::int64_t count : counts(weights)) {
+      keep.push_back(skim::neuron_retention::budget(count));
+      keep.back().sparse_decode = sparse_decode_;
+    }
+    return keep;
+  }
+
+ private:
+  std::vector<std::int64_t> counts(const model& weights) const {
     const std::int64_t f = weights.config.f, layers = weights.config.layers;
     if (!by_attention_) {
       return std::vector<std::int64_t>(static_cast<std::size_t>(layers),
@@ -86,9 +97,8 @@ class neurons_kept {
     return counts;
   }
 
- private:
   double mean_;
-  bool by_attention_;
+  bool by_attention_, sparse_decode_;
 };
 
 bool compensates(const parameters& given) {
@@ -119,10 +129,8 @@ void parse_calibrated_set(const parameters& given, method& result) {
 
 template <class Selector>
 void parse_statistic(const parameters& given, method& result) {
-  result.make_ffns = maker(neurons_kept(given),
-                           [](const model&, std::size_t, const skim::neuron_retention& keep, std::uint64_t) {
-                             return Selector{keep};
-                           });
+  result.make_ffns = maker(neurons_kept(given), [](const model&, std::size_t, const skim::neuron_retention& keep,
+                                                   std::uint64_t) { return Selector{keep}; });
 }
 
 void parse_random(const parameters& given, method& result) {
@@ -148,11 +156,11 @@ ffn_maker make_dense_ffns() {
 
 std::vector<part_kind> neuron_parts() {
   return {
-      {"fastforward", {"keep", "schedule", "compensate"}, parse_fastforward},
-      {"oracle", {"keep", "schedule"}, parse_statistic<skim::oracle>},
-      {"static_set", {"keep", "schedule"}, parse_statistic<skim::static_set>},
-      {"calibrated_set", {"keep", "schedule", "compensate"}, parse_calibrated_set},
-      {"ffn(random)", {"keep", "schedule", "seed"}, parse_random},
+      {"fastforward", {"keep", "schedule", "decode", "compensate"}, parse_fastforward},
+      {"oracle", {"keep", "schedule", "decode"}, parse_statistic<skim::oracle>},
+      {"static_set", {"keep", "schedule", "decode"}, parse_statistic<skim::static_set>},
+      {"calibrated_set", {"keep", "schedule", "decode", "compensate"}, parse_calibrated_set},
+      {"ffn(random)", {"keep", "schedule", "decode", "seed"}, parse_random},
   };
 }
 

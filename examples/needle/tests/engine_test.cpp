@@ -28,7 +28,8 @@ TEST(engine, threads_change_no_bit) {
   for (const char* how :
        {"dense", "quoka:budget=20,queries=farthest_point,n=4", "sink_window:budget=20",
         "keydiff:budget=70+quoka:budget=20,n=4", "fast_caote(keydiff):budget=40", "caote(snapkv):budget=40,joint=on",
-        "h2o:budget=40+sink_window:budget=20", "evict(random):budget=40"}) {
+        "h2o:budget=40+sink_window:budget=20", "evict(random):budget=40", "oracle:keep=0.5",
+        "static_set:keep=0.5+keydiff:budget=40+quoka:budget=20,n=4", "ffn(random):keep=0.3"}) {
     const session_options options{200, 32, skim::element::bf16, 0};
     const matrix one = logits_of(weights, how, options, 1, 200);
     for (const int threads : {2, 3, 7}) {
@@ -44,6 +45,32 @@ TEST(engine, a_budget_that_covers_everything_is_dense) {
   EXPECT_TRUE(dense == logits_of(weights, "quoka:budget=100", options, 2, 100));
   EXPECT_TRUE(dense == logits_of(weights, "sink_window:fraction=1", options, 2, 100));
   EXPECT_FALSE(dense == logits_of(weights, "quoka:budget=50", options, 2, 100));
+  EXPECT_TRUE(dense == logits_of(weights, "oracle:keep=1", options, 2, 100));
+  EXPECT_FALSE(dense == logits_of(weights, "oracle:keep=0.5", options, 2, 100));
+}
+
+TEST(engine, the_first_and_the_last_chunk_compute_all_neurons) {
+  const model weights = tiny(false);
+  const session_options options{100, 16, skim::element::f32, 0};
+  const auto differs = [&](const char* how, std::int64_t count) {
+    return !(logits_of(weights, how, options, 1, count) == logits_of(weights, "dense", options, 1, count));
+  };
+  EXPECT_FALSE(differs("ffn(random):keep=0.1", 16));
+  EXPECT_FALSE(differs("ffn(random):keep=0.1", 31));
+  EXPECT_TRUE(differs("ffn(random):keep=0.1", 33));
+}
+
+TEST(engine, decoding_computes_all_neurons_unless_asked) {
+  const model weights = tiny(false);
+  const auto last_logits = [&](const char* how) {
+    const method chosen = parse_method(how);
+    session run(weights, chosen, {100, 50, skim::element::f32, 0}, executor());
+    run.feed(tokens(90));  // two chunks: both dense
+    run.generate(4);
+    return run.logits(run.tokens() - 1);
+  };
+  EXPECT_TRUE(last_logits("ffn(random):keep=0.1") == last_logits("dense"));
+  EXPECT_FALSE(last_logits("ffn(random):keep=0.1,decode=sparse") == last_logits("dense"));
 }
 
 TEST(engine, random_choices_differ_between_prompts_and_repeat_with_the_seed) {

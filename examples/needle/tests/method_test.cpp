@@ -206,10 +206,10 @@ TEST(method, complaints_list_what_is_valid) {
       {"evict(random):sinks=3", "there is no 'sinks', valid are: budget, seed, compaction"},
       {"oracle+static_set", "says twice which neurons a chunk computes"},
       {"oracle:keep=0", "method oracle: keep is '0', valid are numbers above 0"},
-      {"oracle:compensate=on", "there is no 'compensate', valid are: keep, schedule"},
+      {"oracle:compensate=on", "there is no 'compensate', valid are: keep, schedule, decode"},
       {"fastforward:schedule=best", "schedule is 'best', valid are: uniform, attention"},
       {"calibrated_set:compensate=yes", "compensate is 'yes', valid are: on, off"},
-      {"ffn(random):n=3", "there is no 'n', valid are: keep, schedule, seed"},
+      {"ffn(random):n=3", "there is no 'n', valid are: keep, schedule, decode, seed"},
       {"ffn(oracle)", "there is no method 'ffn(oracle)', valid are"},
   };
   for (const auto& [text, expected] : examples) {
