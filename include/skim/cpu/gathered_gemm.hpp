@@ -27,11 +27,14 @@ inline constexpr std::int64_t gemm_columns = 256;  // columns, where rows are st
 inline constexpr std::int64_t gemm_padding = 16;   // behind each tile row: power-of-two strides share few L1 sets
 static_assert(gemm_outputs % broadcasts == 0 && gemm_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
 
-/// Steps that are multiplied before the sums go back to memory: matrix tiles are done sooner and take more of them.
+/// Steps of a tile of weights. Matrix tiles are multiplied sooner: more of a row is fetched at a time.
 template <class Math>
 inline constexpr std::int64_t output_depth = Math::tiles ? 512 : 256;
 template <class Math>
 inline constexpr std::int64_t column_depth = Math::tiles ? 256 : 128;
+/// Of which so many are multiplied before the sums go back to memory: the weights of 32 outputs then stay in L1.
+template <class Math>
+inline constexpr std::int64_t output_reach = Math::tiles ? 128 : 256;
 
 /// Rows of a stored matrix, by a list or, where that is null, in order.
 struct gathered_rows {
@@ -141,14 +144,14 @@ inline constexpr std::int64_t output_block = Math::tiles ? 16 : broadcasts;
 /// sums [outputs, tokens] (+)= tile [outputs, steps] . tokens in lanes, from `step` on.
 template <class Math>
 SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
-                                std::int64_t outputs, const gemm_scratch<Math>& with, float* sums) {
+                                const typename Math::unit* tile, std::int64_t outputs, float* sums) {
   constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
   for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
     float* const to = sums + token * gemm_outputs;
     if constexpr (Math::tiles) {
 #if SKIM_CPU_AMX
       constexpr std::int64_t width = vectors * simd::lanes;
-      const simd::tile_matrix<const std::uint32_t> left{with.tile, stride}, right{tokens.lanes_at(token, step), width};
+      const simd::tile_matrix<const std::uint32_t> left{tile, stride}, right{tokens.lanes_at(token, step), width};
       if (outputs > simd::tile_rows) {
         simd::multiply_tiles<2, vectors>(left, right, {to, width}, steps, step == 0);
       } else {
@@ -156,7 +159,7 @@ SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t 
       }
 #endif
     } else {
-      multiply_block<Math, vectors>(with.tile, std::integral_constant<std::int64_t, stride>{}, one_constant{}, outputs,
+      multiply_block<Math, vectors>(tile, std::integral_constant<std::int64_t, stride>{}, one_constant{}, outputs,
                                     tokens.lanes_at(token, step), steps, step == 0, to);
     }
   });
@@ -178,7 +181,9 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
       Math::load_key(weights.at(first + i, column), weights.type, values, to);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) with.tile[i] = 0;
-    multiply_lanes(tokens, step, steps, outputs, with, sums);
+    for (std::int64_t s = 0; s < steps; s += output_reach<Math>) {
+      multiply_lanes(tokens, step + s, smaller(output_reach<Math>, steps - s), with.tile + s, outputs, sums);
+    }
   }
 }
 
@@ -197,6 +202,29 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
   }
 }
 
+/// sums [tokens, outputs] (+)= tokens in rows, from `step` on, . tile [steps, outputs]. The 32 columns that stay in L1 meet
+/// all tokens.
+template <class Math>
+SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
+                               std::int64_t outputs, const gemm_scratch<Math>& with) {
+#if SKIM_CPU_AMX
+  constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
+  for (std::int64_t c = 0; c < outputs; c += 2 * simd::tile_units) {
+    for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+      const simd::tile_matrix<const std::uint32_t> left{tokens.row_at(token, step),
+                                                        packed_tokens<Math>::room(tokens.steps)};
+      const simd::tile_matrix<const std::uint32_t> right{with.tile + c, stride};
+      const simd::tile_matrix<float> sums{with.sums + token * outputs + c, outputs};
+      if (outputs - c > simd::tile_units) {
+        simd::multiply_tiles<vectors, 2>(left, right, sums, steps, step == 0);
+      } else {
+        simd::multiply_tiles<vectors, 1>(left, right, sums, steps, step == 0);
+      }
+    });
+  }
+#endif
+}
+
 /// sums = the rows, from column `first` on, times the tokens' values. `columns` <= 256 counts those of the matrix; sums
 /// are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
 template <class Math>
@@ -207,26 +235,15 @@ SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t fir
   for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth<Math>) {  // no rows: zeros
     const std::int64_t steps = smaller(column_depth<Math>, tokens.steps - step);
     load_steps(weights, step, steps, first, columns, with);
-    for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-      if constexpr (Math::tiles) {
-#if SKIM_CPU_AMX
-        const simd::tile_matrix<const std::uint32_t> left{tokens.row_at(token, step),
-                                                          packed_tokens<Math>::room(tokens.steps)};
-        float* const to = with.sums + token * outputs;
-        std::int64_t c = 0;
-        for (; c + 32 <= outputs; c += 32) {
-          simd::multiply_tiles<vectors, 2>(left, {with.tile + c, stride}, {to + c, outputs}, steps, step == 0);
-        }
-        if (c < outputs) {
-          simd::multiply_tiles<vectors, 1>(left, {with.tile + c, stride}, {to + c, outputs}, steps, step == 0);
-        }
-#endif
-      } else {
+    if constexpr (Math::tiles) {
+      multiply_rows(tokens, step, steps, outputs, with);
+    } else {
+      for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
         multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
                                       outputs, tokens.lanes_at(token, step), steps, step == 0,
                                       with.sums + token * outputs);
-      }
-    });
+      });
+    }
   }
 }
 
