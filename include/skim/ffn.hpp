@@ -46,7 +46,7 @@ struct neuron_retention {
   static constexpr neuron_retention share(double fraction) { return {0, fraction}; }
 
   /// Neurons computed of `f`; may exceed `f`.
-  SKIM_HD constexpr std::int64_t neurons(std::int64_t f) const {
+  SKIM_HD SKIM_INLINE constexpr std::int64_t neurons(std::int64_t f) const {
     if (count > 0) return count;
     const double exact = fraction * static_cast<double>(f);
     const std::int64_t whole = static_cast<std::int64_t>(exact);
@@ -55,7 +55,7 @@ struct neuron_retention {
 };
 
 /// True if the call computes all neurons.
-SKIM_HD constexpr bool runs_dense(const neuron_retention& keep, const ffn_args& args) {
+SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, const ffn_args& args) {
   if (keep.neurons(args.up.extents[0]) >= args.up.extents[0]) return true;
   if (args.decode) return !keep.sparse_decode;
   return keep.dense_edges && (args.block == 0 || args.last);
@@ -182,7 +182,7 @@ inline report check_indices(const ffn_args& args, const index_lists& lists) {
 }
 
 /// Computing `neurons` neurons for a block: weights are read once, x and out once.
-SKIM_HD inline cost_estimate ffn_cost(const ffn_args& args, std::int64_t neurons) {
+SKIM_HD SKIM_INLINE cost_estimate ffn_cost(const ffn_args& args, std::int64_t neurons) {
   const double M = static_cast<double>(args.x.extents[0]), d = static_cast<double>(args.x.extents[1]);
   const double K = static_cast<double>(neurons), weights = is_gated(args) ? 3 : 2;
   return {2 * M * d * K * weights, K * d * weights * static_cast<double>(element_bytes(args.up.type)) +

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr std::int64_t Tq = 40, Tk = 300, Hq = 6, Hk = 2, D = 40;
+constexpr std::int64_t Tq = 40, Tk = 300, Hq = 6, Hk = 2, D = 40, d = 48, f = 100;
 
 void run_in_order(void*, std::int64_t n, skim::host_executor::task task, void* context) {
   for (std::int64_t index = 0; index < n; ++index) task(context, index, 0);
@@ -35,7 +35,7 @@ skim::report run(unit_function unit, float* sums) {
   kv.inverse_norms = norms.data();
   kv.inverse_norms_stride = Tk + Tq;
 
-  unit_call call{{}, {}, {}, {}, skim::host_executor(nullptr, 1, run_in_order), sums};
+  unit_call call{{}, {}, {}, {}, {}, {}, skim::host_executor(nullptr, 1, run_in_order), sums};
   call.append.k = skim::tensor_view<const float, 3>(keys.data(), {Tk + Tq, Hk, D});
   call.append.v = skim::tensor_view<const float, 3>(values.data(), {Tk + Tq, Hk, D});
   call.append.kv = kv;
@@ -44,6 +44,23 @@ skim::report run(unit_function unit, float* sums) {
   call.attention.kv = kv;
   call.attention.dense_below = 0;
   call.lists = {slots.data(), counts.data(), Hk, Tk};
+  const std::vector<float> x = waves(Tq * d, 0.29f), weights = waves(8 * f * d, 0.43f);
+  std::vector<float> ffn_out(Tq * d);
+  const auto rows = [&](std::int64_t first, std::int64_t count, std::int64_t width) {
+    return skim::tensor_view<const float, 2>(weights.data() + first, {count, width});
+  };
+  call.ffn.x = skim::tensor_view<const float, 2>(x.data(), {Tq, d});
+  call.ffn.gate = rows(0, f, d);
+  call.ffn.up = rows(f * d, f, d);
+  call.ffn.down = rows(2 * f * d, f, d);
+  call.ffn.out = skim::tensor_view<float, 2>(ffn_out.data(), {Tq, d});
+  call.ffn.block = 1;
+  call.fastforward.keep = skim::neuron_retention::budget(40);
+  call.fastforward.predictor.query = skim::tensor_view<const float, 1>(weights.data() + 3 * f * d, {d});
+  call.fastforward.predictor.w1 = rows(4 * f * d, d, 4);
+  call.fastforward.predictor.w2 = rows(5 * f * d, 4, f);
+  call.fastforward.compensator.c1 = rows(6 * f * d, d, 6);
+  call.fastforward.compensator.c2 = rows(7 * f * d, 6, d);
   const std::uintptr_t past_line = reinterpret_cast<std::uintptr_t>(scratch.data()) % skim::memory_alignment;
   call.workspace = {scratch.data() + skim::memory_alignment - past_line, workspace_bytes};
   return unit(call);

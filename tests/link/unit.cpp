@@ -30,6 +30,22 @@ skim::report run(const Op& op, const unit_call& call, const Executor& executor, 
   return {};
 }
 
+template <class Op>
+skim::report run_ffn(const Op& op, const unit_call& call, float& sum) {
+  const skim::ffn_args& args = call.ffn;
+  if (op.workspace_bytes(args, call.pool.concurrency()) > call.workspace.bytes || op.state_bytes(args) > 0) {
+    return skim::detail::fault(skim::status::short_workspace, "call.workspace", 0, 0);
+  }
+  if (!(op.cost(args).flops > 0)) return skim::detail::fault(skim::status::bad_extent, "call.ffn", 0, 0);
+  if (skim::report r = op.run(args, {}, call.workspace, call.pool); !r) return r;
+  sum = 0;
+  for (std::int64_t t = 0; t < args.out.extents[0]; ++t) {
+    const float* const row = static_cast<const float*>(args.out.at(t));
+    for (std::int64_t i = 0; i < args.out.extents[1]; ++i) sum += row[i] < 0 ? -row[i] : row[i];
+  }
+  return {};
+}
+
 }  // namespace
 
 skim::report SKIM_UNIT(const unit_call& call) {
@@ -56,5 +72,9 @@ skim::report SKIM_UNIT(const unit_call& call) {
   if (skim::report r = run(farthest, call, serial, *sum++); !r) return r;
   if (skim::report r = run(drawn, call, call.pool, *sum++); !r) return r;
   if (skim::report r = run(all, call, team, *sum++); !r) return r;
-  return run(window, call, team, *sum++);
+  if (skim::report r = run(window, call, team, *sum++); !r) return r;
+  if (skim::report r = run_ffn(skim::cpu::ffn<>{}, call, *sum++); !r) return r;
+  if (skim::report r = run_ffn(skim::cpu::ffn{call.fastforward}, call, *sum++); !r) return r;
+  if (skim::report r = run_ffn(skim::cpu::ffn{call.fastforward, skim::accumulate::tiles{}}, call, *sum++); !r) return r;
+  return run_ffn(skim::cpu::ffn{skim::oracle{skim::neuron_retention::budget(40)}}, call, *sum++);
 }
