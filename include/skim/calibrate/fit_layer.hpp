@@ -28,7 +28,7 @@ struct options {
   std::int64_t rank = 0;  ///< r of the predictor; 0: the paper's, `predictor_rank(d)`
   std::uint64_t seed = 0;
   training predictor{30, 6, 32, 6e-3, 0.01};
-  training compensator{12, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
+  training compensator{8, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
   std::function<void(const calibrate::progress&)> report;  ///< called on the calling thread
 };
 
