@@ -45,7 +45,7 @@ function(skim_add_program name)
 endfunction()
 
 # The programs that `./tests/run` builds where it does not build everything.
-foreach(label unit team property link)
+foreach(label unit team plain property link)
   add_custom_target(${label}_tests)
 endforeach()
 
