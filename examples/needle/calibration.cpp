@@ -105,6 +105,7 @@ calibration calibrate(const model& weights, const calibration_settings& settings
   for (const layer_weights& layer : weights.layers) ffns.push_back(ffn_weights_of(layer));
   skim::calibrate::options how;
   how.keep = skim::neuron_retention::share(settings.keep);
+  how.rank = settings.rank;
   how.seed = settings.seed;
   how.report = [&](const skim::calibrate::progress& at) {
     std::string stage = "layer " + std::to_string(at.layer + 1) + ", " + at.stage;

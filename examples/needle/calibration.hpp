@@ -10,10 +10,12 @@ namespace needle {
 
 struct calibration_settings {
   prompt_shape shape;
-  std::int64_t prompts = 24;
+  std::int64_t prompts = 32;
   std::int64_t chunk = 128;
   std::uint64_t seed = 1000;  ///< other prompts than an evaluation's
   double keep = 0.5;
+  /// r of the predictors. The paper's d / 16 would be 16 here, too few to beat a constant set in every layer.
+  std::int64_t rank = 64;
 };
 
 struct calibration {

@@ -51,6 +51,9 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   command->add_option("--keep", settings.keep, "share of the neurons that sparse blocks will compute")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  command->add_option("--rank", settings.rank, "width of the predictors' hidden layer")
+      ->check(CLI::Range(std::int64_t{1}, most_tokens))
+      ->capture_default_str();
   command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")->capture_default_str();
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   command->add_option("--out", line.out, "file to write; default: fastforward.safetensors in the model's directory");
