@@ -136,8 +136,9 @@ TEST(method, tables_are_all_their_rows) {
   both.insert(both.end(), evict.begin() + 1, evict.end());
   both.insert(both.end(), ffn.begin() + 1, ffn.end());
   EXPECT_EQ(texts({"table"}), both);
-  both.push_back("sink_window:budget=7");
-  EXPECT_EQ(texts({"table", "sink_window:budget=7"}), both);
+  const std::string more = "sink_window:budget=7";  // not moved from: GCC 12 warns falsely in C++20
+  both.push_back(more);
+  EXPECT_EQ(texts({"table", more}), both);
 }
 
 TEST(method, complaints_list_what_is_valid) {
