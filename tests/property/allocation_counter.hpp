@@ -6,10 +6,19 @@
 #include <atomic>
 #include <cstdlib>
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)  // GCC's way to tell
+#define SKIM_TEST_COUNTS_MALLOC 0
+#elif defined(__has_feature)  // Clang's
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SKIM_TEST_COUNTS_MALLOC 0
+#endif
+#endif
+#ifndef SKIM_TEST_COUNTS_MALLOC
+#ifdef __GLIBC__
 #define SKIM_TEST_COUNTS_MALLOC 1
 #else
 #define SKIM_TEST_COUNTS_MALLOC 0
+#endif
 #endif
 
 namespace skim_test {
