@@ -202,12 +202,12 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
   }
 }
 
+#if SKIM_CPU_AMX
 /// sums [tokens, outputs] (+)= tokens in rows, from `step` on, . tile [steps, outputs]. The 32 columns that stay in L1 meet
 /// all tokens.
 template <class Math>
 SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
                                std::int64_t outputs, const gemm_scratch<Math>& with) {
-#if SKIM_CPU_AMX
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   for (std::int64_t c = 0; c < outputs; c += 2 * simd::tile_units) {
     for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
@@ -222,8 +222,8 @@ SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t s
       }
     });
   }
-#endif
 }
+#endif
 
 /// sums = the rows, from column `first` on, times the tokens' values. `columns` <= 256 counts those of the matrix; sums
 /// are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
@@ -236,7 +236,9 @@ SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t fir
     const std::int64_t steps = smaller(column_depth<Math>, tokens.steps - step);
     load_steps(weights, step, steps, first, columns, with);
     if constexpr (Math::tiles) {
+#if SKIM_CPU_AMX
       multiply_rows(tokens, step, steps, outputs, with);
+#endif
     } else {
       for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
         multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
