@@ -345,9 +345,7 @@ skim::eviction_args session::eviction_of(const skim::attention_args& attended) c
 
 skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how) {
   const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
-  const auto view = [](const matrix& m) {
-    return skim::tensor_view<const float, 2>(m.data(), {m.rows(), m.cols()});
-  };
+  const auto view = [](const matrix& m) { return skim::tensor_view<const float, 2>(m.data(), {m.rows(), m.cols()}); };
   skim::ffn_args args;
   args.x = skim::tensor_view<const float, 2>(normed_.data(), {Tq, normed_.cols()});
   args.gate = view(w.gate);

@@ -47,8 +47,8 @@ struct model {
   model_config config;
   matrix embedding;  // [vocabulary, d]
   std::vector<layer_weights> layers;
-  row norm;     // [d]
-  matrix head;  // [vocabulary, d], empty if tied
+  row norm;                              // [d]
+  matrix head;                           // [vocabulary, d], empty if tied
   skim::calibrate::fitted_model fitted;  // without layers where the directory has no fastforward.safetensors
 
   const matrix& output() const { return config.tied_output ? embedding : head; }
