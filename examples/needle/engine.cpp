@@ -70,7 +70,7 @@ session::session(const model& weights, const method& how, const session_options&
   const std::size_t row_bytes = static_cast<std::size_t>(c.D * skim::element_bytes(options.kv_type));
   std::uint64_t layer = 0;
   for (layer_cache& cache : caches_) {
-    const std::uint64_t stream = skim::queries::draw(options.seed, layer++);
+    const std::uint64_t stream = skim::draw(options.seed, layer++);
     cache.k.resize(rows * row_bytes);
     cache.v.resize(rows * row_bytes);
     if (how.reads_norms) cache.inverse_norms.resize(rows);

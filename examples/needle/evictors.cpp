@@ -11,7 +11,7 @@ namespace {
 evictor_maker make_random(const skim::random_tokens& evictor) {
   return [evictor](std::uint64_t stream) {
     skim::random_tokens own = evictor;
-    own.seed = skim::queries::draw(evictor.seed, stream);
+    own.seed = skim::draw(evictor.seed, stream);
     return std::make_unique<evictor_of<skim::random_tokens>>(own);
   };
 }

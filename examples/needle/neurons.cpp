@@ -137,8 +137,8 @@ void parse_random(const parameters& given, method& result) {
   const std::uint64_t own = static_cast<std::uint64_t>(given.count("seed", 0, 0));
   result.make_ffns = maker(neurons_kept(given), [own](const model&, std::size_t layer,
                                                       const skim::neuron_retention& keep, std::uint64_t seed) {
-    const std::uint64_t stream = skim::queries::draw(seed, static_cast<std::uint64_t>(layer));
-    return skim::random_neurons{keep, skim::queries::draw(own, stream)};
+    const std::uint64_t stream = skim::draw(seed, static_cast<std::uint64_t>(layer));
+    return skim::random_neurons{keep, skim::draw(own, stream)};
   });
 }
 

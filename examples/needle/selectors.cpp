@@ -37,7 +37,7 @@ template <class Similarity, class Reduce>
 selector_maker maker(const skim::quoka<skim::queries::random, Similarity, Reduce>& selector) {
   return [selector](std::uint64_t stream) {
     auto own = selector;
-    own.queries.seed = skim::queries::draw(selector.queries.seed, stream);
+    own.queries.seed = skim::draw(selector.queries.seed, stream);
     return std::make_unique<selector_of<decltype(own)>>(own);
   };
 }

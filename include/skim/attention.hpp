@@ -271,8 +271,7 @@ inline report check_chunk_indices(const attention_args& args, const index_lists*
   }
   if (!lists || count == 0) return {};
   const std::int64_t heads = first_view(args).heads;
-  if (lists->rows != count * heads) return fault(status::bad_extent, "lists.rows", lists->rows, count * heads);
-  if (!lists->counts) return null_fault("lists.counts");
+  if (report r = check_room(*lists, count * heads, 0); !r) return r;
   for (std::int64_t r = 0; r < lists->rows; ++r) {
     const attention_sequence sequence = sequence_at(args, r / heads);
     const std::int64_t past = sequence.kv->length(r % heads) - sequence.Tq;
@@ -280,7 +279,6 @@ inline report check_chunk_indices(const attention_args& args, const index_lists*
     if (lists->counts[r] > lists->capacity) {
       return fault(status::bad_index, "lists.counts[r]", lists->counts[r], lists->capacity, "at most");
     }
-    if (lists->counts[r] > 0 && !lists->indices) return null_fault("lists.indices");
     std::int64_t previous = -1;
     for (std::int32_t i = 0; i < lists->counts[r]; ++i) {
       const std::int32_t slot = lists->row(r)[i];

@@ -148,15 +148,6 @@ SKIM_INLINE constexpr report check(const ffn_args& args) {
 
 namespace detail {
 
-/// The descriptor of a list of neurons: one row that serves the whole block.
-SKIM_INLINE constexpr report check_neuron_list(const index_lists& lists) {
-  if (lists.rows != 1) return fault(status::bad_extent, "lists.rows", lists.rows, 1);
-  if (lists.capacity < 0) return fault(status::bad_extent, "lists.capacity", lists.capacity, 0, "at least");
-  if (!lists.counts) return null_fault("lists.counts");
-  if (lists.capacity > 0 && !lists.indices) return null_fault("lists.indices");
-  return {};
-}
-
 /// Whether the list's neurons ascend within [0, f).
 SKIM_INLINE constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
   const std::int64_t count = lists.counts[0];
@@ -177,7 +168,7 @@ SKIM_INLINE constexpr report check_neurons(const index_lists& lists, std::int64_
 /// `check`, and whether the list's neurons ascend within [0, f). Reads the list: host memory.
 inline report check_indices(const ffn_args& args, const index_lists& lists) {
   if (report r = check(args); !r) return r;
-  if (report r = detail::check_neuron_list(lists); !r) return r;
+  if (report r = detail::check_room(lists, 1, 0); !r) return r;
   return detail::check_neurons(lists, args.up.extents[0]);
 }
 

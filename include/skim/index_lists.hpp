@@ -2,7 +2,7 @@
 /// \file What a selector answers: per KV head, the slots that a chunk reads.
 #pragma once
 
-#include <skim/config.hpp>
+#include <skim/status.hpp>
 
 #include <type_traits>
 
@@ -23,5 +23,19 @@ struct index_lists {
 
 static_assert(std::is_trivially_copyable_v<index_lists>, "lists cross to devices as plain bytes");
 
+namespace detail {
+
+/// Whether the lists have `rows` rows of at least `capacity` entries. Follows no pointer.
+SKIM_INLINE constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
+  if (lists.rows != rows) return fault(status::bad_extent, "lists.rows", lists.rows, rows);
+  if (lists.capacity < capacity) {
+    return fault(status::bad_extent, "lists.capacity", lists.capacity, capacity, "at least");
+  }
+  if (!lists.counts) return null_fault("lists.counts");
+  if (lists.capacity > 0 && !lists.indices) return null_fault("lists.indices");
+  return {};
+}
+
+}  // namespace detail
 }  // namespace v0
 }  // namespace skim

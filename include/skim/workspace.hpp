@@ -2,7 +2,7 @@
 /// \file Caller-owned memory: state (kept between calls, one per layer) and workspace (scratch, shared by all layers).
 #pragma once
 
-#include <skim/config.hpp>
+#include <skim/status.hpp>
 
 #include <type_traits>
 
@@ -48,6 +48,18 @@ class arena {
 SKIM_HD SKIM_INLINE bool holds(memory given, std::size_t bytes) {
   if (bytes == 0) return true;
   return given.data && given.bytes >= bytes && reinterpret_cast<std::uintptr_t>(given.data) % memory_alignment == 0;
+}
+
+SKIM_INLINE report check_memory(status code, const char* name, memory given, std::size_t needed) {
+  if (holds(given, needed)) return {};
+  return fault(code, name, static_cast<std::int64_t>(given.data ? given.bytes : 0), static_cast<std::int64_t>(needed),
+               "64-byte aligned and at least");
+}
+SKIM_INLINE report check_workspace(memory given, std::size_t needed) {
+  return check_memory(status::short_workspace, "workspace.bytes", given, needed);
+}
+SKIM_INLINE report check_state(memory given, std::size_t needed) {
+  return check_memory(status::short_state, "state.bytes", given, needed);
 }
 
 }  // namespace detail

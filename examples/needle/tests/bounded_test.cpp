@@ -50,8 +50,8 @@ class random_survivors {
   random_survivors(std::uint64_t seed, std::int64_t tokens, std::int64_t prefill) : prefill_(prefill) {
     for (std::uint64_t layer = 0; layer < 2; ++layer) {
       for (std::uint64_t head = 0; head < 2; ++head) {
-        const std::uint64_t of_layer = skim::queries::draw(0, skim::queries::draw(seed, layer));
-        draw_all(skim::queries::draw(of_layer, head), tokens, left_[layer][head]);
+        const std::uint64_t of_layer = skim::draw(0, skim::draw(seed, layer));
+        draw_all(skim::draw(of_layer, head), tokens, left_[layer][head]);
       }
     }
   }
@@ -70,10 +70,10 @@ class random_survivors {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const bool begins = first_of_chunk(t, prefill_) == t;
       if (begins && held.size() > budget) {
-        const std::uint64_t stream = skim::queries::draw(of_head, static_cast<std::uint64_t>(t - 1));
+        const std::uint64_t stream = skim::draw(of_head, static_cast<std::uint64_t>(t - 1));
         std::vector<std::pair<std::uint64_t, std::int64_t>> lots;  // the highest stay; of equal ones the earlier
         for (const std::int64_t p : held) {
-          lots.emplace_back(~(skim::queries::draw(stream, static_cast<std::uint64_t>(p)) >> 40), p);
+          lots.emplace_back(~(skim::draw(stream, static_cast<std::uint64_t>(p)) >> 40), p);
         }
         std::sort(lots.begin(), lots.end());
         held.clear();

@@ -94,10 +94,7 @@ struct attention {
                 const Executor& executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
-    if (report r = check_lists(args, lists); !r) return r;
-    if (lists.capacity < list_capacity(args)) {
-      return detail::fault(status::bad_extent, "lists.capacity", lists.capacity, list_capacity(args), "at least");
-    }
+    if (report r = detail::check_room(lists, list_rows(args), list_capacity(args)); !r) return r;
     kernel::select(selector, args, lists, state, workspace, executor);
     return taken(path::sparse);
   }
@@ -108,10 +105,9 @@ struct attention {
                 const Executor& executor) const {
     if (report r = detail::check_arguments(args); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
-    if (report r = check_lists(args, lists); !r) return r;
+    if (report r = detail::check_room(lists, list_rows(args), 0); !r) return r;
     const std::size_t needed = detail::attend_bytes<Accumulate>(args, executor.concurrency());
-    if (!detail::holds(workspace, needed))
-      return short_memory(status::short_workspace, "workspace.bytes", workspace, needed);
+    if (report r = detail::check_workspace(workspace, needed); !r) return r;
     detail::attend<Accumulate>(args, &lists, workspace.data, executor);
     return taken(path::sparse);
   }
@@ -129,12 +125,14 @@ struct attention {
   std::pair<index_lists, std::size_t> lists_in(const attention_args& args, void* workspace) const {
     skim::detail::arena arena(workspace);
     index_lists lists;
-    lists.rows = sequence_count(args) * first_view(args).heads;
+    lists.rows = list_rows(args);
     lists.capacity = list_capacity(args);
     lists.indices = arena.take<std::int32_t>(lists.rows * lists.capacity);
     lists.counts = arena.take<std::int32_t>(lists.rows);
     return {lists, arena.used()};
   }
+
+  static std::int64_t list_rows(const attention_args& args) { return sequence_count(args) * first_view(args).heads; }
 
   static report taken(path way) {
     report r;
@@ -142,27 +140,10 @@ struct attention {
     return r;
   }
 
-  static report short_memory(status code, const char* name, memory given, std::size_t needed) {
-    return detail::fault(code, name, static_cast<std::int64_t>(given.data ? given.bytes : 0),
-                         static_cast<std::int64_t>(needed), "64-byte aligned and at least");
-  }
-
   report check_call(const attention_args& args, memory state, memory workspace, unsigned workers) const {
     if (report r = check(args); !r) return r;
-    const std::size_t scratch = workspace_bytes(args, workers), kept = state_bytes(args);
-    if (!detail::holds(workspace, scratch))
-      return short_memory(status::short_workspace, "workspace.bytes", workspace, scratch);
-    if (!detail::holds(state, kept)) return short_memory(status::short_state, "state.bytes", state, kept);
-    return {};
-  }
-
-  static report check_lists(const attention_args& args, const index_lists& lists) {
-    const std::int64_t rows = sequence_count(args) * first_view(args).heads;
-    if (lists.rows != rows) return detail::fault(status::bad_extent, "lists.rows", lists.rows, rows);
-    if (lists.capacity < 0) return detail::fault(status::bad_extent, "lists.capacity", lists.capacity, 0, "at least");
-    if (!lists.counts) return detail::null_fault("lists.counts");
-    if (lists.capacity > 0 && !lists.indices) return detail::null_fault("lists.indices");
-    return {};
+    if (report r = detail::check_workspace(workspace, workspace_bytes(args, workers)); !r) return r;
+    return detail::check_state(state, state_bytes(args));
   }
 };
 

@@ -152,21 +152,12 @@ struct eviction {
     return {tensor_view<float, 2>(scores, {kv.heads, kv.tokens}), arena.used()};
   }
 
-  static report short_memory(status code, const char* name, memory given, std::size_t needed) {
-    return detail::fault(code, name, static_cast<std::int64_t>(given.data ? given.bytes : 0),
-                         static_cast<std::int64_t>(needed), "64-byte aligned and at least");
-  }
-
   /// `workers` 0: the call needs no workspace.
   report check_call(const eviction_args& args, memory state, memory workspace, unsigned workers,
                     bool needs_state = true) const {
     if (report r = check(args); !r) return r;
-    const std::size_t scratch = workers == 0 ? 0 : workspace_bytes(args, workers);
-    const std::size_t kept = needs_state ? state_bytes(args) : 0;
-    if (!detail::holds(workspace, scratch))
-      return short_memory(status::short_workspace, "workspace.bytes", workspace, scratch);
-    if (!detail::holds(state, kept)) return short_memory(status::short_state, "state.bytes", state, kept);
-    return {};
+    if (report r = detail::check_workspace(workspace, workers == 0 ? 0 : workspace_bytes(args, workers)); !r) return r;
+    return detail::check_state(state, needs_state ? state_bytes(args) : 0);
   }
 
   static report check_scores(const eviction_args& args, tensor_view<const float, 2> scores, std::int64_t rows) {
@@ -185,14 +176,7 @@ struct eviction {
   }
 
   report check_lists(const eviction_args& args, const index_lists& lists) const {
-    if (lists.rows != list_rows(args))
-      return detail::fault(status::bad_extent, "lists.rows", lists.rows, list_rows(args));
-    if (lists.capacity < list_capacity(args)) {
-      return detail::fault(status::bad_extent, "lists.capacity", lists.capacity, list_capacity(args), "at least");
-    }
-    if (!lists.counts) return detail::null_fault("lists.counts");
-    if (lists.capacity > 0 && !lists.indices) return detail::null_fault("lists.indices");
-    return {};
+    return detail::check_room(lists, list_rows(args), list_capacity(args));
   }
 };
 

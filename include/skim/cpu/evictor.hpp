@@ -21,14 +21,9 @@
 /// The library's policies carry parameters only; `evictor_kernel` specialisations supply their members.
 #pragma once
 
-#include <skim/cpu/simd/compat.hpp>
+#include <skim/cpu/policy.hpp>
 #include <skim/eviction.hpp>
-#include <skim/executor.hpp>
 #include <skim/index_lists.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
-#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -36,8 +31,6 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
-
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
 
 template <class P>
 using keep_member = decltype(retention{std::declval<const P&>().keep});
@@ -61,11 +54,6 @@ using eviction_cost_member = decltype(std::declval<const P&>().cost(std::declval
 template <class P>
 using eviction_state_member = decltype(std::size_t{
     std::declval<const P&>().state_bytes(std::declval<const eviction_args&>())});
-
-template <template <class> class Member, class P, class = void>
-struct has_member : std::false_type {};
-template <template <class> class Member, class P>
-struct has_member<Member, P, std::void_t<Member<P>>> : std::true_type {};
 
 }  // namespace detail
 

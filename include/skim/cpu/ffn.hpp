@@ -115,7 +115,7 @@ struct ffn {
   template <class Executor>
   report reset(const ffn_args& args, memory state, const Executor& executor) const {
     if (report r = check(args); !r) return r;
-    if (report r = check_memory(status::short_state, "state.bytes", state, state_bytes(args)); !r) return r;
+    if (report r = detail::check_state(state, state_bytes(args)); !r) return r;
     kernel::reset(selector, args, state, executor);
     return {};
   }
@@ -161,10 +161,7 @@ struct ffn {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, executor.concurrency()); !r) return r;
     if (report r = check_scores(args, scores); !r) return r;
-    if (report r = detail::check_neuron_list(lists); !r) return r;
-    if (lists.capacity < list_capacity(args)) {
-      return detail::fault(status::bad_extent, "lists.capacity", lists.capacity, list_capacity(args), "at least");
-    }
+    if (report r = detail::check_room(lists, 1, list_capacity(args)); !r) return r;
     choose_list(args, scores, lists, workspace.data, executor);
     return {};
   }
@@ -175,7 +172,7 @@ struct ffn {
   report compute(const ffn_args& args, const index_lists& lists, memory workspace, const Executor& executor) const {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, executor.concurrency()); !r) return r;
-    if (report r = detail::check_neuron_list(lists); !r) return r;
+    if (report r = detail::check_room(lists, 1, 0); !r) return r;
     if (report r = detail::check_list(lists, args.up.extents[0]); !r) return r;
     compute_list(args, lists.indices, lists.counts[0], workspace.data, executor);
     report answer;
@@ -235,20 +232,14 @@ struct ffn {
     });
   }
 
-  static report check_memory(status code, const char* name, memory given, std::size_t needed) {
-    if (detail::holds(given, needed)) return {};
-    return detail::fault(code, name, static_cast<std::int64_t>(given.data ? given.bytes : 0),
-                         static_cast<std::int64_t>(needed), "64-byte aligned and at least");
-  }
-
   report check_workspace(const ffn_args& args, memory workspace, unsigned workers) const {
-    return check_memory(status::short_workspace, "workspace.bytes", workspace, workspace_bytes(args, workers));
+    return detail::check_workspace(workspace, workspace_bytes(args, workers));
   }
 
   report check_call(const ffn_args& args, memory state, memory workspace, unsigned workers) const {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, workers); !r) return r;
-    return check_memory(status::short_state, "state.bytes", state, state_bytes(args));
+    return detail::check_state(state, state_bytes(args));
   }
 
   static report check_scores(const ffn_args& args, tensor_view<const float, 1> scores) {

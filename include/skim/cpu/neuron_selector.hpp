@@ -18,14 +18,9 @@
 /// The library's policies carry parameters only; `neuron_selector_kernel` specialisations supply their members.
 #pragma once
 
-#include <skim/cpu/simd/compat.hpp>
-#include <skim/executor.hpp>
+#include <skim/cpu/policy.hpp>
 #include <skim/neuron_selector/all_neurons.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
-#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -34,58 +29,29 @@ inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
-
-template <class P, class = void>
-struct has_neuron_keep : std::false_type {};
 template <class P>
-struct has_neuron_keep<P, std::void_t<decltype(neuron_retention{std::declval<const P&>().keep})>> : std::true_type {};
-
-template <class P, class = void>
-struct has_neuron_check : std::false_type {};
+using neuron_keep_member = decltype(neuron_retention{std::declval<const P&>().keep});
 template <class P>
-struct has_neuron_check<P,
-                        std::void_t<decltype(report{std::declval<const P&>().check(std::declval<const ffn_args&>())})>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_predict : std::false_type {};
+using check_ffn_member = decltype(report{std::declval<const P&>().check(std::declval<const ffn_args&>())});
 template <class P>
-struct has_predict<P, std::void_t<decltype(std::declval<const P&>().predict(
-                          std::declval<const ffn_args&>(), tensor_view<float, 1>{}, memory{}, memory{},
-                          std::declval<const serial_executor&>()))>> : std::true_type {};
-
-template <class P, class = void>
-struct has_compensator : std::false_type {};
+using predict_member =
+    decltype(std::declval<const P&>().predict(std::declval<const ffn_args&>(), tensor_view<float, 1>{}, memory{},
+                                              memory{}, std::declval<const serial_executor&>()));
 template <class P>
-struct has_compensator<P, std::void_t<decltype(neuron_compensator{std::declval<const P&>().compensator})>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_neuron_workspace : std::false_type {};
+using compensator_member = decltype(neuron_compensator{std::declval<const P&>().compensator});
 template <class P>
-struct has_neuron_workspace<
-    P, std::void_t<decltype(std::declval<const P&>().workspace_bytes(std::declval<const ffn_args&>(), 1u))>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_neuron_state : std::false_type {};
+using ffn_workspace_member = decltype(std::declval<const P&>().workspace_bytes(std::declval<const ffn_args&>(), 1u));
 template <class P>
-struct has_neuron_state<P, std::void_t<decltype(std::declval<const P&>().state_bytes(std::declval<const ffn_args&>()))>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_neuron_cost : std::false_type {};
+using ffn_state_member = decltype(std::declval<const P&>().state_bytes(std::declval<const ffn_args&>()));
 template <class P>
-struct has_neuron_cost<P, std::void_t<decltype(std::declval<const P&>().cost(std::declval<const ffn_args&>()))>>
-    : std::true_type {};
+using ffn_cost_member = decltype(std::declval<const P&>().cost(std::declval<const ffn_args&>()));
 
 /// What most neuron selectors of the library answer.
 template <class Policy>
 struct plain_neuron_selector {
   static neuron_retention keep(const Policy& policy) { return policy.keep; }
   static neuron_compensator compensator(const Policy& policy) {
-    if constexpr (has_compensator<Policy>::value) return policy.compensator;
+    if constexpr (has_member<compensator_member, Policy>::value) return policy.compensator;
     return {};
   }
   static report check(const Policy& policy, const ffn_args&) { return skim::check(policy.keep); }
@@ -103,10 +69,11 @@ struct plain_neuron_selector {
 /// The members above for `Policy`: its own, unless a header of the library specialises this.
 template <class Policy>
 struct neuron_selector_kernel : detail::plain_neuron_selector<Policy> {
-  static_assert(detail::has_neuron_keep<Policy>::value, "a neuron selector needs a member: neuron_retention keep");
-  static_assert(detail::has_neuron_check<Policy>::value,
+  static_assert(detail::has_member<detail::neuron_keep_member, Policy>::value,
+                "a neuron selector needs a member: neuron_retention keep");
+  static_assert(detail::has_member<detail::check_ffn_member, Policy>::value,
                 "a neuron selector needs: report check(const ffn_args&) const");
-  static_assert(detail::has_predict<Policy>::value,
+  static_assert(detail::has_member<detail::predict_member, Policy>::value,
                 "a neuron selector needs: template <class Executor> void predict(const ffn_args&, tensor_view<float, "
                 "1> scores, memory state, memory workspace, const Executor&) const");
 
@@ -115,15 +82,16 @@ struct neuron_selector_kernel : detail::plain_neuron_selector<Policy> {
     return policy.check(args);
   }
   static std::size_t workspace_bytes(const Policy& policy, const ffn_args& args, unsigned workers) {
-    if constexpr (detail::has_neuron_workspace<Policy>::value) return policy.workspace_bytes(args, workers);
+    if constexpr (detail::has_member<detail::ffn_workspace_member, Policy>::value)
+      return policy.workspace_bytes(args, workers);
     return 0;
   }
   static std::size_t state_bytes(const Policy& policy, const ffn_args& args) {
-    if constexpr (detail::has_neuron_state<Policy>::value) return policy.state_bytes(args);
+    if constexpr (detail::has_member<detail::ffn_state_member, Policy>::value) return policy.state_bytes(args);
     return 0;
   }
   static cost_estimate cost(const Policy& policy, const ffn_args& args) {
-    if constexpr (detail::has_neuron_cost<Policy>::value) return policy.cost(args);
+    if constexpr (detail::has_member<detail::ffn_cost_member, Policy>::value) return policy.cost(args);
     return {};
   }
   template <class Executor>
@@ -133,12 +101,13 @@ struct neuron_selector_kernel : detail::plain_neuron_selector<Policy> {
   }
   template <class Executor>
   static void reset(const Policy& policy, const ffn_args& args, memory state, const Executor& executor) {
-    if constexpr (detail::has_neuron_state<Policy>::value) policy.reset(args, state, executor);
+    if constexpr (detail::has_member<detail::ffn_state_member, Policy>::value) policy.reset(args, state, executor);
   }
   template <class Executor>
   static void observe(const Policy& policy, const ffn_args& args, memory state, memory workspace,
                       const Executor& executor) {
-    if constexpr (detail::has_neuron_state<Policy>::value) policy.observe(args, state, workspace, executor);
+    if constexpr (detail::has_member<detail::ffn_state_member, Policy>::value)
+      policy.observe(args, state, workspace, executor);
   }
 };
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <skim/cpu/neuron_selector.hpp>
+#include <skim/math/random.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
-#include <skim/selector/queries.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -17,10 +17,9 @@ struct neuron_selector_kernel<random_neurons> : detail::plain_neuron_selector<ra
   static void predict(const random_neurons& policy, const ffn_args& args, tensor_view<float, 1> scores, memory, memory,
                       const Executor& executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      const std::uint64_t stream = queries::draw(policy.seed, static_cast<std::uint64_t>(args.block));
+      const std::uint64_t stream = draw(policy.seed, static_cast<std::uint64_t>(args.block));
       for (std::int64_t j = 0; j < scores.extents[0]; ++j) {
-        const std::uint64_t lot = queries::draw(stream, static_cast<std::uint64_t>(j));
-        *scores.at(j) = static_cast<float>(lot >> 40) * 0x1p-24f;
+        *scores.at(j) = draw_uniform(stream, static_cast<std::uint64_t>(j));
       }
     });
   }

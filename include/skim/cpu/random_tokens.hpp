@@ -3,7 +3,7 @@
 
 #include <skim/cpu/evictor.hpp>
 #include <skim/evictor/random_tokens.hpp>
-#include <skim/selector/queries.hpp>
+#include <skim/math/random.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -22,11 +22,10 @@ struct evictor_kernel<random_tokens> : detail::plain_evictor<random_tokens> {
         if (kv.position(head, slot) > newest) newest = kv.position(head, slot);
       }
       // With share_heads, the draws of all heads would average out towards none: all heads draw the same.
-      const std::uint64_t of_head = queries::draw(policy.seed, static_cast<std::uint64_t>(args.share_heads ? 0 : head));
-      const std::uint64_t stream = queries::draw(of_head, static_cast<std::uint64_t>(newest));
+      const std::uint64_t of_head = draw(policy.seed, static_cast<std::uint64_t>(args.share_heads ? 0 : head));
+      const std::uint64_t stream = draw(of_head, static_cast<std::uint64_t>(newest));
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
-        const std::uint64_t lot = queries::draw(stream, static_cast<std::uint64_t>(kv.position(head, slot)));
-        *scores.at(head, slot) = static_cast<float>(lot >> 40) * 0x1p-24f;
+        *scores.at(head, slot) = draw_uniform(stream, static_cast<std::uint64_t>(kv.position(head, slot)));
       }
     });
   }

@@ -17,13 +17,8 @@
 #pragma once
 
 #include <skim/attention.hpp>
-#include <skim/cpu/simd/compat.hpp>
-#include <skim/executor.hpp>
+#include <skim/cpu/policy.hpp>
 #include <skim/selector/dense.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
-#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -32,64 +27,38 @@ inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
-
-template <class P, class = void>
-struct has_check : std::false_type {};
 template <class P>
-struct has_check<P,
-                 std::void_t<decltype(report{std::declval<const P&>().check(std::declval<const attention_args&>())})>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_list_capacity : std::false_type {};
+using check_member = decltype(report{std::declval<const P&>().check(std::declval<const attention_args&>())});
 template <class P>
-struct has_list_capacity<P, std::void_t<decltype(std::int64_t{std::declval<const P&>().list_capacity(
-                                std::declval<const attention_args&>())})>> : std::true_type {};
-
-template <class P, class = void>
-struct has_workspace_bytes : std::false_type {};
+using list_capacity_member = decltype(std::int64_t{
+    std::declval<const P&>().list_capacity(std::declval<const attention_args&>())});
 template <class P>
-struct has_workspace_bytes<P, std::void_t<decltype(std::size_t{std::declval<const P&>().workspace_bytes(
-                                  std::declval<const attention_args&>(), 1u)})>> : std::true_type {};
-
-template <class P, class = void>
-struct has_select : std::false_type {};
+using workspace_member = decltype(std::size_t{
+    std::declval<const P&>().workspace_bytes(std::declval<const attention_args&>(), 1u)});
 template <class P>
-struct has_select<P, std::void_t<decltype(std::declval<const P&>().select(
-                         std::declval<const attention_args&>(), std::declval<const index_lists&>(), memory{}, memory{},
-                         std::declval<const serial_executor&>()))>> : std::true_type {};
-
-template <class P, class = void>
-struct has_runs_dense : std::false_type {};
+using select_member =
+    decltype(std::declval<const P&>().select(std::declval<const attention_args&>(), std::declval<const index_lists&>(),
+                                             memory{}, memory{}, std::declval<const serial_executor&>()));
 template <class P>
-struct has_runs_dense<P, std::void_t<decltype(std::declval<const P&>().runs_dense(
-                             std::declval<const attention_args&>(), std::int64_t{}))>> : std::true_type {};
-
-template <class P, class = void>
-struct has_state_bytes : std::false_type {};
+using runs_dense_member =
+    decltype(std::declval<const P&>().runs_dense(std::declval<const attention_args&>(), std::int64_t{}));
 template <class P>
-struct has_state_bytes<
-    P, std::void_t<decltype(std::declval<const P&>().state_bytes(std::declval<const attention_args&>()))>>
-    : std::true_type {};
-
-template <class P, class = void>
-struct has_cost : std::false_type {};
+using state_member = decltype(std::declval<const P&>().state_bytes(std::declval<const attention_args&>()));
 template <class P>
-struct has_cost<P, std::void_t<decltype(std::declval<const P&>().cost(std::declval<const attention_args&>()))>>
-    : std::true_type {};
+using cost_member = decltype(std::declval<const P&>().cost(std::declval<const attention_args&>()));
 
 }  // namespace detail
 
 /// The members above for `Policy`: its own, unless a header of the library specialises this.
 template <class Policy>
 struct selector_kernel {
-  static_assert(detail::has_check<Policy>::value, "a selector policy needs: report check(const attention_args&) const");
-  static_assert(detail::has_list_capacity<Policy>::value,
+  static_assert(detail::has_member<detail::check_member, Policy>::value,
+                "a selector policy needs: report check(const attention_args&) const");
+  static_assert(detail::has_member<detail::list_capacity_member, Policy>::value,
                 "a selector policy needs: std::int64_t list_capacity(const attention_args&) const");
-  static_assert(detail::has_workspace_bytes<Policy>::value,
+  static_assert(detail::has_member<detail::workspace_member, Policy>::value,
                 "a selector policy needs: std::size_t workspace_bytes(const attention_args&, unsigned workers) const");
-  static_assert(detail::has_select<Policy>::value,
+  static_assert(detail::has_member<detail::select_member, Policy>::value,
                 "a selector policy needs: template <class Executor> void select(const attention_args&, const "
                 "index_lists&, memory state, memory workspace, const Executor&) const");
 
@@ -101,15 +70,15 @@ struct selector_kernel {
     return policy.workspace_bytes(args, workers);
   }
   static std::size_t state_bytes(const Policy& policy, const attention_args& args) {
-    if constexpr (detail::has_state_bytes<Policy>::value) return policy.state_bytes(args);
+    if constexpr (detail::has_member<detail::state_member, Policy>::value) return policy.state_bytes(args);
     return 0;
   }
   static bool runs_dense(const Policy& policy, const attention_args& args, std::int64_t Tk) {
-    if constexpr (detail::has_runs_dense<Policy>::value) return policy.runs_dense(args, Tk);
+    if constexpr (detail::has_member<detail::runs_dense_member, Policy>::value) return policy.runs_dense(args, Tk);
     return false;
   }
   static cost_estimate cost(const Policy& policy, const attention_args& args) {
-    if constexpr (detail::has_cost<Policy>::value) return policy.cost(args);
+    if constexpr (detail::has_member<detail::cost_member, Policy>::value) return policy.cost(args);
     return {};
   }
   template <class Executor>

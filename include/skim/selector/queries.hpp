@@ -6,7 +6,7 @@
 /// vector and cosine 0 to everything. Ties go to the lower token.
 #pragma once
 
-#include <skim/config.hpp>
+#include <skim/math/random.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -59,14 +59,6 @@ template <class Rule>
 inline constexpr bool per_query_head = false;
 template <>
 inline constexpr bool per_query_head<lowest_cosine> = true;
-
-/// Number `counter` of the stream `seed`. Counter-based (SplitMix64), so that every worker and back-end draws the same.
-SKIM_HD SKIM_INLINE std::uint64_t draw(std::uint64_t seed, std::uint64_t counter) {
-  std::uint64_t z = seed + 0x9e3779b97f4a7c15u * (counter + 1);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
 
 /// Writes the choice of `random` for a chunk of `Tq` tokens behind `Tk` to the first `kept(rule, Tq)` places of
 /// `tokens [Tq]`, in no particular order: a partial Fisher-Yates shuffle.
