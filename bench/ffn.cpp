@@ -3,6 +3,7 @@
 #include "ffn.hpp"
 
 #include <skim/cpu/simd/math.hpp>
+#include <skim/reference/ffn.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -75,6 +76,44 @@ struct layered {
   }
 };
 
+/// Normalised mean squared error of the first layer with f32 output against the reference, which reads the same stored
+/// values and computes the same neurons: the block's last token.
+template <class Op>
+double sampled_nmse(layered<Op>& with, const skim::cpu::tbb_executor& executor) {
+  const Op& op = with.ops[0];
+  skim::ffn_args args = with.args(0);
+  const std::int64_t M = args.x.extents[0], d = args.x.extents[1], f = args.up.extents[0];
+  std::vector<float> out(static_cast<std::size_t>(M * d)), numbers(static_cast<std::size_t>(f));
+  args.out = skim::tensor_view<float, 2>(out.data(), {M, d});
+  const skim::memory workspace = memory_of(with.workspace);
+  std::vector<std::int32_t> neurons = skim::reference::every_neuron(args);
+  const skim::report run = op.run(args, {}, workspace, executor);
+  if (run.taken == skim::path::sparse) {
+    const skim::tensor_view<float, 1> scores(numbers.data(), {f});
+    std::int32_t count = 0;
+    const skim::index_lists lists{neurons.data(), &count, 1, f};
+    if (!op.predict(args, scores, {}, workspace, executor)) return -1;
+    if (!op.choose(args, scores, lists, workspace, executor)) return -1;
+    neurons.resize(static_cast<std::size_t>(count));
+  }
+  skim::ffn_args last = args;
+  last.x.data = args.x.at(M - 1);
+  last.x.extents[0] = 1;
+  std::vector<double> exact = skim::reference::ffn(last, neurons);
+  const skim::neuron_compensator compensator = Op::kernel::compensator(op.selector);
+  if (run.taken == skim::path::sparse && skim::compensates(compensator)) {
+    const std::vector<double> rest = skim::reference::compensation(last, compensator);
+    for (std::size_t c = 0; c < exact.size(); ++c) exact[c] += rest[c];
+  }
+  double error = 0, power = 0;
+  for (std::size_t c = 0; c < exact.size(); ++c) {
+    const double wrong = static_cast<double>(out[static_cast<std::size_t>((M - 1) * d) + c]) - exact[c];
+    error += wrong * wrong;
+    power += exact[c] * exact[c];
+  }
+  return error / power;
+}
+
 /// Microseconds that a call of `work` takes.
 template <class Work>
 double microseconds(const Work& work) {
@@ -123,8 +162,14 @@ const char* label_of(skim::accumulate::tiles) {
   return "tiles";
 }
 
+/// What a row's repetitions share.
+struct row_result {
+  skim::path way;                // that its calls have to go
+  std::optional<double> nmse{};  // found by the first
+};
+
 template <class Op>
-void measure(benchmark::State& state, layered<Op> with, skim::path way, const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, layered<Op> with, row_result& result, const skim::cpu::tbb_executor& executor) {
   std::size_t layer = 0;
   skim::report report;
   for (auto _ : state) {
@@ -132,13 +177,15 @@ void measure(benchmark::State& state, layered<Op> with, skim::path way, const sk
     report = with.ops[layer].run(with.args(static_cast<std::int64_t>(layer)), {}, memory_of(with.workspace), executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
-  if (report.taken != way) return state.SkipWithError("the call did not go the way that the row is about");
+  if (report.taken != result.way) return state.SkipWithError("the call did not go the way that the row is about");
   const skim::cost_estimate cost = with.ops[0].cost(with.args(0));
   using benchmark::Counter;
   state.counters["flops"] = Counter(cost.flops, Counter::kIsIterationInvariantRate);
   state.counters["bytes"] = Counter(cost.bytes, Counter::kIsIterationInvariantRate);
   state.SetLabel(label_of(with.ops[0].accumulate));
-  if (way == skim::path::sparse) time_steps(state, with, executor);
+  if (!result.nmse) result.nmse = sampled_nmse(with, executor);
+  state.counters["nmse"] = *result.nmse;
+  if (result.way == skim::path::sparse) time_steps(state, with, executor);
 }
 
 /// |a - b| / |b| of outputs [M, d].
@@ -217,18 +264,20 @@ struct own_rows {
 template <class Accumulate>
 void add_own_rows(const own_rows& rows, const std::string& variant, const Accumulate& how) {
   const unsigned threads = rows.executor.concurrency();
-  register_row(name_of("ffn/dense", rows.of, rows.type, threads, variant), [rows, how](benchmark::State& state) {
+  const auto dense = std::make_shared<row_result>(row_result{skim::path::dense});
+  register_row(name_of("ffn/dense", rows.of, rows.type, threads, variant), [rows, how, dense](benchmark::State& state) {
     const ffn_layers& layers = rows.store->get();
     using op = skim::cpu::ffn<skim::all_neurons, Accumulate>;
     const std::vector<op> ops(static_cast<std::size_t>(layers.count()), op{{}, how});
-    measure(state, layered(layers, ops, rows.executor.concurrency()), skim::path::dense, rows.executor);
+    measure(state, layered(layers, ops, rows.executor.concurrency()), *dense, rows.executor);
   });
   const std::string name = name_of("ffn/fastforward", rows.of, rows.type, threads, variant, 50);
-  register_row(name, [rows, how](benchmark::State& state) {
+  const auto sparse = std::make_shared<row_result>(row_result{skim::path::sparse});
+  register_row(name, [rows, how, sparse](benchmark::State& state) {
     const ffn_layers& layers = rows.store->get();
     std::vector<skim::cpu::ffn<skim::fastforward, Accumulate>> ops;
     for (std::int64_t layer = 0; layer < layers.count(); ++layer) ops.push_back({layers.fastforward(layer, 0.5), how});
-    measure(state, layered(layers, ops, rows.executor.concurrency()), skim::path::sparse, rows.executor);
+    measure(state, layered(layers, ops, rows.executor.concurrency()), *sparse, rows.executor);
   });
 }
 

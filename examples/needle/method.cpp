@@ -53,6 +53,8 @@ constexpr const char* ffn_rows[] = {
     "static_set:keep=0.3",
     "calibrated_set:keep=0.3",
     "ffn(random):keep=0.3",
+    "quoka:queries=farthest_point,n=16,budget=512,recent=128,sinks=4",
+    "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4",
     "fastforward:keep=0.5+quoka:queries=farthest_point,n=16,budget=512,recent=128,sinks=4",
     "fastforward:keep=0.5+quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4",
 };

@@ -101,26 +101,13 @@ class neurons_kept {
   bool by_attention_, sparse_decode_;
 };
 
-bool compensates(const parameters& given) {
-  return given.choice("compensate", {"on", "off"}) == "on";
-}
-
-void parse_fastforward(const parameters& given, method& result) {
-  const bool compensate = compensates(given);
+/// `PolicyOf`: the member of `fitted_model` that makes a layer's policy.
+template <auto PolicyOf>
+void parse_fitted(const parameters& given, method& result) {
+  const bool compensate = given.choice("compensate", {"on", "off"}) == "on";
   result.make_ffns = maker(neurons_kept(given), [compensate](const model& weights, std::size_t layer,
                                                              const skim::neuron_retention& keep, std::uint64_t) {
-    skim::fastforward selector = fitted_parts(weights).fastforward(layer);
-    selector.keep = keep;
-    if (!compensate) selector.compensator = {};
-    return selector;
-  });
-}
-
-void parse_calibrated_set(const parameters& given, method& result) {
-  const bool compensate = compensates(given);
-  result.make_ffns = maker(neurons_kept(given), [compensate](const model& weights, std::size_t layer,
-                                                             const skim::neuron_retention& keep, std::uint64_t) {
-    skim::calibrated_set selector = fitted_parts(weights).calibrated_set(layer);
+    auto selector = (fitted_parts(weights).*PolicyOf)(layer);
     selector.keep = keep;
     if (!compensate) selector.compensator = {};
     return selector;
@@ -155,11 +142,12 @@ ffn_maker make_dense_ffns() {
 }
 
 std::vector<part_kind> neuron_parts() {
+  using skim::calibrate::fitted_model;
   return {
-      {"fastforward", {"keep", "schedule", "decode", "compensate"}, parse_fastforward},
+      {"fastforward", {"keep", "schedule", "decode", "compensate"}, parse_fitted<&fitted_model::fastforward>},
       {"oracle", {"keep", "schedule", "decode"}, parse_statistic<skim::oracle>},
       {"static_set", {"keep", "schedule", "decode"}, parse_statistic<skim::static_set>},
-      {"calibrated_set", {"keep", "schedule", "decode", "compensate"}, parse_calibrated_set},
+      {"calibrated_set", {"keep", "schedule", "decode", "compensate"}, parse_fitted<&fitted_model::calibrated_set>},
       {"ffn(random)", {"keep", "schedule", "decode", "seed"}, parse_random},
   };
 }

@@ -104,14 +104,15 @@ TEST(calibrate_labels, fifths_of_other_counts_and_ties) {
 }
 
 TEST(calibrate_labels, margins_by_hand) {
+  const row<float> lengths = (row<float>(3) << 1, 2, 0.5f).finished();
   matrix<float> statistics(3, 3);
-  statistics << 2, 1, 1,  // shares 4/6, 1/6, 1/6
-      0, 2, 0,            // 0, 1, 0
-      9, 9, 9;            // held out
+  statistics << 2, 0.5f, 2,  // shares 4/6, 1/6, 1/6
+      0, 1, 0,               // 0, 1, 0
+      9, 4.5f, 18;           // held out
   // Means over the first two: 1/3, 7/12, 1/12; with 2 neurons kept the threshold is 1/3.
-  const matrix<float> labels = neuron_labels(statistics, 2, labeling::margin, {0, 1});
+  const matrix<float> labels = neuron_labels(statistics, lengths, 2, labeling::margin, {0, 1});
   EXPECT_TRUE(labels.isApprox((matrix<float>(3, 3) << 1, -.5f, -.5f, -1, 2, -1, 0, 0, 0).finished(), 1e-6f)) << labels;
-  const matrix<float> rare = neuron_labels(statistics, 3, labeling::margin, {1});
+  const matrix<float> rare = neuron_labels(statistics, lengths, 3, labeling::margin, {1});
   EXPECT_EQ(rare(1, 0), 0) << "the threshold is 0: only what is active counts";
   EXPECT_EQ(rare(1, 1), 100);
 }
@@ -209,7 +210,8 @@ class calibrate_planted : public testing::TestWithParam<labeling> {};
 TEST_P(calibrate_planted, predictor_is_recovered) {
   const planted data(500);
   const training how{40, 40, 16, 2e-2, 0.0};
-  const matrix<float> labels = neuron_labels(data.statistics, data.kept, GetParam(), data.split.training);
+  const row<float> lengths = row<float>::Ones(data.statistics.cols());
+  const matrix<float> labels = neuron_labels(data.statistics, lengths, data.kept, GetParam(), data.split.training);
   const predictor_parameters<float> fitted = fit_predictor(data.x, labels, 8, {how, &data.split, 1, 5, {}}, serial);
   const double recall =
       data.recall([&](Eigen::Index b) { return logits(fitted, data.x[static_cast<std::size_t>(b)]); });

@@ -129,7 +129,7 @@ TEST(method, tables_are_all_their_rows) {
   EXPECT_EQ(evict[0], "dense");
   EXPECT_EQ(evict[2], "fast_caote(keydiff):budget=1024");
   EXPECT_EQ(evict[10], "evict(random):budget=1024");
-  ASSERT_EQ(ffn.size(), 17u);
+  ASSERT_EQ(ffn.size(), 19u);
   EXPECT_EQ(ffn[0], "dense");
   EXPECT_EQ(ffn[1], "fastforward:keep=0.5");
   std::vector<std::string> both = select;

@@ -28,7 +28,7 @@ struct options {
   std::int64_t rank = 0;  ///< r of the predictor; 0: the paper's, `predictor_rank(d)`
   std::uint64_t seed = 0;
   training predictor{30, 6, 32, 6e-3, 0.01};
-  training compensator{8, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
+  training compensator{16, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
   std::function<void(const calibrate::progress&)> report;  ///< called on the calling thread
 };
 
@@ -129,7 +129,8 @@ class layer_fit {
   }
 
   predictor_parameters<float> fit_predictor() {
-    const matrix<float> labels = neuron_labels(statistic_, count_, how_.labels, split_.training);
+    const row<float> lengths = weights_.down.rowwise().norm().transpose();
+    const matrix<float> labels = neuron_labels(statistic_, lengths, count_, how_.labels, split_.training);
     const Eigen::Index rank = how_.rank > 0 ? how_.rank : predictor_rank(weights_.up.cols());
     return calibrate::fit_predictor(
         inputs_.x, labels, rank, {how_.predictor, &split_, 1, seed_, listener("predictor", how_.predictor)}, executor_);

@@ -48,9 +48,10 @@ enum class labeling {
   /// The paper's: the K neurons that the oracle keeps have y = 1, in fifths from the strongest to the weakest with weights
   /// 32, 16, 8, 4 and 2; the others y = 0 and weight 1. (The paper writes of the top half, and keeps half.)
   fifths,
-  /// What a wrong choice costs: with e the squared statistic as a share of its sum over neurons, and t the K-th largest
-  /// mean of e over the blocks, y = 1 where e > t, with weight |e / t - 1|, at most 100. A logit is then above 0 where
-  /// the expected share is above t, and the best constant logits keep the K neurons of largest mean share.
+  /// What a wrong choice costs: with e what a neuron adds to the output, (statistic * |row of the down projection|)^2 as a
+  /// share of its sum over neurons, and t the K-th largest mean of e over the blocks, y = 1 where e > t, with weight
+  /// |e / t - 1|, at most 100. A logit is then above 0 where the expected share is above t, and the best constant logits
+  /// keep the K neurons of largest mean share.
   margin,
 };
 
@@ -64,9 +65,11 @@ inline row<float> fifth_labels(const row<float>& statistic, std::int64_t count) 
   return labels;
 }
 
-/// e of `margin` for each block: [B, f] from statistics [B, f]. A block whose tokens are all zero has none.
-inline matrix<float> energy_shares(const matrix<float>& statistics) {
-  matrix<float> shares = statistics.cwiseAbs2();
+/// e of `margin` for each block: [B, f] from statistics [B, f] and the lengths of the down projection's rows [f]. A block
+/// whose tokens are all zero has none.
+inline matrix<float> energy_shares(const matrix<float>& statistics, const row<float>& lengths) {
+  matrix<float> shares = statistics.array().rowwise() * lengths.array();
+  shares = shares.cwiseAbs2();
   for (Eigen::Index block = 0; block < shares.rows(); ++block) {
     const float sum = shares.row(block).sum();
     if (sum > 0) shares.row(block) /= sum;
@@ -74,9 +77,10 @@ inline matrix<float> energy_shares(const matrix<float>& statistics) {
   return shares;
 }
 
-/// Labels [B, f] of blocks with these statistics [B, f]; t is found on the blocks of `training`.
-inline matrix<float> neuron_labels(const matrix<float>& statistics, std::int64_t count, labeling how,
-                                   const std::vector<Eigen::Index>& training) {
+/// Labels [B, f] of blocks with these statistics [B, f], of neurons whose down projection has rows of these lengths [f];
+/// t is found on the blocks of `training`.
+inline matrix<float> neuron_labels(const matrix<float>& statistics, const row<float>& lengths, std::int64_t count,
+                                   labeling how, const std::vector<Eigen::Index>& training) {
   if (how == labeling::fifths) {
     matrix<float> labels(statistics.rows(), statistics.cols());
     for (Eigen::Index block = 0; block < labels.rows(); ++block)
@@ -84,7 +88,7 @@ inline matrix<float> neuron_labels(const matrix<float>& statistics, std::int64_t
     return labels;
   }
   constexpr float largest = 100;  // one neuron of one block must not outweigh a batch
-  const matrix<float> shares = energy_shares(statistics);
+  const matrix<float> shares = energy_shares(statistics, lengths);
   row<float> mean = row<float>::Zero(shares.cols());
   for (const Eigen::Index block : training) mean += shares.row(block);
   mean /= static_cast<float>(training.size());
