@@ -43,8 +43,8 @@ class ffn_inputs {
         query_(rows(1, c.d, c.x_type, 5)),
         w1_(rows(c.d, skim::predictor_rank(c.d), c.weights, 6)),
         w2_(rows(skim::predictor_rank(c.d), c.f, c.x_type, 7)),
-        c1_(rows(c.d, skim::compensator_width(c.d), c.weights, 8)),
-        c2_(rows(skim::compensator_width(c.d), c.d, c.weights, 9)) {
+        c1_(rows(c.d, compensator_width(), c.weights, 8)),
+        c2_(rows(compensator_width(), c.d, c.weights, 9)) {
     for (std::int64_t j = 0; j < c.f; ++j) {
       const bool listed = c.neurons == neurons_kind::every || (c.neurons == neurons_kind::third && j % 3 == 1) ||
                           (c.neurons == neurons_kind::one && j == c.f - 1);
@@ -83,6 +83,9 @@ class ffn_inputs {
   strided_tensor& out() { return out_; }
 
  private:
+  /// Wider than a model's, so that small cases have several work units and a ragged end.
+  std::int64_t compensator_width() const { return case_.d + skim::compensator_width(case_.d); }
+
   strided_tensor::shape shape(std::int64_t n, std::int64_t width, skim::element type) const {
     strided_tensor::shape s;
     s.tokens = n;

@@ -116,24 +116,38 @@ TEST_P(ffn, gives_the_same_bits_with_all_neurons_listed) {
   });
 }
 
-TEST_P(ffn, predicts_as_the_reference) {
-  for_shard(GetParam(), [](const ffn_case& c) {
-    ffn_inputs inputs(c);
-    skim::fastforward selector;
-    selector.predictor = inputs.predictor();
-    with_op(c, selector, inputs, [&](const auto& op, const skim::ffn_args& args, skim::memory workspace) {
-      std::vector<float> scores(static_cast<std::size_t>(c.f));
-      ASSERT_TRUE(op.predict(args, {scores.data(), {c.f}}, {}, workspace, serial).ok());
-      const std::vector<double> expected = skim::reference::predict(args, selector.predictor);
-      double size = 0;
-      for (const double value : expected) size = std::max(size, std::fabs(value));
-      for (std::size_t j = 0; j < scores.size(); ++j) {
-        ASSERT_NEAR(static_cast<double>(scores[j]), expected[j],
-                    0x1p-24 * 8 * static_cast<double>(c.d + 32) * (size + 1))
-            << j;
-      }
-    });
+void expect_predictions_of_the_reference(const ffn_case& c) {
+  ffn_inputs inputs(c);
+  skim::fastforward selector;
+  selector.predictor = inputs.predictor();
+  with_op(c, selector, inputs, [&](const auto& op, const skim::ffn_args& args, skim::memory workspace) {
+    std::vector<float> scores(static_cast<std::size_t>(c.f));
+    ASSERT_TRUE(op.predict(args, {scores.data(), {c.f}}, {}, workspace, serial).ok());
+    const std::vector<double> expected = skim::reference::predict(args, selector.predictor);
+    double size = 0;
+    for (const double value : expected) size = std::max(size, std::fabs(value));
+    for (std::size_t j = 0; j < scores.size(); ++j) {
+      ASSERT_NEAR(static_cast<double>(scores[j]), expected[j], 0x1p-24 * 8 * static_cast<double>(c.d + 32) * (size + 1))
+          << j;
+    }
   });
+}
+
+TEST_P(ffn, predicts_as_the_reference) {
+  for_shard(GetParam(), expect_predictions_of_the_reference);
+}
+
+TEST(ffn_predictor, takes_wide_layers_in_several_pieces) {
+  for (const skim::element type : {skim::element::f32, skim::element::f16, skim::element::bf16}) {
+    ffn_case c;
+    c.weights = c.x_type = type;
+    c.M = 5;
+    c.d = 1100;
+    c.f = 2100;
+    c.padding = 3;
+    SCOPED_TRACE(testing::Message() << c);
+    expect_predictions_of_the_reference(c);
+  }
 }
 
 /// How far the statistic may be off: a token's row of unit length by twice its values' errors over its norm, and a

@@ -77,6 +77,11 @@ struct neuron_job {
   }
 };
 
+/// Columns of a compensator's hidden layer in a work unit: two cache lines of each row of c1.
+inline constexpr std::int64_t hidden_columns = 64;
+static_assert(hidden_columns % gemm_outputs == 0 && hidden_columns <= gemm_columns,
+              "whole tiles that sums have room for");
+
 enum class token_order { lanes, rows };
 
 /// Lane blocks of a batch.
@@ -182,8 +187,8 @@ template <class Math>
 SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compensator& compensator, std::int64_t index,
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], c = compensator.c1.extents[1];
-  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
-  const std::int64_t columns = smaller(gemm_outputs, c - first), height = round_up(columns, output_block<Math>);
+  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * hidden_columns;
+  const std::int64_t columns = smaller(hidden_columns, c - first), height = round_up(columns, output_block<Math>);
   const math_registers<Math> registers;
   const gemm_scratch<Math> with = job.with.of(worker);
   const packed_tokens<Math> tokens = job.with.x.tile(tile), to = job.with.values.tile(tile);
@@ -191,7 +196,7 @@ SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compens
   if constexpr (Math::tiles) {  // sums and values both lie in rows
     for (std::int64_t t = 0; t < to.stride; ++t) {
       bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0)) + first;
-      for (std::int64_t i = 0; i < gemm_outputs; i += simd::lanes) {
+      for (std::int64_t i = 0; i < round_up(columns, gemm_outputs); i += simd::lanes) {
         const simd::floats sum = i < height ? simd::load(with.sums + t * height + i) : simd::floats(0.0f);
         simd::store(row + i, simd::activate(compensator.act, sum));  // act(0) = 0: steps beyond c are zeros
       }
@@ -244,7 +249,7 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
     executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
       pack_unit(job, token_order::rows, index, worker);
     });
-    executor.parallel_for((c + gemm_outputs - 1) / gemm_outputs * tiles,
+    executor.parallel_for((c + hidden_columns - 1) / hidden_columns * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
     executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, c2, true, index, worker); });

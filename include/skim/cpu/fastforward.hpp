@@ -15,8 +15,8 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-inline constexpr std::int64_t predictor_columns = 256;  // of a work unit: whole cache lines of each row
-inline constexpr std::int64_t predictor_tokens = 16;    // of a work unit
+inline constexpr std::int64_t predictor_columns = 1024;  // of a work unit: long enough for hardware to fetch ahead
+inline constexpr std::int64_t predictor_tokens = 16;     // of a work unit
 
 /// Calls `body(pointer)` with an erased pointer in its own type.
 template <class Body>
@@ -38,14 +38,33 @@ struct predictor_scratch {
   }
 };
 
+/// to [n] += sum_i factors[i] * rows[i][0 .. n), i < 4, in order: four streams from memory at a time.
+template <class T>
+SKIM_INLINE void add_four_rows(const T* const* rows, const float* factors, float* to, std::int64_t n) {
+  std::int64_t c = 0;
+  for (; c + simd::lanes <= n; c += simd::lanes) {
+    simd::floats sum = simd::load(to + c);
+    for (int i = 0; i < 4; ++i) sum = simd::fma(simd::load(rows[i] + c), simd::floats(factors[i]), sum);
+    simd::store(to + c, sum);
+  }
+  for (; c < n; ++c) {
+    for (int i = 0; i < 4; ++i) to[c] += to_float(rows[i][c]) * factors[i];
+  }
+}
+
 /// to [n] = sum_i factors[i] * matrix[i][first .. first + n)
 SKIM_NOINLINE inline void add_rows(const tensor_view<const void, 2>& matrix, const float* factors, std::int64_t first,
                                    std::int64_t n, float* to) {
   for (std::int64_t c = 0; c < n; ++c) to[c] = 0;
-  for (std::int64_t i = 0; i < matrix.extents[0]; ++i) {
-    with_type(matrix.at(i, first), matrix.type,
-              [&](auto row) SKIM_LAMBDA_INLINE { add_scaled_of(row, factors[i], to, n); });
-  }
+  with_type(matrix.data, matrix.type, [&](auto start) SKIM_LAMBDA_INLINE {
+    const auto row = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return start + matrix.offset(i, first); };
+    std::int64_t i = 0;
+    for (; i + 4 <= matrix.extents[0]; i += 4) {
+      const decltype(start) rows[] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
+      add_four_rows(rows, factors + i, to, n);
+    }
+    for (; i < matrix.extents[0]; ++i) add_scaled_of(row(i), factors[i], to, n);
+  });
 }
 
 /// Replaces logits by their softmax.
@@ -88,7 +107,7 @@ void predict_neurons(const neuron_predictor& predictor, const ffn_args& args, fl
   in_pieces(d, predictor_columns, executor, [&](std::int64_t first, std::int64_t count) {
     add_rows(args.x, with.weights, first, count, with.mean + first);
   });
-  in_pieces(rank, 64, executor, [&](std::int64_t first, std::int64_t count) {
+  in_pieces(rank, 128, executor, [&](std::int64_t first, std::int64_t count) {
     add_rows(predictor.w1, with.mean, first, count, with.hidden + first);
     for (std::int64_t j = first; j < first + count; ++j) with.hidden[j] = with.hidden[j] < 0 ? 0 : with.hidden[j];
   });
