@@ -4,12 +4,11 @@
 #include <skim/skim.hpp>
 
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 
 namespace {
-
 constexpr std::int64_t M = 128, d = 128, f = 512;
-
 std::mt19937 generator(1);
 
 std::vector<float> normal(std::int64_t count, float size) {
@@ -29,13 +28,11 @@ std::vector<float> block_about(std::int64_t topic) {
 skim::tensor_view<const float, 2> matrix(const std::vector<float>& values, std::int64_t rows) {
   return {values.data(), {rows, static_cast<std::int64_t>(values.size()) / rows}};
 }
-
 }  // namespace
 
 int main() {
   const std::vector<float> gate = normal(f * d, 0.3f), up = normal(f * d, 0.1f), down = normal(f * d, 0.05f);
-  const skim::calibrate::ffn_layer layer{matrix(gate, f), matrix(up, f), matrix(down, f), skim::activation::silu};
-  const skim::serial_executor executor;
+  const skim::calibrate::ffn_layer layer{matrix(gate, f), matrix(up, f), matrix(down, f)};
 
   // The engine hands out its FFN inputs: here six prompts of 16 blocks; some of the prompts judge the others.
   const auto source = [](std::int64_t, const skim::calibrate::input_sink& sink) {
@@ -43,28 +40,22 @@ int main() {
       for (std::int64_t i = 0; i < 16; ++i) sink(prompt, matrix(block_about(i % 8), M));
     }
   };
-  const auto fitted = skim::calibrate::fit({layer}, source, {}, executor);
+  const auto fitted = skim::calibrate::fit({layer}, source, {}, skim::serial_executor{});
 
   const skim::cpu::ffn op{fitted.model.fastforward(0)};  // views the fitted parts
   const std::vector<float> x = block_about(3);
   std::vector<float> out(x.size());
-  skim::ffn_args args;
-  args.x = matrix(x, M);
-  args.gate = layer.gate;
-  args.up = layer.up;
-  args.down = layer.down;
-  args.out = skim::tensor_view<float, 2>(out.data(), {M, d});
+  const skim::tensor_view<float, 2> to(out.data(), {M, d});
+  skim::ffn_args args{matrix(x, M), layer.gate, layer.up, layer.down, to};
   args.block = 1;  // neither the prompt's first nor its last: sparse
-  struct alignas(skim::memory_alignment) line {
-    char bytes[skim::memory_alignment];
-  };
-  std::vector<line> workspace(op.workspace_bytes(args, 1) / sizeof(line) + 1);
-  const skim::report report = op.run(args, {}, {workspace.data(), workspace.size() * sizeof(line)}, executor);
+  const std::size_t bytes = (op.workspace_bytes(args, 1) + 63) / 64 * 64;
+  const skim::memory workspace{std::aligned_alloc(skim::memory_alignment, bytes), bytes};
+  const skim::report report = op.run(args, {}, workspace, skim::serial_executor{});
+  std::free(workspace.data);
   if (!report || report.taken != skim::path::sparse) return 1;
 
   const auto &ours = fitted.reports[0].predictor, &set = fitted.reports[0].calibrated_set;
-  std::printf(
-      "half of %d neurons: %.0f %% of them the oracle's (of one constant set %.0f %%), the output is off by %.2f\n",
-      static_cast<int>(f), 100 * ours.recall, 100 * set.recall, ours.compensated_error);
+  std::printf("half of %d neurons: %.0f %% of them the oracle's (of one constant set %.0f %%), output off by %.2f\n",
+              static_cast<int>(f), 100 * ours.recall, 100 * set.recall, ours.compensated_error);
   return ours.recall > set.recall ? 0 : 1;
 }
