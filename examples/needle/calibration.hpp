@@ -16,6 +16,9 @@ struct calibration_settings {
   double keep = 0.5;
   /// r of the predictors. The paper's d / 16 would be 16 here, too few to beat a constant set in every layer.
   std::int64_t rank = 64;
+  /// The chunks that measure the layers' importance: those that end here at the latest. Behind many times the 128 tokens
+  /// that do not count, every layer without an attention sink looks alike.
+  std::int64_t importance_tokens = 1024;
 };
 
 struct calibration {

@@ -13,7 +13,8 @@ inline namespace v0 {
 ///     *sum += over query rows and heads: the attention mass that keys at positions from `first` on receive
 ///
 /// A layer's importance is the sum over all chunks of a prompt, and over prompts; the paper's mean over heads and prompts
-/// differs by a factor that the schedule does not see.
+/// differs by a factor that the schedule does not see. The mass on 128 of t keys falls with t in any layer that has no sink
+/// there, and the contrast between layers with it: such models are better told by prompts' first thousand tokens.
 struct attention_importance_args {
   /// The attention call that the chunk has just run: q, `lse`, the cache, mask, scale, soft cap and sink logits are read;
   /// values and `out` are not. One sequence.

@@ -47,10 +47,7 @@ struct neuron_retention {
 
   /// Neurons computed of `f`; may exceed `f`.
   SKIM_HD SKIM_INLINE constexpr std::int64_t neurons(std::int64_t f) const {
-    if (count > 0) return count;
-    const double exact = fraction * static_cast<double>(f);
-    const std::int64_t whole = static_cast<std::int64_t>(exact);
-    return static_cast<double>(whole) < exact ? whole + 1 : whole;
+    return count > 0 ? count : detail::share_of(fraction, f);
   }
 };
 

@@ -25,6 +25,14 @@ static_assert(std::is_trivially_copyable_v<index_lists>, "lists cross to devices
 
 namespace detail {
 
+/// fraction * all, rounded up; but a product that only rounding puts above a whole number is that number: 55 for 0.55 of
+/// 100, although 0.55 * 100.0 > 55.
+SKIM_HD SKIM_INLINE constexpr std::int64_t share_of(double fraction, std::int64_t all) {
+  const double exact = fraction * static_cast<double>(all) * (1 - 0x1p-50);
+  const std::int64_t whole = static_cast<std::int64_t>(exact);
+  return static_cast<double>(whole) < exact ? whole + 1 : whole;
+}
+
 /// Whether the lists have `rows` rows of at least `capacity` entries. Follows no pointer.
 SKIM_INLINE constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
   if (lists.rows != rows) return fault(status::bad_extent, "lists.rows", lists.rows, rows);

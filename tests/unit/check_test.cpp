@@ -449,6 +449,12 @@ TEST(Retention, AShareRoundsUpAndCoversItsEnds) {
   EXPECT_EQ(retention::share(0.25).keys(1), 1);
   EXPECT_EQ(retention::share(0.25).keys(0), 0);
   EXPECT_EQ(retention::share(1).keys(77), 77);
+  EXPECT_EQ(retention::share(1).keys(2147483647), 2147483647);
+  EXPECT_EQ(retention::share(1e-30).keys(5), 1);
+  for (std::int64_t percent = 1; percent <= 100; ++percent) {  // 0.07 * 100 > 7 and 0.29 * 100 < 29 in doubles
+    EXPECT_EQ(retention::share(static_cast<double>(percent) / 100).keys(100), percent);
+    EXPECT_EQ(retention::share(static_cast<double>(percent) / 100).keys(101), percent + 1) << percent;
+  }
   EXPECT_EQ(retention::share(0.1, 4, 8).keys(50), 12);
   EXPECT_EQ(retention::budget(9).keys(3), 9);
 }

@@ -184,6 +184,7 @@ TEST(NeuronRetention, CountsNeurons) {
   EXPECT_EQ(neuron_retention::share(0.5).neurons(20), 10);
   EXPECT_EQ(neuron_retention::share(0.5).neurons(21), 11);
   EXPECT_EQ(neuron_retention::share(0.01).neurons(20), 1);
+  EXPECT_EQ(neuron_retention::share(0.55).neurons(100), 55);
   EXPECT_EQ(neuron_retention::share(1e-300).neurons(20), 1);
   EXPECT_EQ(neuron_retention::share(1).neurons(21), 21);
   EXPECT_EQ(neuron_retention::share(0.25).neurons(14336), 3584);

@@ -24,10 +24,8 @@ struct retention {
   /// Keys kept of `Tk`; may exceed `Tk`. A share is never less than sinks + recent, which a short cache would undercut.
   SKIM_HD constexpr std::int64_t keys(std::int64_t Tk) const {
     if (count > 0) return count;
-    const double exact = fraction * static_cast<double>(Tk);
-    std::int64_t rounded = static_cast<std::int64_t>(exact);
-    if (static_cast<double>(rounded) < exact) ++rounded;
-    return rounded < sinks + recent ? sinks + recent : rounded;
+    const std::int64_t share = detail::share_of(fraction, Tk);
+    return share < sinks + recent ? sinks + recent : share;
   }
 };
 
