@@ -65,6 +65,22 @@ TEST_P(ffn_executors, leave_the_serial_bits) {
   });
 }
 
+/// A workspace for some workers serves any fewer, whatever their work units.
+TEST(FfnWorkspace, FewerWorkersNeedNoMore) {
+  for (const std::int64_t d : {1, 31, 256, 1000, 4096, 20000}) {
+    skim::ffn_args args;
+    args.x.extents[0] = 1;
+    args.x.extents[1] = args.up.extents[1] = d;
+    args.up.extents[0] = 3;
+    std::size_t fewer = 0;
+    for (unsigned workers = 1; workers <= 100; ++workers) {
+      const std::size_t needed = skim::cpu::ffn<>{}.workspace_bytes(args, workers);
+      EXPECT_GE(needed, fewer) << workers << " workers, d " << d;
+      fewer = needed;
+    }
+  }
+}
+
 TEST(FfnWorkspace, ContentsDoNotMatter) {
   for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
     for_each_op([&](const auto& op) {

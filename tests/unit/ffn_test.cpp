@@ -66,16 +66,35 @@ void for_shard(int shard, const Body& body) {
   }
 }
 
-TEST_P(ffn, equals_the_reference) {
-  for_shard(GetParam(), [](const ffn_case& c) {
-    ffn_inputs inputs(c);
-    with_op(c, skim::all_neurons{}, inputs, [&](const auto& op, const skim::ffn_args& args, skim::memory workspace) {
-      ASSERT_TRUE(op.compute(args, inputs.lists(), workspace, serial).ok());
-      const auto rounding = arithmetic_of(c);
-      const auto truth = skim::testing::compute_exactly(args, inputs.neurons(), rounding);
-      EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::ffn_matcher(truth, rounding)));
-    });
+void expect_the_references(const ffn_case& c) {
+  ffn_inputs inputs(c);
+  with_op(c, skim::all_neurons{}, inputs, [&](const auto& op, const skim::ffn_args& args, skim::memory workspace) {
+    ASSERT_TRUE(op.compute(args, inputs.lists(), workspace, serial).ok());
+    const auto rounding = arithmetic_of(c);
+    const auto truth = skim::testing::compute_exactly(args, inputs.neurons(), rounding);
+    EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::ffn_matcher(truth, rounding)));
   });
+}
+
+TEST_P(ffn, equals_the_reference) {
+  for_shard(GetParam(), expect_the_references);
+}
+
+/// More columns than a work unit has, and in each unit several tiles.
+TEST(ffn_columns, of_wide_layers_are_the_references) {
+  for (const auto& [weights, multiply] : {std::pair{skim::element::f32, multiply_kind::widen_fma},
+                                          {skim::element::f16, multiply_kind::widen_fma},
+                                          {skim::element::bf16, multiply_kind::dot_pairs},
+                                          {skim::element::bf16, multiply_kind::tiles}}) {
+    ffn_case c;
+    c.weights = weights;
+    c.multiply = multiply;
+    c.M = 19;
+    c.d = 2101;
+    c.f = 70;
+    SCOPED_TRACE(testing::Message() << c);
+    expect_the_references(c);
+  }
 }
 
 TEST_P(ffn, compensates_as_the_reference) {

@@ -2,7 +2,7 @@
 /// \file The FFN of some neurons, and a compensator's part: two passes of the gathered matrix product each.
 ///
 /// Blocks are cut into batches of 512 tokens, which bounds the workspace, and those into tiles of 128. First pass: a work
-/// unit makes the values of 32 neurons for one tile. Second pass: a unit adds up to 256 columns of the output. Each
+/// unit makes the values of 32 neurons for one tile. Second pass: a unit adds up to 1024 columns of the output. Each
 /// number is summed by one unit in one order, so results depend on no number of workers.
 #pragma once
 
@@ -41,23 +41,16 @@ struct neuron_scratch {
   packed_batch<Math> x, values;
   float* rows;  // [workers, row_stride]: a token in f32
   std::int64_t row_stride;
-  char* gemm;  // [workers, gemm_bytes]
-  std::int64_t gemm_bytes;
+  gemm_scratches<Math> gemm;
+  std::int64_t unit;  // columns_per_unit
 
-  neuron_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers) {
+  neuron_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers)
+      : gemm(arena, args.x.extents[1], workers), unit(columns_per_unit(args.x.extents[1], workers)) {
     const std::int64_t rows_of_batch = smaller(args.x.extents[0], batch_rows);
     x = packed_batch<Math>::take(arena, args.x.extents[1], rows_of_batch);
     values = packed_batch<Math>::take(arena, neurons, rows_of_batch);
     row_stride = round_up(args.x.extents[1], simd::lanes);
     rows = arena.take<float>(row_stride * workers);
-    skim::detail::arena one;
-    gemm_scratch<Math>{one};
-    gemm_bytes = static_cast<std::int64_t>(one.used());
-    gemm = arena.take<char>(gemm_bytes * workers);
-  }
-  gemm_scratch<Math> of(unsigned worker) const {
-    skim::detail::arena piece(gemm + worker * gemm_bytes);
-    return gemm_scratch<Math>(piece);
   }
 };
 
@@ -79,7 +72,7 @@ struct neuron_job {
 
 /// Columns of a compensator's hidden layer in a work unit: two cache lines of each row of c1.
 inline constexpr std::int64_t hidden_columns = 64;
-static_assert(hidden_columns % gemm_outputs == 0 && hidden_columns <= gemm_columns,
+static_assert(hidden_columns % gemm_outputs == 0 && hidden_columns <= 2 * gemm_outputs,
               "whole tiles that sums have room for");
 
 enum class token_order { lanes, rows };
@@ -159,7 +152,7 @@ SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& 
   const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
   const std::int64_t d = job.args->x.extents[1];
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.of(worker);
+  const gemm_scratch<Math> with = job.with.gemm.of(worker);
   float* const gate_sums = with.sums + gemm_outputs * gemm_rows;
   const packed_tokens<Math> tokens = job.with.x.tile(tile);
   multiply_outputs(up, first, d, tokens, with, with.sums);
@@ -174,9 +167,9 @@ template <class Math>
 SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows& down, bool add, std::int64_t index,
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], tiles = job.with.x.tiles(), tile = index % tiles;
-  const std::int64_t first = index / tiles * columns_per_unit(d), columns = smaller(columns_per_unit(d), d - first);
+  const std::int64_t first = index / tiles * job.with.unit, columns = smaller(job.with.unit, d - first);
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.of(worker);
+  const gemm_scratch<Math> with = job.with.gemm.of(worker);
   const packed_tokens<Math> tokens = job.with.values.tile(tile);
   multiply_steps(down, first, columns, tokens, with);
   store_tokens(columns, tokens.stride, job.rows_of(job.args->out, tile), first, add, with);
@@ -190,7 +183,7 @@ SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compens
   const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * hidden_columns;
   const std::int64_t columns = smaller(hidden_columns, c - first), height = round_up(columns, output_block<Math>);
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.of(worker);
+  const gemm_scratch<Math> with = job.with.gemm.of(worker);
   const packed_tokens<Math> tokens = job.with.x.tile(tile), to = job.with.values.tile(tile);
   multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with);
   if constexpr (Math::tiles) {  // sums and values both lie in rows
@@ -231,7 +224,7 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
     });
     executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
-    executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
+    executor.parallel_for((d + with.unit - 1) / with.unit * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, down, false, index, worker); });
   });
 }
@@ -251,7 +244,7 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
     });
     executor.parallel_for((c + hidden_columns - 1) / hidden_columns * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
-    executor.parallel_for((d + columns_per_unit(d) - 1) / columns_per_unit(d) * tiles,
+    executor.parallel_for((d + with.unit - 1) / with.unit * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, c2, true, index, worker); });
   });
 }

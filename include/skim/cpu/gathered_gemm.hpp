@@ -20,21 +20,24 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-// Sizes of a work unit. In f32, 256 steps of 32 tokens are 32 KiB and meet 8 tile rows of 1 KiB each.
-inline constexpr std::int64_t gemm_rows = 128;     // tokens: widening a weight once then costs a few percent
-inline constexpr std::int64_t gemm_outputs = 32;   // rows, where rows are outputs
-inline constexpr std::int64_t gemm_columns = 256;  // columns, where rows are steps
-inline constexpr std::int64_t gemm_padding = 16;   // behind each tile row: power-of-two strides share few L1 sets
-static_assert(gemm_outputs % broadcasts == 0 && gemm_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
-
-/// Steps of a tile of weights. Matrix tiles are multiplied sooner: more of a row is fetched at a time.
+// Sizes of a tile of weights, and of the tokens that meet it. In f32, 256 steps of 32 tokens are 32 KiB and meet 8 tile
+// rows of 1 KiB each; matrix tiles do with half of the steps, which leaves L1 to 32 outputs and 32 tokens.
+//
+// Weights come from memory, whose prefetchers follow some 32 rows at a time and run ahead of each: short pieces of 32
+// rows side by side are fetched at full speed, of more rows only if a piece is 1 KiB, and only if what follows it in its
+// row is wanted soon.
+inline constexpr std::int64_t gemm_rows = 128;      // tokens: widening a weight once then costs a few percent
+inline constexpr std::int64_t gemm_outputs = 32;    // rows, where rows are outputs
+inline constexpr std::int64_t column_depth = 128;   // steps, where rows are steps
+inline constexpr std::int64_t unit_columns = 1024;  // columns of a work unit at most: tile after tile, along the rows
+inline constexpr std::int64_t gemm_padding = 16;    // behind each tile row: power-of-two strides share few L1 sets
+/// Steps, where rows are outputs.
 template <class Math>
-inline constexpr std::int64_t output_depth = Math::tiles ? 512 : 256;
+inline constexpr std::int64_t output_depth = Math::tiles ? 128 : 256;
+/// Columns, where rows are steps: 1 KiB of a row.
 template <class Math>
-inline constexpr std::int64_t column_depth = Math::tiles ? 256 : 128;
-/// Of which so many are multiplied before the sums go back to memory: the weights of 32 outputs then stay in L1.
-template <class Math>
-inline constexpr std::int64_t output_reach = Math::tiles ? 128 : 256;
+inline constexpr std::int64_t gemm_columns = Math::tiles ? 512 : 256;
+static_assert(gemm_outputs % broadcasts == 0 && unit_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
 
 /// Rows of a stored matrix, by a list or, where that is null, in order.
 struct gathered_rows {
@@ -79,22 +82,48 @@ struct packed_tokens {
   SKIM_INLINE unit* row_at(std::int64_t token, std::int64_t step) const { return data + token * room(steps) + step; }
 };
 
+/// Columns of a work unit whose rows are steps: two units for each worker where the width allows. Every column is summed
+/// in the same order whatever its unit, so that results do not depend on the workers.
+SKIM_INLINE std::int64_t columns_per_unit(std::int64_t width, unsigned workers) {
+  const std::int64_t units = 2 * static_cast<std::int64_t>(workers), least = gemm_outputs;
+  return smaller(greater(round_up((width + units - 1) / units, least), least), unit_columns);
+}
+
 /// Scratch of one worker.
 template <class Math>
 struct gemm_scratch {
   using unit = typename Math::unit;
   static constexpr std::int64_t output_stride = output_depth<Math> + gemm_padding;  // of a tile row that is an output
-  static constexpr std::int64_t column_stride = gemm_columns + gemm_padding;        // of a tile row that is a step
+  static constexpr std::int64_t column_stride = gemm_columns<Math> + gemm_padding;  // of a tile row that is a step
+  static constexpr std::int64_t tile_units = greater(output_stride * gemm_outputs, column_stride * column_depth);
 
   unit* tile;   // [32, output_stride], or [column_depth, column_stride]
-  float* sums;  // of 256 columns, or of 32 neurons' gate and up projections, times 128 tokens
-  float* row;   // [256]
+  float* sums;  // of a unit's columns, or of 32 neurons' gate and up projections, times 128 tokens
+  float* row;   // [gemm_columns]
+};
 
-  explicit gemm_scratch(skim::detail::arena& arena) {
-    tile = arena.take<unit>(greater(gemm_outputs * output_stride, column_depth<Math> * column_stride));
-    sums = arena.take<float>(greater(gemm_columns, 2 * gemm_outputs) * gemm_rows);
-    row = arena.take<float>(gemm_columns);
+/// Scratch of all workers. Fewer workers never need more: their units have more columns, but not in sum.
+template <class Math>
+class gemm_scratches {
+ public:
+  gemm_scratches(skim::detail::arena& arena, std::int64_t width, unsigned workers)
+      : columns_(greater(columns_per_unit(width, workers), 2 * gemm_outputs)) {
+    const std::int64_t count = workers;
+    const std::int64_t widest = smaller(unit_columns * count, (width + 1) / 2 + gemm_outputs * count);
+    tiles_ = arena.take<typename Math::unit>(gemm_scratch<Math>::tile_units * count);
+    sums_ = arena.take<float>(greater(widest, 2 * gemm_outputs * count) * gemm_rows);
+    rows_ = arena.take<float>(gemm_columns<Math> * count);
   }
+  SKIM_INLINE gemm_scratch<Math> of(unsigned worker) const {
+    const std::int64_t i = worker;
+    return {tiles_ + i * gemm_scratch<Math>::tile_units, sums_ + i * columns_ * gemm_rows,
+            rows_ + i * gemm_columns<Math>};
+  }
+
+ private:
+  typename Math::unit* tiles_;
+  float *sums_, *rows_;
+  std::int64_t columns_;  // that a worker has sums for
 };
 
 /// Calls `body(row, vectors)`, `vectors` an integral constant, for the lane blocks of `stride` tokens.
@@ -181,9 +210,7 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
       Math::load_key(weights.at(first + i, column), weights.type, values, to);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) with.tile[i] = 0;
-    for (std::int64_t s = 0; s < steps; s += output_reach<Math>) {
-      multiply_lanes(tokens, step + s, smaller(output_reach<Math>, steps - s), with.tile + s, outputs, sums);
-    }
+    multiply_lanes(tokens, step, steps, with.tile, outputs, sums);
   }
 }
 
@@ -207,14 +234,14 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
 /// all tokens.
 template <class Math>
 SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
-                               std::int64_t outputs, const gemm_scratch<Math>& with) {
+                               const typename Math::unit* tile, std::int64_t outputs, float* to) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   for (std::int64_t c = 0; c < outputs; c += 2 * simd::tile_units) {
     for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
       const simd::tile_matrix<const std::uint32_t> left{tokens.row_at(token, step),
                                                         packed_tokens<Math>::room(tokens.steps)};
-      const simd::tile_matrix<const std::uint32_t> right{with.tile + c, stride};
-      const simd::tile_matrix<float> sums{with.sums + token * outputs + c, outputs};
+      const simd::tile_matrix<const std::uint32_t> right{tile + c, stride};
+      const simd::tile_matrix<float> sums{to + token * outputs + c, outputs};
       if (outputs - c > simd::tile_units) {
         simd::multiply_tiles<vectors, 2>(left, right, sums, steps, step == 0);
       } else {
@@ -225,34 +252,38 @@ SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t s
 }
 #endif
 
-/// sums = the rows, from column `first` on, times the tokens' values. `columns` <= 256 counts those of the matrix; sums
-/// are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
+/// Calls `body(column, columns, sums)` for a unit's columns, as many at a time as a tile has, with the place of their sums.
+template <class Math, class Body>
+SKIM_INLINE void for_column_tiles(std::int64_t columns, float* sums, const Body& body) {
+  for (std::int64_t c = 0; c < columns; c += gemm_columns<Math>) {
+    body(c, smaller(gemm_columns<Math>, columns - c), sums + c * gemm_rows);
+  }
+}
+
+/// sums = the rows, from column `first` on, times the tokens' values. `columns` counts those of the matrix; each tile's
+/// sums are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
 template <class Math>
 SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
                                   const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
-  const std::int64_t outputs = round_up(columns, output_block<Math>);
-  for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth<Math>) {  // no rows: zeros
-    const std::int64_t steps = smaller(column_depth<Math>, tokens.steps - step);
-    load_steps(weights, step, steps, first, columns, with);
-    if constexpr (Math::tiles) {
+  for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth) {  // no rows: zeros
+    const std::int64_t steps = smaller(column_depth, tokens.steps - step);
+    for_column_tiles<Math>(columns, with.sums, [&](std::int64_t c, std::int64_t some, float* sums) SKIM_LAMBDA_INLINE {
+      const std::int64_t outputs = round_up(some, output_block<Math>);
+      load_steps(weights, step, steps, first + c, some, with);
+      if constexpr (Math::tiles) {
 #if SKIM_CPU_AMX
-      multiply_rows(tokens, step, steps, outputs, with);
+        multiply_rows(tokens, step, steps, with.tile, outputs, sums);
 #endif
-    } else {
-      for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-        multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
-                                      outputs, tokens.lanes_at(token, step), steps, step == 0,
-                                      with.sums + token * outputs);
-      });
-    }
+      } else {
+        for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+          multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
+                                        outputs, tokens.lanes_at(token, step), steps, step == 0,
+                                        sums + token * outputs);
+        });
+      }
+    });
   }
-}
-
-/// Columns of a work unit whose rows are steps: at least 16 units where the width allows, so that threads share them
-/// evenly. A function of the width alone.
-SKIM_INLINE std::int64_t columns_per_unit(std::int64_t width) {
-  return smaller(greater(round_up((width + 15) / 16, 16), 32), gemm_columns);
 }
 
 /// Packs the lane block that begins with token `token` in lanes; tokens beyond `rows`, and steps beyond d, are zeros.
@@ -294,20 +325,22 @@ SKIM_NOINLINE void pack_rows(const tensor_view<const void, 2>& x, std::int64_t r
 template <class Math>
 SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const tensor_view<void, 2>& out,
                                 std::int64_t first, bool add, const gemm_scratch<Math>& with) {
-  const std::int64_t outputs = round_up(columns, output_block<Math>);
-  for (std::int64_t t = 0; t < out.extents[0]; ++t) {
-    const row_lanes block = row_lanes::of(t, stride);
-    const float* const from = with.sums + (Math::tiles ? t * outputs : block.offset(t, outputs, 0));
-    const std::int64_t step = Math::tiles ? 1 : block.width;
-    void* const to = out.at(t, first);
-    if (add) {
-      simd::widen_row(to, out.type, columns, with.row);
-      for (std::int64_t c = 0; c < columns; ++c) with.row[c] += from[c * step];
-    } else {
-      for (std::int64_t c = 0; c < columns; ++c) with.row[c] = from[c * step];
+  for_column_tiles<Math>(columns, with.sums, [&](std::int64_t c, std::int64_t some, const float* sums) {
+    const std::int64_t outputs = round_up(some, output_block<Math>);
+    for (std::int64_t t = 0; t < out.extents[0]; ++t) {
+      const row_lanes block = row_lanes::of(t, stride);
+      const float* const from = sums + (Math::tiles ? t * outputs : block.offset(t, outputs, 0));
+      const std::int64_t step = Math::tiles ? 1 : block.width;
+      void* const to = out.at(t, first + c);
+      if (add) {
+        simd::widen_row(to, out.type, some, with.row);
+        for (std::int64_t i = 0; i < some; ++i) with.row[i] += from[i * step];
+      } else {
+        for (std::int64_t i = 0; i < some; ++i) with.row[i] = from[i * step];
+      }
+      simd::narrow_row(with.row, some, to, out.type);
     }
-    simd::narrow_row(with.row, columns, to, out.type);
-  }
+  });
 }
 
 }  // namespace detail
