@@ -95,7 +95,7 @@ struct gemm_scratch {
   using unit = typename Math::unit;
   static constexpr std::int64_t output_stride = output_depth<Math> + gemm_padding;  // of a tile row that is an output
   static constexpr std::int64_t column_stride = gemm_columns<Math> + gemm_padding;  // of a tile row that is a step
-  static constexpr std::int64_t tile_units = greater(output_stride * gemm_outputs, column_stride * column_depth);
+  static constexpr std::int64_t of_outputs = gemm_outputs * output_stride, of_steps = column_depth * column_stride;
 
   unit* tile;   // [32, output_stride], or [column_depth, column_stride]
   float* sums;  // of a unit's columns, or of 32 neurons' gate and up projections, times 128 tokens
@@ -110,17 +110,17 @@ class gemm_scratches {
       : columns_(greater(columns_per_unit(width, workers), 2 * gemm_outputs)) {
     const std::int64_t count = workers;
     const std::int64_t widest = smaller(unit_columns * count, (width + 1) / 2 + gemm_outputs * count);
-    tiles_ = arena.take<typename Math::unit>(gemm_scratch<Math>::tile_units * count);
+    tiles_ = arena.take<typename Math::unit>(tile_units * count);
     sums_ = arena.take<float>(greater(widest, 2 * gemm_outputs * count) * gemm_rows);
     rows_ = arena.take<float>(gemm_columns<Math> * count);
   }
   SKIM_INLINE gemm_scratch<Math> of(unsigned worker) const {
     const std::int64_t i = worker;
-    return {tiles_ + i * gemm_scratch<Math>::tile_units, sums_ + i * columns_ * gemm_rows,
-            rows_ + i * gemm_columns<Math>};
+    return {tiles_ + i * tile_units, sums_ + i * columns_ * gemm_rows, rows_ + i * gemm_columns<Math>};
   }
 
  private:
+  static constexpr std::int64_t tile_units = greater(gemm_scratch<Math>::of_outputs, gemm_scratch<Math>::of_steps);
   typename Math::unit* tiles_;
   float *sums_, *rows_;
   std::int64_t columns_;  // that a worker has sums for
