@@ -34,7 +34,7 @@ inline constexpr std::int64_t gemm_padding = 16;    // behind each tile row: pow
 /// Steps, where rows are outputs.
 template <class Math>
 inline constexpr std::int64_t output_depth = Math::tiles ? 128 : 256;
-/// Columns, where rows are steps: 1 KiB of a row.
+/// Columns, where rows are steps: 1 KiB of a row in f32 and for matrix tiles.
 template <class Math>
 inline constexpr std::int64_t gemm_columns = Math::tiles ? 512 : 256;
 static_assert(gemm_outputs % broadcasts == 0 && unit_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
@@ -110,17 +110,17 @@ class gemm_scratches {
       : columns_(greater(columns_per_unit(width, workers), 2 * gemm_outputs)) {
     const std::int64_t count = workers;
     const std::int64_t widest = smaller(unit_columns * count, (width + 1) / 2 + gemm_outputs * count);
-    tiles_ = arena.take<typename Math::unit>(tile_units * count);
+    tiles_ = arena.take<typename Math::unit>(tile_size * count);
     sums_ = arena.take<float>(greater(widest, 2 * gemm_outputs * count) * gemm_rows);
     rows_ = arena.take<float>(gemm_columns<Math> * count);
   }
   SKIM_INLINE gemm_scratch<Math> of(unsigned worker) const {
     const std::int64_t i = worker;
-    return {tiles_ + i * tile_units, sums_ + i * columns_ * gemm_rows, rows_ + i * gemm_columns<Math>};
+    return {tiles_ + i * tile_size, sums_ + i * columns_ * gemm_rows, rows_ + i * gemm_columns<Math>};
   }
 
  private:
-  static constexpr std::int64_t tile_units = greater(gemm_scratch<Math>::of_outputs, gemm_scratch<Math>::of_steps);
+  static constexpr std::int64_t tile_size = greater(gemm_scratch<Math>::of_outputs, gemm_scratch<Math>::of_steps);
   typename Math::unit* tiles_;
   float *sums_, *rows_;
   std::int64_t columns_;  // that a worker has sums for
