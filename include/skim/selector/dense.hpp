@@ -4,10 +4,13 @@
 #include <skim/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v1 {
 
 /// Selector that leaves nothing out: every chunk reads all past keys.
-struct dense {};
+struct dense {
+  retention kept(std::int64_t) const { return retention::share(1); }
+  report check(const attention_args&) const { return {}; }
+};
 
-}  // namespace v0
+}  // namespace v1
 }  // namespace skim
