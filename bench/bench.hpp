@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/types.hpp>
 
 #include <nlohmann/json.hpp>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Eigen matrices: what a projection gives is viewed, not copied, and threads come from oneTBB. Checked against attention
 // written in Eigen.
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/skim.hpp>
 
 #include <cstdio>

@@ -6,9 +6,9 @@
 /// neurons does a chunk compute?
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/eviction.hpp>
 #include <skim/ffn.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/workspace.hpp>
 
 #include <functional>

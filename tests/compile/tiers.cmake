@@ -9,7 +9,7 @@ set(cpu "skim/cpu/(simd/)?[a-z_0-9]+\\.hpp")
 set(cuda "(cuda|cublas|cute|mma|cooperative_groups|nv/)[a-z_0-9/]*(\\.h|\\.hpp)?")
 
 # Headers for users only: one would bring everything, the other oneTBB.
-set(never_included skim/skim.hpp skim/cpu/executor_tbb.hpp)
+set(never_included skim/skim.hpp skim/interop/tbb.hpp)
 
 # place, and what it may include; the first place that matches counts
 set(rules

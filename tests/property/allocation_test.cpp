@@ -3,8 +3,8 @@
 #include "allocation_counter.hpp"
 #include "calls.hpp"
 
-#include "../unit/eviction_case.hpp"
-#include "../unit/ffn_case.hpp"
+#include "support/eviction_case.hpp"
+#include "support/ffn_case.hpp"
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention_importance.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::attention against exact arithmetic on the same stored values.
-#include "attention_sample.hpp"
+#include "support/attention_sample.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/testing/matchers.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "executors.hpp"
-#include "values.hpp"
+#include "support/executors.hpp"
+#include "support/values.hpp"
 
 #include <skim/calibrate/fastforward.hpp>
 #include <skim/interop/eigen.hpp>

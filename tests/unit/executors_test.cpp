@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The promises of every executor, and the tests' own thread pool.
-#include "executors.hpp"
+#include "support/executors.hpp"
 
 #include <skim/workspace.hpp>
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The FFN leaves the same bits on every executor, for every number of workers and whatever lies in the workspace.
-#include "executors.hpp"
-#include "ffn_case.hpp"
+#include "support/executors.hpp"
+#include "support/ffn_case.hpp"
 
-#include <skim/cpu/fastforward.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
 
 #include <gtest/gtest.h>
 

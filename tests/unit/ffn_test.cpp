@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::ffn against exact arithmetic on the same stored values.
-#include "executors.hpp"
-#include "ffn_case.hpp"
+#include "support/executors.hpp"
+#include "support/ffn_case.hpp"
 
-#include <skim/cpu/fastforward.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
-#include <skim/cpu/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
+#include <skim/cpu/neuron_selector/random_neurons.hpp>
 #include <skim/testing/ffn_matchers.hpp>
 
 #include <gtest/gtest.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stable top-k, and sink_window, which is top-k over equal scores.
-#include "attention_sample.hpp"
+#include "support/attention_sample.hpp"
 
 #include <skim/cpu/attention.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/selector/sink_window.hpp>
 #include <skim/reference/quoka.hpp>
 
 #include <gtest/gtest.h>

@@ -4,8 +4,8 @@
 
 #include <skim/calibrate/descend.hpp>
 #include <skim/calibrate/fit_predictor.hpp>
-#include <skim/calibrate/fitted.hpp>
 #include <skim/calibrate/losses.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 
 #include <string>
 

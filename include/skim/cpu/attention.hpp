@@ -2,7 +2,7 @@
 /// \file The attention operation on the CPU: `cpu::attention<Selector, Accumulate>`.
 #pragma once
 
-#include <skim/cpu/attend.hpp>
+#include <skim/cpu/kernel/attend.hpp>
 #include <skim/cpu/selector.hpp>
 
 namespace skim {

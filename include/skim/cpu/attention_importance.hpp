@@ -3,7 +3,7 @@
 #pragma once
 
 #include <skim/attention_importance.hpp>
-#include <skim/cpu/attention_weights.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
 
 namespace skim {
 inline namespace v0 {

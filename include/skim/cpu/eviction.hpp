@@ -2,8 +2,8 @@
 /// \file The eviction operation on the CPU: `cpu::eviction<Evictor>`.
 #pragma once
 
-#include <skim/cpu/compact.hpp>
-#include <skim/cpu/keep.hpp>
+#include <skim/cpu/kernel/compact.hpp>
+#include <skim/cpu/kernel/keep.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,9 +2,9 @@
 /// \file The FFN operation on the CPU: `cpu::ffn<NeuronSelector, Accumulate>`.
 #pragma once
 
-#include <skim/cpu/compute_neurons.hpp>
+#include <skim/cpu/kernel/compute_neurons.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 #include <skim/cpu/neuron_selector.hpp>
-#include <skim/cpu/top_k.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,9 +2,9 @@
 /// \file Scores for engines whose caches cannot differ per KV head or per token: means over heads, layers and pages.
 #pragma once
 
-#include <skim/cpu/attend_tile.hpp>
 #include <skim/cpu/evictor.hpp>
-#include <skim/cpu/top_k.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,9 +2,9 @@
 /// \file FastForward's predictor on the CPU (arXiv 2602.00397, section 3.1), and the constant set it is compared with.
 #pragma once
 
+#include <skim/cpu/kernel/rows.hpp>
 #include <skim/cpu/neuron_selector.hpp>
 #include <skim/cpu/simd/math.hpp>
-#include <skim/cpu/stored_row.hpp>
 #include <skim/neuron_selector/calibrated_set.hpp>
 
 #include <cmath>

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <skim/cpu/append.hpp>
-#include <skim/cpu/attend_tile.hpp>
 #include <skim/cpu/evictor.hpp>
-#include <skim/cpu/stored_row.hpp>
-#include <skim/cpu/top_k.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/rows.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 #include <skim/evictor/keydiff.hpp>
 
 #include <cmath>

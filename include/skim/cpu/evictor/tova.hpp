@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/attention_weights.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
 #include <skim/evictor/tova.hpp>
 
 namespace skim {

@@ -2,8 +2,8 @@
 /// \file QUOKA's selection on the CPU: choose queries, score keys, top-k (arXiv 2602.08722, Algorithm 1).
 #pragma once
 
-#include <skim/cpu/quoka_score.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/selector/quoka_score.hpp>
+#include <skim/cpu/selector/sink_window.hpp>
 
 namespace skim {
 inline namespace v0 {

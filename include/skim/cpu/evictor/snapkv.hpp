@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/attention_weights.hpp>
-#include <skim/cpu/top_k.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 #include <skim/evictor/snapkv.hpp>
 
 namespace skim {

@@ -6,7 +6,7 @@
 /// number is summed by one unit in one order, so results depend on no number of workers.
 #pragma once
 
-#include <skim/cpu/gathered_gemm.hpp>
+#include <skim/cpu/kernel/gathered_gemm.hpp>
 #include <skim/cpu/simd/math.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
 

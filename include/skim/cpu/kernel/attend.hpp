@@ -5,7 +5,7 @@
 /// executor give the same bits. Key pieces are merged in order by a second loop.
 #pragma once
 
-#include <skim/cpu/attend_rows.hpp>
+#include <skim/cpu/kernel/attend_rows.hpp>
 #include <skim/executor.hpp>
 
 namespace skim {

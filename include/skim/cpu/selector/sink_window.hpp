@@ -3,8 +3,8 @@
 #pragma once
 
 #include <skim/cpu/evictor.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 #include <skim/cpu/selector.hpp>
-#include <skim/cpu/top_k.hpp>
 #include <skim/selector/sink_window.hpp>
 
 namespace skim {

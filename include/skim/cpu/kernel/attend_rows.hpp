@@ -5,7 +5,7 @@
 /// that every cache layout gives the same bits.
 #pragma once
 
-#include <skim/cpu/attend_tile.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
 #include <skim/workspace.hpp>
 
 namespace skim {

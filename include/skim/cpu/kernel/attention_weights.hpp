@@ -3,8 +3,8 @@
 /// log-sum-exp that attention left, tile by tile; no [Tq, Tk] matrix is stored. H2O, TOVA and SnapKV differ in the rows.
 #pragma once
 
-#include <skim/cpu/attend_rows.hpp>
 #include <skim/cpu/evictor.hpp>
+#include <skim/cpu/kernel/attend_rows.hpp>
 
 namespace skim {
 inline namespace v0 {

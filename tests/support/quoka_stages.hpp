@@ -5,7 +5,7 @@
 #include "attention_case.hpp"
 
 #include <skim/cpu/attention.hpp>
-#include <skim/cpu/quoka.hpp>
+#include <skim/cpu/selector/quoka.hpp>
 #include <skim/testing/matchers.hpp>
 
 #include <gtest/gtest.h>

@@ -2,7 +2,7 @@
 /// \file GRIFFIN's statistic of a block and the two baselines that choose by it: the oracle and the static set.
 #pragma once
 
-#include <skim/cpu/compute_neurons.hpp>
+#include <skim/cpu/kernel/compute_neurons.hpp>
 #include <skim/cpu/neuron_selector.hpp>
 #include <skim/neuron_selector/oracle.hpp>
 #include <skim/neuron_selector/static_set.hpp>

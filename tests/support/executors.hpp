@@ -7,7 +7,7 @@
 // ThreadSanitizer misjudges oneTBB's synchronisation.
 #if defined(SKIM_HAS_TBB) && SKIM_HAS_TBB && !defined(__SANITIZE_THREAD__)
 #define SKIM_TEST_TBB 1
-#include <skim/cpu/executor_tbb.hpp>
+#include <skim/interop/tbb.hpp>
 
 #include <oneapi/tbb/global_control.h>
 #else

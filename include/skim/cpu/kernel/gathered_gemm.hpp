@@ -9,7 +9,7 @@
 /// to every token's output.
 #pragma once
 
-#include <skim/cpu/multiply_tile.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
 #include <skim/cpu/simd/amx.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>

@@ -8,7 +8,7 @@
 #pragma once
 
 #include <skim/attention.hpp>
-#include <skim/cpu/multiply_tile.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
 #include <skim/cpu/simd/math.hpp>
 
 namespace skim {

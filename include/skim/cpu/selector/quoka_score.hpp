@@ -6,9 +6,9 @@
 /// the lanes instead.
 #pragma once
 
-#include <skim/cpu/attend_rows.hpp>
-#include <skim/cpu/quoka_queries.hpp>
-#include <skim/cpu/top_k.hpp>
+#include <skim/cpu/kernel/attend_rows.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/selector/quoka_queries.hpp>
 #include <skim/selector/quoka.hpp>
 
 namespace skim {
