@@ -3,7 +3,7 @@
 #include "evictors.hpp"
 
 #include <skim/cpu/evictor/random_tokens.hpp>
-#include <skim/cpu/selector/sink_window.hpp>
+#include <skim/cpu/evictor/sink_window.hpp>
 
 namespace needle {
 namespace {

@@ -18,7 +18,7 @@
 
 namespace needle {
 
-using executor = skim::cpu::tbb_executor;
+using executor = skim::tbb_executor;
 
 /// A selector of one layer, its type erased: the engine need not be compiled once per selector.
 class layer_selector {

@@ -3,8 +3,8 @@
 /// an evictor of one's own without weights (5).
 #include <skim/cpu/eviction.hpp>
 #include <skim/cpu/evictor/caote.hpp>
+#include <skim/cpu/evictor/sink_window.hpp>
 #include <skim/cpu/evictor/tova.hpp>
-#include <skim/cpu/selector/sink_window.hpp>
 
 struct evictor {
 #if CASE != 1

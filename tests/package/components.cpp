@@ -5,5 +5,5 @@
 
 int main() {
   const Eigen::Matrix<float, 3, 4, Eigen::RowMajor> matrix;
-  return skim::cpu::tbb_executor{}.concurrency() > 0 && skim::as_view(matrix).extents[0] == 3 ? 0 : 1;
+  return skim::tbb_executor{}.concurrency() > 0 && skim::as_view(matrix).extents[0] == 3 ? 0 : 1;
 }

@@ -201,7 +201,7 @@ TEST_P(allocation, is_not_done_by_ffns) {
   const skim::neuron_retention keep = skim::neuron_retention::share(0.5);
   const skim::fastforward selector{keep, inputs.predictor(), inputs.compensator()};
   expect_none_of(skim::cpu::ffn{selector});
-  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_tiles()});
+  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_amx()});
   expect_none_of(skim::cpu::ffn{skim::static_set{keep}});
 }
 

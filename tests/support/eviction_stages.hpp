@@ -7,16 +7,20 @@
 #pragma once
 
 #include "eviction_case.hpp"
+#include "values.hpp"
 
+#include <skim/reference/attention_weights.hpp>
+#include <skim/reference/caote.hpp>
 #include <skim/reference/eviction.hpp>
+#include <skim/reference/keydiff.hpp>
+#include <skim/reference/quoka.hpp>
+#include <skim/reference/vectors.hpp>
 #include <skim/testing/matchers.hpp>
 
 namespace skim_test {
 
 namespace reference = skim::reference;
 using reference::vector_list;
-
-inline constexpr double f32_roundoff = 0x1p-24;
 
 /// Exact values of one head's tokens, and how far the kernel's may lie from them.
 struct bounded_values {

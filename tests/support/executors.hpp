@@ -135,7 +135,7 @@ void run_on_own(executor_choice choice, const Operation& operation) {
   if (choice.kind == executor_kind::tbb) {
     const tbb::global_control more(tbb::global_control::max_allowed_parallelism, 7);  // than this computer may have
     tbb::task_arena arena(static_cast<int>(choice.workers));
-    return operation(skim::cpu::tbb_executor(arena));
+    return operation(skim::tbb_executor(arena));
   }
 #endif
   skim::team_barrier barrier;

@@ -9,7 +9,7 @@
 namespace skim_test {
 
 enum class neurons_kind { every, third, one, empty };
-enum class multiply_kind { widen_fma, dot_pairs, tiles };
+enum class multiply_kind { widen_fma, dot_pairs, amx };
 
 struct ffn_case {
   skim::element weights = skim::element::f32, x_type = skim::element::f32, out_type = skim::element::f32;
@@ -23,7 +23,7 @@ struct ffn_case {
 
 inline std::ostream& operator<<(std::ostream& to, const ffn_case& c) {
   const char* const neurons[] = {"every", "every third", "one", "no"};
-  const char* const multiply[] = {"widen_fma", "dot_pairs", "tiles"};
+  const char* const multiply[] = {"widen_fma", "dot_pairs", "amx"};
   return to << "weights " << to_string(c.weights) << ", x " << to_string(c.x_type) << ", out " << to_string(c.out_type)
             << ", M " << c.M << ", d " << c.d << ", f " << c.f << (c.gated ? ", gated " : ", plain ")
             << to_string(c.act) << ", " << neurons[static_cast<int>(c.neurons)] << " neuron, padding " << c.padding

@@ -3,9 +3,12 @@
 #pragma once
 
 #include "attention_case.hpp"
+#include "values.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/selector/quoka.hpp>
+#include <skim/reference/quoka.hpp>
+#include <skim/reference/vectors.hpp>
 #include <skim/testing/matchers.hpp>
 
 #include <gtest/gtest.h>
@@ -13,8 +16,6 @@
 namespace skim_test {
 
 namespace reference = skim::reference;
-
-inline constexpr double f32_roundoff = 0x1p-24;
 
 inline double length_of(const std::vector<double>& row) {
   return std::sqrt(reference::dot(row, row));

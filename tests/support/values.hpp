@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Random inputs and aligned memory.
+/// \file Random inputs, aligned memory and the unit of error bounds.
 #pragma once
 
 #include <skim/types.hpp>
@@ -10,6 +10,8 @@
 #include <vector>
 
 namespace skim_test {
+
+inline constexpr double f32_roundoff = 0x1p-24;  // u: the relative error of one rounding to f32
 
 /// Standard normal values; the same ones for the same seed.
 inline std::vector<float> normal_values(std::int64_t count, unsigned seed) {

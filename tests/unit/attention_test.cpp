@@ -3,6 +3,7 @@
 #include "support/attention_sample.hpp"
 
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/testing/matchers.hpp>
 
 #include <gtest/gtest.h>

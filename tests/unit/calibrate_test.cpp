@@ -4,6 +4,7 @@
 
 #include <skim/calibrate/fastforward.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <gtest/gtest.h>

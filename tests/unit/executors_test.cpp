@@ -60,7 +60,7 @@ TEST(Executors, AreRecognised) {
 TEST(TbbExecutor, TakesTheArenaItIsMadeIn) {
   tbb::task_arena arena(3);
   arena.execute([] {
-    const skim::cpu::tbb_executor executor;
+    const skim::tbb_executor executor;
     EXPECT_EQ(executor.concurrency(), 3u);
     std::atomic<int> calls{0};
     executor.parallel_for(100, [&](std::int64_t, unsigned worker) { calls += worker < 3 ? 1 : 1000; });

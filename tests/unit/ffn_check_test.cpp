@@ -8,6 +8,7 @@
 #include <skim/neuron_selector/oracle.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
 #include <skim/neuron_selector/static_set.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <limits>

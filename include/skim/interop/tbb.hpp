@@ -9,7 +9,6 @@
 
 namespace skim {
 inline namespace v0 {
-namespace cpu {
 
 /// Default-constructed it uses the arena it is called in, so that a host which already stands inside
 /// `arena.execute(...)` needs nothing else; or it holds an arena of the host, which must outlive it. It never makes one.
@@ -58,6 +57,5 @@ class tbb_executor {
 
 static_assert(is_executor_v<tbb_executor>, "tbb_executor fulfils the executor requirements");
 
-}  // namespace cpu
 }  // namespace v0
 }  // namespace skim

@@ -4,10 +4,16 @@
 #pragma once
 
 #include <skim/cpu/evictor.hpp>
-#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/rows.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
+#include <skim/eviction.hpp>
 #include <skim/evictor/caote.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/selector/retention.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 #include <cmath>
 
@@ -23,16 +29,15 @@ inline constexpr float stays = -minus_infinity;
 
 /// Scratch: [Hk, Dv] centres, then each worker's.
 struct caote_scratch {
-  float* rows;          // [3, Dv]
-  top_k_scratch ranks;  // for the protected ends
+  float* rows;         // [3, Dv]
+  rank_scratch ranks;  // for the protected ends
 
-  caote_scratch(skim::detail::arena& arena, const kv_view& kv)
-      : rows(arena.take<float>(3 * kv.v.dim)), ranks(arena, kv.tokens) {}
+  caote_scratch(arena& arena, const kv_view& kv) : rows(arena.take<float>(3 * kv.v.dim)), ranks(arena, kv.tokens) {}
 };
 
 /// Turns one head's weights h into hn, in place; `protected_weight` marks the tokens that `keep` protects.
 SKIM_NOINLINE inline void normalize_weights(const kv_view& kv, std::int64_t head, const retention& keep,
-                                            const top_k_scratch& scratch, const tensor_view<float, 2>& scores) {
+                                            const rank_scratch& scratch, const tensor_view<float, 2>& scores) {
   const std::int64_t n = kv.length(head);
   const bool ascend = positions_ascend(kv, head, n);
   for (std::int64_t slot = 0; slot < n; ++slot) scratch.ranks[slot] = no_candidate + 1;
@@ -213,7 +218,7 @@ struct caote_kernel {
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
       if (kv.length(head) == 0) return;
       const retention protects = kept_by(keep(policy), args, head);
-      skim::detail::arena arena(workers + worker_bytes(kv) * worker);
+      arena arena(worker_piece(workers, worker_bytes(kv), worker));
       const caote_scratch scratch(arena, kv);
       float* const weights = scores.at(head);
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
@@ -234,12 +239,12 @@ struct caote_kernel {
 
  private:
   static std::size_t center_bytes(const kv_view& kv) {
-    skim::detail::arena arena;
+    arena arena;
     arena.take<float>(kv.heads * kv.v.dim);
     return arena.used();
   }
   static std::size_t worker_bytes(const kv_view& kv) {
-    skim::detail::arena arena;
+    arena arena;
     caote_scratch(arena, kv);
     return arena.used();
   }

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <skim/attention.hpp>
+#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/evictor/observed_weights.hpp>
 #include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/eviction.hpp>
 #include <skim/evictor/h2o.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,14 +2,21 @@
 /// \file KeyDiff's scores on the CPU: the anchor of each KV head, then one dot product a key, streaming K once.
 #pragma once
 
-#include <skim/cpu/append.hpp>
 #include <skim/cpu/evictor.hpp>
-#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/rows.hpp>
-#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/convert.hpp>
+#include <skim/eviction.hpp>
 #include <skim/evictor/keydiff.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/order.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -58,9 +65,9 @@ SKIM_NOINLINE inline void add_unit_key(const kv_view& kv, std::int64_t head, std
 struct unit_key_sums {
   std::int64_t* sums;  // [Hk, D]
 
-  unit_key_sums(skim::detail::arena& arena, const kv_view& kv) { sums = arena.take<std::int64_t>(kv.heads * kv.k.dim); }
+  unit_key_sums(arena& arena, const kv_view& kv) { sums = arena.take<std::int64_t>(kv.heads * kv.k.dim); }
   static unit_key_sums at(const kv_view& kv, memory state) {
-    skim::detail::arena arena(state.data);
+    arena arena(state.data);
     return unit_key_sums(arena, kv);
   }
 };
@@ -68,9 +75,9 @@ struct unit_key_sums {
 /// Scratch of one worker, by anchor; the front is two rows [D].
 template <class Anchor>
 std::size_t anchor_worker_bytes(const kv_view& kv) {
-  skim::detail::arena arena;
+  arena arena;
   arena.take<float>(2 * kv.k.dim * (std::is_same_v<Anchor, anchor::pairwise> ? pair_rows : 1));
-  if (std::is_same_v<Anchor, anchor::median>) top_k_scratch(arena, kv.tokens);
+  if (std::is_same_v<Anchor, anchor::median>) rank_scratch(arena, kv.tokens);
   return arena.used();
 }
 
@@ -97,9 +104,9 @@ SKIM_INLINE void find_anchor(anchor::mean, const kv_view& kv, std::int64_t head,
 
 SKIM_NOINLINE inline void find_anchor(anchor::median, const kv_view& kv, std::int64_t head, memory, char* scratch,
                                       float* anchor) {
-  skim::detail::arena arena(scratch);
+  arena arena(scratch);
   arena.take<float>(2 * kv.k.dim);
-  const top_k_scratch place(arena, kv.tokens);
+  const rank_scratch place(arena, kv.tokens);
   const std::int64_t n = kv.length(head);
   for (std::int64_t d = 0; d < kv.k.dim; ++d) {
     for (std::int64_t slot = 0; slot < n; ++slot) {
@@ -171,7 +178,7 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
 
   static std::size_t state_bytes(const policy_type&, const eviction_args& args) {
     if (!has_sums) return 0;
-    skim::detail::arena arena;
+    detail::arena arena;
     detail::unit_key_sums(arena, args.attended.kv);
     return arena.used();
   }
@@ -259,13 +266,13 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
 
  private:
   static std::size_t anchor_bytes(const kv_view& kv) {
-    skim::detail::arena arena;
+    detail::arena arena;
     arena.take<float>(kv.heads * kv.k.dim);
     return arena.used();
   }
   static float* worker_row(const kv_view& kv, memory workspace, unsigned worker) {
     char* const workers = static_cast<char*>(workspace.data) + anchor_bytes(kv);
-    return reinterpret_cast<float*>(workers + detail::anchor_worker_bytes<Anchor>(kv) * worker);
+    return reinterpret_cast<float*>(detail::worker_piece(workers, detail::anchor_worker_bytes<Anchor>(kv), worker));
   }
 };
 

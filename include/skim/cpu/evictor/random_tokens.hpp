@@ -2,8 +2,11 @@
 #pragma once
 
 #include <skim/cpu/evictor.hpp>
+#include <skim/eviction.hpp>
 #include <skim/evictor/random_tokens.hpp>
 #include <skim/math/random.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <skim/attention.hpp>
+#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/evictor/observed_weights.hpp>
 #include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
+#include <skim/eviction.hpp>
 #include <skim/evictor/snapkv.hpp>
+#include <skim/selector/retention.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -18,7 +27,7 @@ struct position_order {
   std::int32_t* other;      // [n]
   std::int32_t* histogram;  // [2048]
 
-  position_order(skim::detail::arena& arena, std::int64_t n) {
+  position_order(arena& arena, std::int64_t n) {
     slots = arena.take<std::int32_t>(n);
     other = arena.take<std::int32_t>(n);
     histogram = arena.take<std::int32_t>(histogram_bins);
@@ -67,7 +76,7 @@ struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
   }
 
   static std::size_t workspace_bytes(const snapkv& policy, const eviction_args& args, unsigned workers) {
-    skim::detail::arena arena;
+    detail::arena arena;
     detail::position_order(arena, args.attended.kv.tokens);
     const std::size_t observe = detail::weight_scratch_bytes(args.attended, first(policy, args));
     return (observe > arena.used() ? observe : arena.used()) * workers;
@@ -89,10 +98,10 @@ struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
                     memory workspace, const Executor& executor) {
     const kv_view& kv = args.attended.kv;
     const float* const weights = detail::weight_state::at(kv, state).weights;
-    skim::detail::arena sizes;
+    detail::arena sizes;
     detail::position_order(sizes, kv.tokens);
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-      skim::detail::arena arena(static_cast<char*>(workspace.data) + sizes.used() * worker);
+      detail::arena arena(detail::worker_piece(workspace.data, sizes.used(), worker));
       detail::position_order order(arena, kv.tokens);
       const std::int64_t n = kv.length(head), reach = policy.pool / 2;
       order.sort(kv, head, n);

@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The attention kernel: dense, over index lists, over any cache layout. It does not know who chose the keys.
 ///
-/// Work unit = (sequence, KV head, row tile, key piece), split by shape alone, so that any number of workers and any
+/// Work unit = (sequence, KV head, row block, key piece), split by shape alone, so that any number of workers and any
 /// executor give the same bits. Key pieces are merged in order by a second loop.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/cpu/kernel/attend_rows.hpp>
-#include <skim/executor.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/math.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -16,11 +26,11 @@ namespace detail {
 
 /// How one sequence is cut. A function of shape only.
 struct attend_plan {
-  std::int64_t heads, rows, row_tiles, tile_rows, stride;  // rows = G * Tq; stride = tile_rows rounded up to lanes
+  std::int64_t heads, rows, row_blocks, block_rows, stride;  // rows = G * Tq; stride = block_rows rounded up to lanes
   std::int64_t key_pieces, piece_keys;
   std::int64_t most_pieces;  // at least key_pieces, and no fewer for more keys: what the workspace provides for
 
-  std::int64_t tiles() const { return heads * row_tiles; }
+  std::int64_t blocks() const { return heads * row_blocks; }
   bool merges() const { return key_pieces > 1; }
 };
 
@@ -28,10 +38,11 @@ struct attend_plan {
 enum class attend_stage { pieces, merge };
 
 SKIM_INLINE std::int64_t unit_count(const attend_plan& plan, attend_stage stage) {
-  return plan.tiles() * (stage == attend_stage::pieces ? plan.key_pieces : plan.merges() ? 1 : 0);
+  return plan.blocks() * (stage == attend_stage::pieces ? plan.key_pieces : plan.merges() ? 1 : 0);
 }
 
-inline constexpr std::int64_t tile_floats = 65536;  // packed q and output of a row tile: 256 KiB, within one core's L2
+inline constexpr std::int64_t block_floats =
+    65536;  // packed q and output of a row block: 256 KiB, within one core's L2
 inline constexpr std::int64_t wanted_units =
     64;  // enough for the host's cores to balance; a shape with fewer splits keys
 inline constexpr std::int64_t fewest_piece_keys = 512;  // below this the merge of partial outputs shows
@@ -43,11 +54,12 @@ inline attend_plan plan_attend(const attention_args& args, std::int64_t s, std::
   plan.heads = sequence.kv->heads;
   plan.rows = sequence.Tq * group_size(args);
   const std::int64_t dims = sequence.kv->k.dim + sequence.kv->v.dim;
-  const std::int64_t most_rows = smaller(greater(tile_floats / dims / 32 * 32, 32), 512);
-  plan.row_tiles = (plan.rows + most_rows - 1) / most_rows;
-  plan.tile_rows = plan.row_tiles == 0 ? 0 : round_up((plan.rows + plan.row_tiles - 1) / plan.row_tiles, simd::lanes);
-  plan.stride = plan.tile_rows;
-  const std::int64_t units = greater(plan.tiles() * sequence_count(args), 1);
+  const std::int64_t most_rows = smaller(greater(block_floats / dims / 32 * 32, 32), 512);
+  plan.row_blocks = (plan.rows + most_rows - 1) / most_rows;
+  plan.block_rows =
+      plan.row_blocks == 0 ? 0 : round_up((plan.rows + plan.row_blocks - 1) / plan.row_blocks, simd::lanes);
+  plan.stride = plan.block_rows;
+  const std::int64_t units = greater(plan.blocks() * sequence_count(args), 1);
   const std::int64_t wanted = (wanted_units + units - 1) / units;
   plan.most_pieces = greater(smaller(wanted, most_keys / fewest_piece_keys), 1);
   plan.piece_keys = greater(round_up((most_keys + plan.most_pieces - 1) / plan.most_pieces, tile_keys), tile_keys);
@@ -61,11 +73,11 @@ inline std::int64_t most_keys(const attention_sequence& sequence, std::int64_t l
   return (list_capacity < 0 ? past : smaller(list_capacity, past)) + sequence.Tq;
 }
 
-/// What the pieces of a row tile leave behind to be merged.
+/// What the pieces of a row block leave behind to be merged.
 struct partial_rows {
   float *out, *largest, *sum;
 
-  partial_rows(skim::detail::arena& arena, std::int64_t Dv, std::int64_t stride) {
+  partial_rows(arena& arena, std::int64_t Dv, std::int64_t stride) {
     out = arena.take<float>(round_up(Dv, padded_to) * stride);
     largest = arena.take<float>(stride);
     sum = arena.take<float>(stride);
@@ -73,7 +85,7 @@ struct partial_rows {
 };
 
 SKIM_INLINE std::size_t partial_bytes(const attend_plan& plan, std::int64_t Dv) {
-  skim::detail::arena arena;
+  arena arena;
   partial_rows(arena, Dv, plan.stride);
   return arena.used();
 }
@@ -88,22 +100,22 @@ inline attend_layout layout_attend(const attention_args& args, std::int64_t list
   attend_layout layout;
   for (std::int64_t s = 0; s < sequence_count(args); ++s) {
     const attend_plan plan = plan_attend(args, s, most_keys(sequence_at(args, s), list_capacity));
-    skim::detail::arena arena;
+    arena arena;
     attend_scratch<Math>(arena, args.q.extents[2], args.out.extents[2], plan.stride);
     if (arena.used() > layout.scratch) layout.scratch = arena.used();
     if (plan.most_pieces > 1) {
       layout.partials +=
-          static_cast<std::size_t>(plan.tiles() * plan.most_pieces) * partial_bytes(plan, args.out.extents[2]);
+          static_cast<std::size_t>(plan.blocks() * plan.most_pieces) * partial_bytes(plan, args.out.extents[2]);
     }
   }
   return layout;
 }
 
-/// A unit of a loop flattened over sequences, KV heads, row tiles and, in the first stage, key pieces.
+/// A unit of a loop flattened over sequences, KV heads, row blocks and, in the first stage, key pieces.
 struct attend_unit {
   attend_plan plan;
-  std::int64_t s, tile, piece;
-  std::size_t partial;  // where the row tile's partial results begin
+  std::int64_t s, block, piece;
+  std::size_t partial;  // where the row block's partial results begin
 
   static attend_unit at(const attention_args& args, std::int64_t list_capacity, std::int64_t index,
                         attend_stage stage) {
@@ -111,19 +123,19 @@ struct attend_unit {
     for (unit.s = 0;; ++unit.s) {
       unit.plan = plan_attend(args, unit.s, most_keys(sequence_at(args, unit.s), list_capacity));
       const std::int64_t count = unit_count(unit.plan, stage);
-      std::size_t tile_bytes = 0;
+      std::size_t block_bytes = 0;
       if (unit.plan.merges()) {
-        tile_bytes = partial_bytes(unit.plan, args.out.extents[2]) * static_cast<std::size_t>(unit.plan.key_pieces);
+        block_bytes = partial_bytes(unit.plan, args.out.extents[2]) * static_cast<std::size_t>(unit.plan.key_pieces);
       }
       if (index < count) {
         const std::int64_t parts = stage == attend_stage::pieces ? unit.plan.key_pieces : 1;
-        unit.tile = index / parts;
+        unit.block = index / parts;
         unit.piece = index % parts;
-        unit.partial += static_cast<std::size_t>(unit.tile) * tile_bytes;
+        unit.partial += static_cast<std::size_t>(unit.block) * block_bytes;
         return unit;
       }
       index -= count;
-      unit.partial += static_cast<std::size_t>(unit.plan.tiles()) * tile_bytes;
+      unit.partial += static_cast<std::size_t>(unit.plan.blocks()) * block_bytes;
     }
   }
 
@@ -133,10 +145,10 @@ struct attend_unit {
     job.lists = lists;
     job.sequence = sequence_at(args, s);
     job.s = s;
-    job.head = tile / plan.row_tiles;
+    job.head = block / plan.row_blocks;
     job.G = group_size(args);
-    job.row = tile % plan.row_tiles * plan.tile_rows;
-    job.rows = smaller(plan.tile_rows, plan.rows - job.row);
+    job.row = block % plan.row_blocks * plan.block_rows;
+    job.rows = smaller(plan.block_rows, plan.rows - job.row);
     job.stride = plan.stride;
     job.key_begin = piece * plan.piece_keys;
     job.key_end = job.key_begin + plan.piece_keys;
@@ -152,11 +164,11 @@ inline std::int64_t count_units(const attention_args& args, std::int64_t list_ca
   return units;
 }
 
-/// Folds the pieces of one row tile, in order, into the first.
+/// Folds the pieces of one row block, in order, into the first.
 inline void merge_pieces(const attend_unit& unit, const attention_args& args, const attend_job& job, char* partials,
                          float* row) {
   const std::int64_t Dv = args.out.extents[2];
-  skim::detail::arena arena(partials + unit.partial);
+  arena arena(partials + unit.partial);
   const partial_rows merged(arena, Dv, unit.plan.stride);
   for (std::int64_t piece = 1; piece < unit.plan.key_pieces; ++piece) {
     const partial_rows next(arena, Dv, unit.plan.stride);
@@ -192,24 +204,24 @@ void attend_with(const attention_args& args, const index_lists* lists, void* wor
   executor.parallel_for(count_units(args, capacity, attend_stage::pieces), [&](std::int64_t index, unsigned worker) {
     const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::pieces);
     const attend_job job = unit.job(args, lists);
-    skim::detail::arena arena(scratches + layout.scratch * worker);
+    arena arena(worker_piece(scratches, layout.scratch, worker));
     attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
     if (unit.plan.merges()) {
       const std::size_t piece = static_cast<std::size_t>(unit.piece) * partial_bytes(unit.plan, Dv);
-      skim::detail::arena place(partials + unit.partial + piece);
+      detail::arena place(partials + unit.partial + piece);
       const partial_rows partial(place, Dv, unit.plan.stride);
       scratch.out = partial.out;
       scratch.largest = partial.largest;
       scratch.sum = partial.sum;
     }
-    load_queries<Math>(job, scratch, Math::rounds_queries ? 1.0f : rule.scale);
+    load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
     attend_rows<Math>(job, scratch, rule);
     if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.row);
   });
 
   executor.parallel_for(count_units(args, capacity, attend_stage::merge), [&](std::int64_t index, unsigned worker) {
     const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::merge);
-    skim::detail::arena arena(scratches + layout.scratch * worker);
+    arena arena(worker_piece(scratches, layout.scratch, worker));
     const attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
     merge_pieces(unit, args, unit.job(args, lists), partials, scratch.row);
   });

@@ -1,12 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file One work unit of attention: the rows of a row tile against a piece of the keys.
+/// \file One work unit of attention: the rows of a row block against a piece of the keys.
 ///
 /// Keys are taken in logical order (listed past slots, then the chunk's own) and cut into tiles of 64 at fixed places, so
 /// that every cache layout gives the same bits.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/rows.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/convert.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/mask.hpp>
+#include <skim/view.hpp>
 #include <skim/workspace.hpp>
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -17,19 +29,19 @@ namespace detail {
 /// Scratch of one worker.
 template <class Math>
 struct attend_scratch {
-  using unit = typename Math::unit;
-  unit *qt, *k, *v, *weights;
+  using step = typename Math::step;
+  step *qt, *k, *v, *weights;
   float *scores, *out, *largest, *sum, *row;  // row: a query or output row in f32
   std::int32_t *first, *last, *positions;
   float* value;  // one V row in f32
 
-  attend_scratch(skim::detail::arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t stride) {
+  attend_scratch(arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t stride) {
     constexpr std::int64_t width = row_vectors * simd::lanes;
     const std::int64_t steps = (D + Math::values - 1) / Math::values, padded = round_up(Dv, padded_to);
-    qt = arena.take<unit>(steps * stride);
-    k = arena.take<unit>(tile_keys * steps);
-    v = arena.take<unit>(tile_keys * padded);
-    weights = arena.take<unit>(tile_keys * width);
+    qt = arena.take<step>(steps * stride);
+    k = arena.take<step>(tile_keys * steps);
+    v = arena.take<step>(tile_keys * padded);
+    weights = arena.take<step>(tile_keys * width);
     scores = arena.take<float>(tile_keys * width);
     out = arena.take<float>(padded * stride);
     largest = arena.take<float>(stride);
@@ -42,7 +54,7 @@ struct attend_scratch {
   }
 };
 
-/// One row tile of one KV head: who its rows are and where their results go.
+/// One row block of one KV head: who its rows are and where their results go.
 struct attend_job {
   const attention_args* args;
   const index_lists* lists;  // null: all keys
@@ -52,7 +64,7 @@ struct attend_job {
 
   std::int64_t past() const { return sequence.kv->length(head) - sequence.Tq; }
   std::int64_t listed() const { return lists ? lists->counts[s * sequence.kv->heads + head] : past(); }
-  /// Row r of the tile is query head `head * G + r % G` of token `(row + r) / G`: tokens ascend, so that tiles of a
+  /// Row r of the block is query head `head * G + r % G` of token `(row + r) / G`: tokens ascend, so that tiles of a
   /// causal chunk end where the mask does.
   std::int64_t token(std::int64_t r) const { return (row + r) / G; }
   std::int64_t query_head(std::int64_t r) const { return head * G + (row + r) % G; }
@@ -63,7 +75,7 @@ SKIM_INLINE std::int32_t clamp_position(std::int64_t position) {
   return static_cast<std::int32_t>(position > most ? most : position < -most ? -most : position);
 }
 
-/// Packs the tile's queries and sets their bounds and empty sums; lanes beyond the last row hold zeros and see nothing.
+/// Packs the block's queries and sets their bounds and empty sums; lanes beyond the last row hold zeros and see nothing.
 template <class Math>
 SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& to, float scale) {
   const attention_args& args = *job.args;
@@ -83,7 +95,7 @@ SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>&
       to.first[r] = largest_index;
       to.last[r] = -largest_index;
     }
-    Math::scatter_query(to.row, D, scale, to.qt + place.offset(r, steps, 0), place.width);
+    Math::pack_lane(to.row, D, scale, to.qt + place.offset(r, steps, 0), place.width);
   }
 }
 
@@ -105,10 +117,6 @@ SKIM_INLINE position_range list_tile(const attend_job& job, std::int64_t begin, 
   return range;
 }
 
-SKIM_INLINE const char* row_address(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
-  return static_cast<const char*>(tensor.data) + kv.row_offset(tensor, head, slot) * element_bytes(tensor.type);
-}
-
 SKIM_INLINE bool is_finite(float x) {
   return std::fabs(x) <= std::numeric_limits<float>::max();
 }
@@ -122,8 +130,8 @@ SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::
   bool found = false;
   for (std::int64_t d = 0; d < kv.v.dim; ++d) {
     if (is_finite(to.value[d])) continue;
-    typename Math::unit& step = to.v[key / Math::values * v_stride + d];
-    step = Math::without(step, key % Math::values);
+    typename Math::step& stored = to.v[key / Math::values * v_stride + d];
+    stored = Math::without(stored, key % Math::values);
     found = true;
   }
   return found;
@@ -132,7 +140,7 @@ SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::
 /// Widens the tile's keys.
 template <class Math>
 SKIM_INLINE void load_tile_keys(const attend_job& job, const std::int64_t* slots, std::int64_t keys,
-                                const attend_scratch<Math>& to, key_tile<typename Math::unit>& tile) {
+                                const attend_scratch<Math>& to, key_tile<typename Math::step>& tile) {
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t D = kv.k.dim;
   tile.keys = keys;
@@ -140,7 +148,7 @@ SKIM_INLINE void load_tile_keys(const attend_job& job, const std::int64_t* slots
   tile.k = to.k;
   tile.positions = to.positions;
   for (std::int64_t i = 0; i < keys; ++i) {
-    Math::load_key(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
+    Math::load_row(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
   }
   for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) to.k[at] = 0;
 }
@@ -149,7 +157,7 @@ SKIM_INLINE void load_tile_keys(const attend_job& job, const std::int64_t* slots
 /// row i had some: where some row must not see a key, its weight 0 times infinity would poison that row.
 template <class Math>
 SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* slots, std::int64_t keys, bool guard,
-                                    const attend_scratch<Math>& to, key_tile<typename Math::unit>& tile) {
+                                    const attend_scratch<Math>& to, key_tile<typename Math::step>& tile) {
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t Dv = kv.v.dim;
   load_tile_keys<Math>(job, slots, keys, to, tile);
@@ -158,8 +166,8 @@ SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* s
   tile.v = to.v;
   for (std::int64_t i = 0; i < keys; i += Math::values) {
     const char* const next = i + 1 < keys ? row_address(kv, kv.v, job.head, slots[i + 1]) : nullptr;
-    typename Math::unit* const row = to.v + i / Math::values * tile.v_stride;
-    Math::load_values(row_address(kv, kv.v, job.head, slots[i]), next, kv.v.type, Dv, row);
+    typename Math::step* const row = to.v + i / Math::values * tile.v_stride;
+    Math::load_row_pair(row_address(kv, kv.v, job.head, slots[i]), next, kv.v.type, Dv, row);
     for (std::int64_t d = Dv; d < tile.v_stride; ++d) row[d] = 0;
   }
   std::uint64_t nonfinite = 0;
@@ -189,7 +197,7 @@ SKIM_INLINE void add_nonfinite(const attend_job& job, const std::int64_t* slots,
   }
 }
 
-/// Positions of the queries in rows [begin, end) of the tile: the range that `mask::keys` and `covers` take.
+/// Positions of the queries in rows [begin, end) of the block: the range that `mask::keys` and `covers` take.
 SKIM_INLINE position_range query_range(const attend_job& job, std::int64_t begin, std::int64_t end) {
   const kv_view& kv = *job.sequence.kv;
   position_range range{largest_index, -1};
@@ -208,21 +216,21 @@ SKIM_INLINE bool disjoint(position_range a, position_range b) {
 /// Attends the job's rows to its keys: leaves unnormalised output, maxima and denominators in `out`, `largest`, `sum`.
 template <class Math>
 inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scratch, const logit_rule& rule) {
-  using unit = typename Math::unit;
+  using step = typename Math::step;
   const mask& see = job.args->mask;
-  const row_block<unit> rows{scratch.qt,    scratch.out,  scratch.largest, scratch.sum,
+  const row_block<step> rows{scratch.qt,    scratch.out,  scratch.largest, scratch.sum,
                              scratch.first, scratch.last, job.stride};
   for (std::int64_t i = 0; i < round_up(job.sequence.kv->v.dim, padded_to) * job.stride; ++i) scratch.out[i] = 0;
   const position_range queries = query_range(job, 0, job.rows);
   const std::int64_t end = smaller(job.key_end, job.listed() + job.sequence.Tq);
-  unit* const weights = std::is_same_v<unit, float> ? reinterpret_cast<unit*>(scratch.scores) : scratch.weights;
+  step* const weights = std::is_same_v<step, float> ? reinterpret_cast<step*>(scratch.scores) : scratch.weights;
   std::int64_t slots[tile_keys];
   for (std::int64_t begin = job.key_begin; begin < end; begin += tile_keys) {
     const std::int64_t keys = smaller(tile_keys, end - begin);
     const position_range range = list_tile(job, begin, keys, slots, scratch.positions);
     if (disjoint(see.keys(queries), range)) continue;
     const bool guard = !see.covers(queries, range);
-    key_tile<unit> tile;
+    key_tile<step> tile;
     const std::uint64_t nonfinite = load_tile<Math>(job, slots, keys, guard, scratch, tile);
     for (std::int64_t r = 0; r < job.rows;) {
       const bool wide = job.stride - r >= row_vectors * simd::lanes;

@@ -9,6 +9,7 @@
 
 #include <skim/attention.hpp>
 #include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/math.hpp>
 
 namespace skim {
@@ -17,19 +18,16 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
-
 inline constexpr std::int64_t tile_keys = 64;
 inline constexpr std::int64_t padded_to = 8;  // K rows of a tile and Dv are padded to this: a multiple of `broadcasts`
 static_assert(padded_to % broadcasts == 0 && tile_keys % padded_to == 0, "padding must leave whole broadcast blocks");
 
-inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 inline constexpr double log2_e = 1.4426950408889634074;
 
 /// The query rows of one work unit: packed once, then met by every tile.
-template <class Unit>
+template <class Step>
 struct row_block {
-  const Unit* qt;             // [steps of D, rows] by `row_lanes`, scaled unless that would round them
+  const Step* qt;             // [steps of D, rows] by `row_lanes`, scaled unless that would round them
   float* out;                 // [round_up(Dv, 8), rows] by `row_lanes`, unnormalised
   float* largest;             // [stride], running maximum of the logits, base 2
   float* sum;                 // [stride], running denominator
@@ -39,10 +37,10 @@ struct row_block {
 };
 
 /// The keys of one tile, widened once for all rows of the group.
-template <class Unit>
+template <class Step>
 struct key_tile {
-  const Unit* k;                  // [round_up(keys, 8), k_stride]
-  const Unit* v;                  // [steps of keys, v_stride]
+  const Step* k;                  // [round_up(keys, 8), k_stride]
+  const Step* v;                  // [steps of keys, v_stride]
   const std::int32_t* positions;  // [keys]
   std::int64_t keys, k_stride, v_stride, k_steps, v_steps;
 };
@@ -67,8 +65,8 @@ struct logit_rule {
 
 /// scores [keys, Vectors * lanes] = logits of a block of rows, base 2; masked entries -inf.
 template <class Math, int Vectors>
-SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
-                            const key_tile<typename Math::unit>& tile, const logit_rule& rule, bool masked,
+SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int64_t row,
+                            const key_tile<typename Math::step>& tile, const logit_rule& rule, bool masked,
                             float* SKIM_RESTRICT scores) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   for (std::int64_t key = 0; key < tile.keys; key += broadcasts) {
@@ -76,11 +74,11 @@ SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
     });
-    multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, one_constant{},
+    multiply_tile<Math, Vectors>(tile.k + key * tile.k_stride, tile.k_stride, unit_stride{},
                                  rows.qt + row * tile.k_steps, width_constant<Vectors>{}, tile.k_steps, acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
-        if constexpr (Math::rounds_queries) acc[i][v] = acc[i][v] * simd::floats(rule.scale);
+        if constexpr (Math::rounds_lanes) acc[i][v] = acc[i][v] * simd::floats(rule.scale);
         simd::store(scores + (key + i) * width + v * simd::lanes, acc[i][v]);
       });
     });
@@ -107,8 +105,8 @@ SKIM_INLINE void score_tile(const row_block<typename Math::unit>& rows, std::int
 /// Replaces the scores by weights 2^(score - maximum), packed as steps, and updates the rows' maximum and denominator.
 /// Returns in `shrink` what the rows' accumulated output must be multiplied by.
 template <class Math, int Vectors>
-SKIM_INLINE void weigh_tile(const row_block<typename Math::unit>& rows, std::int64_t row, std::int64_t keys,
-                            float* scores, typename Math::unit* weights, simd::floats (&shrink)[Vectors]) {
+SKIM_INLINE void weigh_tile(const row_block<typename Math::step>& rows, std::int64_t row, std::int64_t keys,
+                            float* scores, typename Math::step* weights, simd::floats (&shrink)[Vectors]) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
     float* const column = scores + v * simd::lanes;
@@ -138,9 +136,9 @@ SKIM_INLINE void weigh_tile(const row_block<typename Math::unit>& rows, std::int
 
 /// out [Dv, rows] = out * shrink + V^T weights.
 template <class Math, int Vectors>
-SKIM_INLINE void accumulate_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
-                                 const key_tile<typename Math::unit>& tile,
-                                 const typename Math::unit* SKIM_RESTRICT weights,
+SKIM_INLINE void accumulate_tile(const row_block<typename Math::step>& rows, std::int64_t row,
+                                 const key_tile<typename Math::step>& tile,
+                                 const typename Math::step* SKIM_RESTRICT weights,
                                  const simd::floats (&shrink)[Vectors]) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   float* const out = rows.out + row * tile.v_stride;
@@ -151,7 +149,7 @@ SKIM_INLINE void accumulate_tile(const row_block<typename Math::unit>& rows, std
         acc[i][v] = simd::load(out + (d + i) * width + v * simd::lanes) * shrink[v];
       });
     });
-    multiply_tile<Math, Vectors>(tile.v + d, one_constant{}, tile.v_stride, weights, width_constant<Vectors>{},
+    multiply_tile<Math, Vectors>(tile.v + d, unit_stride{}, tile.v_stride, weights, width_constant<Vectors>{},
                                  tile.v_steps, acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>(
@@ -163,9 +161,9 @@ SKIM_INLINE void accumulate_tile(const row_block<typename Math::unit>& rows, std
 /// One tile against the block of `Vectors * lanes` rows from `row` on. Not inlined: the two widths and two masks would
 /// otherwise be copied into every caller.
 template <class Math, int Vectors>
-SKIM_NOINLINE void attend_tile(const row_block<typename Math::unit>& rows, std::int64_t row,
-                               const key_tile<typename Math::unit>& tile, const logit_rule& rule, bool masked,
-                               float* scores, typename Math::unit* weights) {
+SKIM_NOINLINE void attend_tile(const row_block<typename Math::step>& rows, std::int64_t row,
+                               const key_tile<typename Math::step>& tile, const logit_rule& rule, bool masked,
+                               float* scores, typename Math::step* weights) {
   simd::floats shrink[Vectors];
   score_tile<Math, Vectors>(rows, row, tile, rule, masked, scores);
   weigh_tile<Math, Vectors>(rows, row, tile.keys, scores, weights, shrink);

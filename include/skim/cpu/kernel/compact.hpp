@@ -2,7 +2,10 @@
 /// \file Moving what stays of a cache together: keys, values, positions, inverse norms, or whole pages.
 #pragma once
 
-#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/simd/compat.hpp>
+#include <skim/eviction.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/view.hpp>
 
 #include <cstring>
 

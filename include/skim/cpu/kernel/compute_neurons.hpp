@@ -7,8 +7,18 @@
 #pragma once
 
 #include <skim/cpu/kernel/gathered_gemm.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/amx.hpp>
 #include <skim/cpu/simd/math.hpp>
+#include <skim/ffn.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/math/activation.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -21,12 +31,12 @@ inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
 /// The tokens of a batch, in tiles of 128, and a width of values held for them.
 template <class Math>
 struct packed_batch {
-  typename Math::unit* data;
+  typename Math::step* data;
   std::int64_t steps, rows;
 
-  static packed_batch take(skim::detail::arena& arena, std::int64_t width, std::int64_t rows) {
+  static packed_batch take(arena& arena, std::int64_t width, std::int64_t rows) {
     const std::int64_t steps = steps_of<Math>(width), room = packed_tokens<Math>::room(steps);
-    return {arena.take<typename Math::unit>(room * round_up(rows, simd::lanes)), steps, rows};
+    return {arena.take<typename Math::step>(room * round_up(rows, simd::lanes)), steps, rows};
   }
   SKIM_INLINE std::int64_t tiles() const { return (rows + gemm_rows - 1) / gemm_rows; }
   SKIM_INLINE std::int64_t rows_of(std::int64_t tile) const { return smaller(gemm_rows, rows - tile * gemm_rows); }
@@ -42,10 +52,10 @@ struct neuron_scratch {
   float* rows;  // [workers, row_stride]: a token in f32
   std::int64_t row_stride;
   gemm_scratches<Math> gemm;
-  std::int64_t unit;  // columns_per_unit
+  std::int64_t columns;  // of a work unit
 
-  neuron_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers)
-      : gemm(arena, args.x.extents[1], workers), unit(columns_per_unit(args.x.extents[1], workers)) {
+  neuron_scratch(arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers)
+      : gemm(arena, args.x.extents[1], workers), columns(columns_per_unit(args.x.extents[1], workers)) {
     const std::int64_t rows_of_batch = smaller(args.x.extents[0], batch_rows);
     x = packed_batch<Math>::take(arena, args.x.extents[1], rows_of_batch);
     values = packed_batch<Math>::take(arena, neurons, rows_of_batch);
@@ -92,13 +102,13 @@ SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, token_order order, std
   float* const scratch = job.with.rows + worker * job.with.row_stride;
   for (std::int64_t token = begin; token < begin + wide && token < to.stride;
        token += row_lanes::of(token, to.stride).width) {
-    if constexpr (Math::tiles) {
+    if constexpr (Math::amx) {
       if (order == token_order::rows) {
         pack_rows(x, x.extents[0], token, to, scratch);
         continue;
       }
     }
-    static_cast<void>(order);  // without matrix tiles there is one
+    static_cast<void>(order);  // without AMX there is one
     pack_lanes(x, x.extents[0], token, to, scratch);
   }
 }
@@ -112,7 +122,7 @@ struct neuron_sums {
 /// The values of neurons i and, if steps are pairs, i + 1 for the tokens of one vector, as one step.
 template <class Math>
 SKIM_INLINE void weigh_step(const neuron_sums& sums, activation act, std::int64_t i, std::int64_t at,
-                            std::int64_t width, typename Math::unit* to) {
+                            std::int64_t width, typename Math::step* to) {
   const auto value = [&](std::int64_t neuron) SKIM_LAMBDA_INLINE {
     if (neuron >= sums.count) return simd::floats(0.0f);
     const simd::floats linear = simd::load(sums.up + at + neuron * width);
@@ -122,7 +132,7 @@ SKIM_INLINE void weigh_step(const neuron_sums& sums, activation act, std::int64_
   Math::pack(to, value(i), Math::values == 2 ? value(i + 1) : simd::floats(0.0f));
 }
 
-/// The neurons' values, act(gate) * up or act(up), packed as steps: in lanes, or with matrix tiles in rows.
+/// The neurons' values, act(gate) * up or act(up), packed as steps: in lanes, or with AMX in rows.
 template <class Math>
 SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<Math>& to) {
   for_lane_blocks(to.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
@@ -130,11 +140,11 @@ SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const pa
     const std::int64_t step = sums.first / Math::values;
     for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
       const std::int64_t at = token * sums.height + lane;
-      if constexpr (Math::tiles) {
+      if constexpr (Math::amx) {
 #if SKIM_CPU_AMX
-        std::uint32_t units[16][16];
-        for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, units[i]);
-        simd::store_transposed(units, to.row_at(token + lane, step), packed_tokens<Math>::room(to.steps));
+        std::uint32_t steps[16][16];
+        for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, steps[i]);
+        simd::store_transposed(steps, to.row_at(token + lane, step), packed_tokens<Math>::room(to.steps));
 #endif
       } else {
         for (std::int64_t i = 0; i < sums.count; i += Math::values) {
@@ -167,7 +177,7 @@ template <class Math>
 SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows& down, bool add, std::int64_t index,
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], tiles = job.with.x.tiles(), tile = index % tiles;
-  const std::int64_t first = index / tiles * job.with.unit, columns = smaller(job.with.unit, d - first);
+  const std::int64_t first = index / tiles * job.with.columns, columns = smaller(job.with.columns, d - first);
   const math_registers<Math> registers;
   const gemm_scratch<Math> with = job.with.gemm.of(worker);
   const packed_tokens<Math> tokens = job.with.values.tile(tile);
@@ -186,7 +196,7 @@ SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compens
   const gemm_scratch<Math> with = job.with.gemm.of(worker);
   const packed_tokens<Math> tokens = job.with.x.tile(tile), to = job.with.values.tile(tile);
   multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with);
-  if constexpr (Math::tiles) {  // sums and values both lie in rows
+  if constexpr (Math::amx) {  // sums and values both lie in rows
     for (std::int64_t t = 0; t < to.stride; ++t) {
       bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0)) + first;
       for (std::int64_t i = 0; i < round_up(columns, gemm_outputs); i += simd::lanes) {
@@ -212,7 +222,7 @@ void for_batches(const ffn_args& args, neuron_scratch<Math> with, const Body& bo
 template <class Math, class Executor>
 void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
                      const Executor& executor) {
-  skim::detail::arena arena(workspace);
+  arena arena(workspace);
   const neuron_scratch<Math> with(arena, args, count, executor.concurrency());
   const gathered_rows gate = gathered_rows::of(args.gate, list, count), up = gathered_rows::of(args.up, list, count);
   const gathered_rows down = gathered_rows::of(args.down, list, count);
@@ -224,7 +234,7 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
     });
     executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
-    executor.parallel_for((d + with.unit - 1) / with.unit * tiles,
+    executor.parallel_for((d + with.columns - 1) / with.columns * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, down, false, index, worker); });
   });
 }
@@ -234,7 +244,7 @@ template <class Math, class Executor>
 void compensate_neurons(const ffn_args& args, const neuron_compensator& compensator, void* workspace,
                         const Executor& executor) {
   const std::int64_t d = args.x.extents[1], c = compensator.c1.extents[1];
-  skim::detail::arena arena(workspace);
+  arena arena(workspace);
   const neuron_scratch<Math> with(arena, args, c, executor.concurrency());
   const gathered_rows c2 = gathered_rows::of(compensator.c2, nullptr, c);
   for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
@@ -244,7 +254,7 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
     });
     executor.parallel_for((c + hidden_columns - 1) / hidden_columns * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
-    executor.parallel_for((d + with.unit - 1) / with.unit * tiles,
+    executor.parallel_for((d + with.columns - 1) / with.columns * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, c2, true, index, worker); });
   });
 }
@@ -255,8 +265,8 @@ SKIM_INLINE auto with_math(const Accumulate& how, element type, const Body& body
   static_cast<void>(how);
   if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
 #if SKIM_CPU_AMX
-    if constexpr (std::is_same_v<Accumulate, accumulate::tiles>) {
-      if (how.granted && type == element::bf16) return body(simd::tile_math<accumulate::tiles>{});
+    if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
+      if (how.granted && type == element::bf16) return body(simd::tile_math<accumulate::amx>{});
     }
 #endif
 #if SKIM_CPU_DOT_PAIRS
@@ -272,7 +282,7 @@ template <class Accumulate>
 std::size_t compute_bytes(const Accumulate& how, const ffn_args& args, element type, std::int64_t count,
                           unsigned workers) {
   return with_math(how, type, [&](auto math) {
-    skim::detail::arena arena;
+    arena arena;
     neuron_scratch<decltype(math)>(arena, args, count, workers);
     return arena.used();
   });

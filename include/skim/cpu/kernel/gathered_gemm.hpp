@@ -10,9 +10,13 @@
 #pragma once
 
 #include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/amx.hpp>
+#include <skim/cpu/simd/convert.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
+
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -21,7 +25,7 @@ inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 // Sizes of a tile of weights, and of the tokens that meet it. In f32, 256 steps of 32 tokens are 32 KiB and meet 8 tile
-// rows of 1 KiB each; matrix tiles do with half of the steps, which leaves L1 to 32 outputs and 32 tokens.
+// rows of 1 KiB each; AMX does with half of the steps, which leaves L1 to 32 outputs and 32 tokens.
 //
 // Weights come from memory, whose prefetchers follow some 32 rows at a time and run ahead of each: short pieces of 32
 // rows side by side are fetched at full speed, of more rows only if a piece is 1 KiB, and only if what follows it in its
@@ -33,10 +37,10 @@ inline constexpr std::int64_t unit_columns = 1024;  // columns of a work unit at
 inline constexpr std::int64_t gemm_padding = 16;    // behind each tile row: power-of-two strides share few L1 sets
 /// Steps, where rows are outputs.
 template <class Math>
-inline constexpr std::int64_t output_depth = Math::tiles ? 128 : 256;
-/// Columns, where rows are steps: 1 KiB of a row in f32 and for matrix tiles.
+inline constexpr std::int64_t output_depth = Math::amx ? 128 : 256;
+/// Columns, where rows are steps: 1 KiB of a row in f32 and for AMX.
 template <class Math>
-inline constexpr std::int64_t gemm_columns = Math::tiles ? 512 : 256;
+inline constexpr std::int64_t gemm_columns = Math::amx ? 512 : 256;
 static_assert(gemm_outputs % broadcasts == 0 && unit_columns % broadcasts == 0, "tiles hold whole broadcast blocks");
 
 /// Rows of a stored matrix, by a list or, where that is null, in order.
@@ -56,30 +60,31 @@ struct gathered_rows {
   }
 };
 
-/// Steps that hold `values` numbers; matrix tiles take 16 at a time, of which the last may be zeros.
+/// Steps that hold `values` numbers; AMX takes 16 at a time, of which the last may be zeros.
 template <class Math>
 SKIM_INLINE constexpr std::int64_t steps_of(std::int64_t values) {
-  return round_up((values + Math::values - 1) / Math::values, Math::tiles ? 16 : 1);
+  return round_up((values + Math::values - 1) / Math::values, Math::amx ? 16 : 1);
 }
 
 /// What the tokens of one work unit are multiplied by weights with, in one of two orders.
 ///
-/// *Lanes*: [steps, tokens] by `row_lanes`. *Rows*: [tokens, steps], what matrix tiles need where weights' rows are steps.
+/// *Lanes*: [steps, tokens] by `row_lanes`. *Rows*: [tokens, steps], what AMX needs where weights' rows are steps.
 template <class Math>
 struct packed_tokens {
-  using unit = typename Math::unit;
-  unit* data;
+  typename Math::step* data;
   std::int64_t steps;
   std::int64_t stride;  // tokens, rounded up to the lane count
 
-  static constexpr std::int64_t row_padding = 16;  // units behind a token's row
-  /// Units that a token takes in either order.
-  SKIM_INLINE static constexpr std::int64_t room(std::int64_t steps) { return steps + (Math::tiles ? row_padding : 0); }
+  static constexpr std::int64_t row_padding = 16;  // steps behind a token's row
+  /// Steps that a token takes in either order.
+  SKIM_INLINE static constexpr std::int64_t room(std::int64_t steps) { return steps + (Math::amx ? row_padding : 0); }
 
-  SKIM_INLINE unit* lanes_at(std::int64_t token, std::int64_t step) const {
+  SKIM_INLINE typename Math::step* lanes_at(std::int64_t token, std::int64_t step) const {
     return data + row_lanes::of(token, stride).offset(token, steps, step);
   }
-  SKIM_INLINE unit* row_at(std::int64_t token, std::int64_t step) const { return data + token * room(steps) + step; }
+  SKIM_INLINE typename Math::step* row_at(std::int64_t token, std::int64_t step) const {
+    return data + token * room(steps) + step;
+  }
 };
 
 /// Columns of a work unit whose rows are steps: two units for each worker where the width allows. Every column is summed
@@ -92,25 +97,24 @@ SKIM_INLINE std::int64_t columns_per_unit(std::int64_t width, unsigned workers) 
 /// Scratch of one worker.
 template <class Math>
 struct gemm_scratch {
-  using unit = typename Math::unit;
   static constexpr std::int64_t output_stride = output_depth<Math> + gemm_padding;  // of a tile row that is an output
   static constexpr std::int64_t column_stride = gemm_columns<Math> + gemm_padding;  // of a tile row that is a step
   static constexpr std::int64_t of_outputs = gemm_outputs * output_stride, of_steps = column_depth * column_stride;
 
-  unit* tile;   // [32, output_stride], or [column_depth, column_stride]
-  float* sums;  // of a unit's columns, or of 32 neurons' gate and up projections, times 128 tokens
-  float* row;   // [gemm_columns]
+  typename Math::step* tile;  // [32, output_stride], or [column_depth, column_stride]
+  float* sums;                // of a unit's columns, or of 32 neurons' gate and up projections, times 128 tokens
+  float* row;                 // [gemm_columns]
 };
 
 /// Scratch of all workers. Fewer workers never need more: their units have more columns, but not in sum.
 template <class Math>
 class gemm_scratches {
  public:
-  gemm_scratches(skim::detail::arena& arena, std::int64_t width, unsigned workers)
+  gemm_scratches(arena& arena, std::int64_t width, unsigned workers)
       : columns_(greater(columns_per_unit(width, workers), 2 * gemm_outputs)) {
     const std::int64_t count = workers;
     const std::int64_t widest = smaller(unit_columns * count, (width + 1) / 2 + gemm_outputs * count);
-    tiles_ = arena.take<typename Math::unit>(tile_size * count);
+    tiles_ = arena.take<typename Math::step>(tile_size * count);
     sums_ = arena.take<float>(greater(widest, 2 * gemm_outputs * count) * gemm_rows);
     rows_ = arena.take<float>(gemm_columns<Math> * count);
   }
@@ -121,7 +125,7 @@ class gemm_scratches {
 
  private:
   static constexpr std::int64_t tile_size = greater(gemm_scratch<Math>::of_outputs, gemm_scratch<Math>::of_steps);
-  typename Math::unit* tiles_;
+  typename Math::step* tiles_;
   float *sums_, *rows_;
   std::int64_t columns_;  // that a worker has sums for
 };
@@ -135,10 +139,11 @@ SKIM_INLINE void for_lane_blocks(std::int64_t stride, const Body& body) {
   for (; row < stride; row += simd::lanes) body(row, std::integral_constant<int, 1>{});
 }
 
-/// sums [outputs, Vectors * lanes] (+)= ones . many over `steps`; `outputs` in whole broadcast blocks.
+/// sums [outputs, Vectors * lanes] (+)= broadcast . packed over `steps`; `outputs` in whole broadcast blocks.
 template <class Math, int Vectors, class Across, class Along>
-SKIM_NOINLINE void multiply_block(const typename Math::unit* ones, Across across, Along along, std::int64_t outputs,
-                                  const typename Math::unit* many, std::int64_t steps, bool fresh, float* sums) {
+SKIM_NOINLINE void multiply_block(const typename Math::step* broadcast, Across across, Along along,
+                                  std::int64_t outputs, const typename Math::step* packed, std::int64_t steps,
+                                  bool fresh, float* sums) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   for (std::int64_t output = 0; output < outputs; output += broadcasts) {
     float* const to = sums + output * width;
@@ -148,7 +153,8 @@ SKIM_NOINLINE void multiply_block(const typename Math::unit* ones, Across across
         acc[i][v] = fresh ? simd::floats(0.0f) : simd::load(to + i * width + v * simd::lanes);
       });
     });
-    multiply_tile<Math, Vectors>(ones + output * across, across, along, many, width_constant<Vectors>{}, steps, acc);
+    multiply_tile<Math, Vectors>(broadcast + output * across, across, along, packed, width_constant<Vectors>{}, steps,
+                                 acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v)
                                 SKIM_LAMBDA_INLINE { simd::store(to + i * width + v * simd::lanes, acc[i][v]); });
@@ -163,32 +169,32 @@ struct math_registers {
 };
 #if SKIM_CPU_AMX
 template <>
-struct math_registers<simd::tile_math<accumulate::tiles>> : simd::tile_registers {};
+struct math_registers<simd::tile_math<accumulate::amx>> : simd::amx_registers {};
 #endif
 
 /// Outputs of a unit are computed in blocks of this many.
 template <class Math>
-inline constexpr std::int64_t output_block = Math::tiles ? 16 : broadcasts;
+inline constexpr std::int64_t output_block = Math::amx ? 16 : broadcasts;
 
 /// sums [outputs, tokens] (+)= tile [outputs, steps] . tokens in lanes, from `step` on.
 template <class Math>
 SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
-                                const typename Math::unit* tile, std::int64_t outputs, float* sums) {
+                                const typename Math::step* tile, std::int64_t outputs, float* sums) {
   constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
   for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
     float* const to = sums + token * gemm_outputs;
-    if constexpr (Math::tiles) {
+    if constexpr (Math::amx) {
 #if SKIM_CPU_AMX
       constexpr std::int64_t width = vectors * simd::lanes;
-      const simd::tile_matrix<const std::uint32_t> left{tile, stride}, right{tokens.lanes_at(token, step), width};
-      if (outputs > simd::tile_rows) {
-        simd::multiply_tiles<2, vectors>(left, right, {to, width}, steps, step == 0);
+      const simd::amx_matrix<const std::uint32_t> left{tile, stride}, right{tokens.lanes_at(token, step), width};
+      if (outputs > simd::amx_rows) {
+        simd::multiply_amx<2, vectors>(left, right, {to, width}, steps, step == 0);
       } else {
-        simd::multiply_tiles<1, vectors>(left, right, {to, width}, steps, step == 0);
+        simd::multiply_amx<1, vectors>(left, right, {to, width}, steps, step == 0);
       }
 #endif
     } else {
-      multiply_block<Math, vectors>(tile, std::integral_constant<std::int64_t, stride>{}, one_constant{}, outputs,
+      multiply_block<Math, vectors>(tile, std::integral_constant<std::int64_t, stride>{}, unit_stride{}, outputs,
                                     tokens.lanes_at(token, step), steps, step == 0, to);
     }
   });
@@ -205,9 +211,9 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
     const std::int64_t steps = smaller(output_depth<Math>, tokens.steps - step), column = step * Math::values;
     const std::int64_t values = smaller(steps * Math::values, columns - column);
     for (std::int64_t i = 0; i < count; ++i) {
-      typename Math::unit* const to = with.tile + i * stride;
+      typename Math::step* const to = with.tile + i * stride;
       for (std::int64_t s = values / Math::values; s < steps; ++s) to[s] = 0;
-      Math::load_key(weights.at(first + i, column), weights.type, values, to);
+      Math::load_row(weights.at(first + i, column), weights.type, values, to);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) with.tile[i] = 0;
     multiply_lanes(tokens, step, steps, with.tile, outputs, sums);
@@ -221,10 +227,10 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   const std::int64_t outputs = round_up(columns, output_block<Math>);
   for (std::int64_t i = 0; i < steps; ++i) {
-    typename Math::unit* const to = with.tile + i * stride;
+    typename Math::step* const to = with.tile + i * stride;
     const std::int64_t row = (step + i) * Math::values;
     const auto address = [&](std::int64_t r) { return r < weights.count ? weights.at(r, first) : nullptr; };
-    Math::load_values(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, to);
+    Math::load_row_pair(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, to);
     for (std::int64_t c = columns; c < outputs; ++c) to[c] = 0;
   }
 }
@@ -234,18 +240,18 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
 /// all tokens.
 template <class Math>
 SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
-                               const typename Math::unit* tile, std::int64_t outputs, float* to) {
+                               const typename Math::step* tile, std::int64_t outputs, float* to) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
-  for (std::int64_t c = 0; c < outputs; c += 2 * simd::tile_units) {
+  for (std::int64_t c = 0; c < outputs; c += 2 * simd::amx_units) {
     for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-      const simd::tile_matrix<const std::uint32_t> left{tokens.row_at(token, step),
-                                                        packed_tokens<Math>::room(tokens.steps)};
-      const simd::tile_matrix<const std::uint32_t> right{tile + c, stride};
-      const simd::tile_matrix<float> sums{to + token * outputs + c, outputs};
-      if (outputs - c > simd::tile_units) {
-        simd::multiply_tiles<vectors, 2>(left, right, sums, steps, step == 0);
+      const simd::amx_matrix<const std::uint32_t> left{tokens.row_at(token, step),
+                                                       packed_tokens<Math>::room(tokens.steps)};
+      const simd::amx_matrix<const std::uint32_t> right{tile + c, stride};
+      const simd::amx_matrix<float> sums{to + token * outputs + c, outputs};
+      if (outputs - c > simd::amx_units) {
+        simd::multiply_amx<vectors, 2>(left, right, sums, steps, step == 0);
       } else {
-        simd::multiply_tiles<vectors, 1>(left, right, sums, steps, step == 0);
+        simd::multiply_amx<vectors, 1>(left, right, sums, steps, step == 0);
       }
     });
   }
@@ -261,7 +267,7 @@ SKIM_INLINE void for_column_tiles(std::int64_t columns, float* sums, const Body&
 }
 
 /// sums = the rows, from column `first` on, times the tokens' values. `columns` counts those of the matrix; each tile's
-/// sums are [columns, tokens] by lane blocks, or with matrix tiles [tokens, columns], in whole blocks of columns.
+/// sums are [columns, tokens] by lane blocks, or with AMX [tokens, columns], in whole blocks of columns.
 template <class Math>
 SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
                                   const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with) {
@@ -271,13 +277,13 @@ SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t fir
     for_column_tiles<Math>(columns, with.sums, [&](std::int64_t c, std::int64_t some, float* sums) SKIM_LAMBDA_INLINE {
       const std::int64_t outputs = round_up(some, output_block<Math>);
       load_steps(weights, step, steps, first + c, some, with);
-      if constexpr (Math::tiles) {
+      if constexpr (Math::amx) {
 #if SKIM_CPU_AMX
         multiply_rows(tokens, step, steps, with.tile, outputs, sums);
 #endif
       } else {
         for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-          multiply_block<Math, vectors>(with.tile, one_constant{}, std::integral_constant<std::int64_t, stride>{},
+          multiply_block<Math, vectors>(with.tile, unit_stride{}, std::integral_constant<std::int64_t, stride>{},
                                         outputs, tokens.lanes_at(token, step), steps, step == 0,
                                         sums + token * outputs);
         });
@@ -298,7 +304,7 @@ SKIM_NOINLINE void pack_lanes(const tensor_view<const void, 2>& x, std::int64_t 
     } else {
       for (std::int64_t i = 0; i < d; ++i) scratch[i] = 0;
     }
-    Math::scatter_query(scratch, d, 1.0f, to.lanes_at(t, 0), block.width);
+    Math::pack_lane(scratch, d, 1.0f, to.lanes_at(t, 0), block.width);
     for (std::int64_t step = (d + Math::values - 1) / Math::values; step < to.steps; ++step) *to.lanes_at(t, step) = 0;
   }
 }
@@ -329,8 +335,8 @@ SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const
     const std::int64_t outputs = round_up(some, output_block<Math>);
     for (std::int64_t t = 0; t < out.extents[0]; ++t) {
       const row_lanes block = row_lanes::of(t, stride);
-      const float* const from = sums + (Math::tiles ? t * outputs : block.offset(t, outputs, 0));
-      const std::int64_t step = Math::tiles ? 1 : block.width;
+      const float* const from = sums + (Math::amx ? t * outputs : block.offset(t, outputs, 0));
+      const std::int64_t step = Math::amx ? 1 : block.width;
       void* const to = out.at(t, first + c);
       if (add) {
         simd::widen_row(to, out.type, some, with.row);

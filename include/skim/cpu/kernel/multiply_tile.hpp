@@ -5,54 +5,45 @@
 
 #include <skim/cpu/simd/tile_math.hpp>
 
+#include <type_traits>
+
 namespace skim {
 inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
-
 /// Broadcast elements times row vectors are the accumulators: 8 x 2 of 32 registers, 4 x 2 of 16. Either hides the
 /// latency of two 4-cycle multiply-add units, and needs fewer loads than multiply-adds.
 inline constexpr int broadcasts = simd::registers >= 32 ? 8 : 4;
 inline constexpr int row_vectors = 2;
 
-SKIM_INLINE constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
-  return (n + to - 1) / to * to;
-}
-SKIM_INLINE constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
-  return a < b ? a : b;
-}
-SKIM_INLINE constexpr std::int64_t greater(std::int64_t a, std::int64_t b) {
-  return a > b ? a : b;
-}
-
-/// acc[i][v] += sum over steps of ones(i, step) * many[step][v]. `ones(i, step)` is at ones + i * across + step * along.
+/// acc[i][v] += sum over steps of broadcast(i, step) * packed[step][v]. `broadcast(i, step)` is at broadcast + i * across + step * along.
 template <class Math, int Vectors, class Across, class Along, class Stride>
-SKIM_INLINE void multiply_tile(const typename Math::unit* SKIM_RESTRICT ones, Across across, Along along,
-                               const typename Math::unit* SKIM_RESTRICT many, Stride many_stride, std::int64_t steps,
-                               simd::floats (&acc)[broadcasts][Vectors]) {
+SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcast, Across across, Along along,
+                               const typename Math::step* SKIM_RESTRICT packed, Stride packed_stride,
+                               std::int64_t steps, simd::floats (&acc)[broadcasts][Vectors]) {
   simd::floats sum[broadcasts][Vectors];  // a local that never escapes stays in registers
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
   });
   for (std::int64_t step = 0; step < steps; ++step) {
     simd::floats row[Vectors];
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(many + v * simd::lanes); });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(packed + v * simd::lanes); });
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-      const typename Math::unit one = ones[i * across];
-      simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = Math::multiply_add(row[v], one, sum[i][v]); });
+      const typename Math::step factor = broadcast[i * across];
+      simd::unroll<Vectors>([&](auto v)
+                                SKIM_LAMBDA_INLINE { sum[i][v] = Math::multiply_add(row[v], factor, sum[i][v]); });
     });
-    ones += along;
-    many += many_stride;
+    broadcast += along;
+    packed += packed_stride;
   }
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = sum[i][v]; });
   });
 }
 
-using one_constant = std::integral_constant<std::int64_t, 1>;
+using unit_stride = std::integral_constant<std::int64_t, 1>;
 template <int Vectors>
 using width_constant = std::integral_constant<std::int64_t, Vectors * simd::lanes>;
 

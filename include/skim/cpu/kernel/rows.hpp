@@ -1,15 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Arithmetic on one row of the cache as it is stored, D in the lanes, f32 accumulation. Reads exactly D elements.
+/// \file Rows of the cache as they are stored: where they lie, writing them, arithmetic on them, loops over all of them.
+/// D lies in the lanes, f32 accumulation. Reads exactly D elements.
 #pragma once
 
 #include <skim/cpu/simd/convert.hpp>
 #include <skim/view.hpp>
+
+#include <cmath>
 
 namespace skim {
 inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
+
+SKIM_INLINE const char* row_address(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
+  return static_cast<const char*>(tensor.data) + kv.row_offset(tensor, head, slot) * element_bytes(tensor.type);
+}
+
+/// Converts a row and returns the sum of squares of the stored values.
+SKIM_INLINE float store_row(const void* from, element from_type, void* to, element to_type, std::int64_t n) {
+  constexpr std::int64_t piece = 8 * simd::lanes;
+  float values[piece];
+  simd::floats squares(0.0f);
+  float tail = 0;
+  for (std::int64_t begin = 0; begin < n; begin += piece) {
+    const std::int64_t count = n - begin < piece ? n - begin : piece;
+    const char* const source = static_cast<const char*>(from) + begin * element_bytes(from_type);
+    char* const target = static_cast<char*>(to) + begin * element_bytes(to_type);
+    simd::widen_row(source, from_type, count, values);
+    simd::narrow_row(values, count, target, to_type);
+    if (to_type != element::f32) simd::widen_row(target, to_type, count, values);
+    std::int64_t i = 0;
+    for (; i + simd::lanes <= count; i += simd::lanes) {
+      const simd::floats x = simd::load(values + i);
+      squares = simd::fma(x, x, squares);
+    }
+    for (; i < count; ++i) tail += values[i] * values[i];
+  }
+  return simd::sum(squares) + tail;
+}
+
+/// 1 / |k| for a sum of squares; 0 for a zero key. Where f32 squares overflow or lose digits, sums again in f64.
+SKIM_INLINE float inverse_norm(float squares, const void* row, element type, std::int64_t n) {
+  if (squares > 1e-30f && squares < 1e38f) return 1.0f / std::sqrt(squares);
+  double exact = 0;
+  for (std::int64_t d = 0; d < n; ++d) {
+    const double x = static_cast<double>(load_element(row, type, d));
+    exact += x * x;
+  }
+  return exact == 0 ? 0.0f : static_cast<float>(1 / std::sqrt(exact));
+}
 
 template <class T>
 SKIM_INLINE float dot_of(const T* row, const float* with, std::int64_t n) {
@@ -108,6 +149,34 @@ SKIM_NOINLINE inline void sum_rows(const kv_view& kv, const kv_tensor& tensor, s
     for (std::int64_t d = 0; d < tensor.dim; ++d) total[d] += sum[d];
   }
 }
+
+/// Cuts the cache's slots into pieces for loops that stream K or V. In token-major storage one piece takes all heads of
+/// its slots, so that memory is read in order; else each head has pieces of its own.
+struct stream_plan {
+  std::int64_t slots, heads, pieces, unit_heads;
+  static constexpr std::int64_t piece_slots = 256;  // of 8 heads and 128 dimensions: 512 KiB of bf16
+
+  SKIM_INLINE stream_plan(const kv_view& kv, const kv_tensor& tensor)
+      : slots(kv.tokens),
+        heads(kv.heads),
+        pieces((kv.tokens + piece_slots - 1) / piece_slots),
+        unit_heads(tensor.head_stride < tensor.row_stride ? kv.heads : 1) {}
+
+  SKIM_INLINE std::int64_t units() const { return pieces * (heads / unit_heads); }
+  SKIM_INLINE std::int64_t piece(std::int64_t unit) const { return unit % pieces; }
+
+  /// Calls `body(head, slot)` for the rows of a unit that exist, in the order of memory.
+  template <class Body>
+  SKIM_INLINE void for_each_row(const kv_view& kv, std::int64_t unit, const Body& body) const {
+    const std::int64_t first_head = unit / pieces * unit_heads, begin = piece(unit) * piece_slots;
+    const std::int64_t end = begin + piece_slots < slots ? begin + piece_slots : slots;
+    for (std::int64_t slot = begin; slot < end; ++slot) {
+      for (std::int64_t head = first_head; head < first_head + unit_heads; ++head) {
+        if (slot < kv.length(head)) body(head, slot);
+      }
+    }
+  }
+};
 
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file Stable top-k of one KV head's past keys: by score, ties by position, the earlier first; lists ascend by slot.
 ///
-/// Scores become unsigned ranks; a radix select (11 + 11 + 10 bits) finds the rank of the budget's last key, and one
-/// more pass writes the list. No sort, no allocation, the same list for any number of workers.
+/// Scores become unsigned ranks; a radix select finds the rank of the budget's last key, and one more pass writes the
+/// list. No sort, no allocation, the same list for any number of workers.
 #pragma once
 
-#include <skim/cpu/simd/compat.hpp>
+#include <skim/attention.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/math/mask.hpp>
 #include <skim/math/order.hpp>
 #include <skim/selector/retention.hpp>
-#include <skim/workspace.hpp>
+#include <skim/view.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -16,51 +18,16 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-inline constexpr std::int64_t histogram_bins = 2048;
 inline constexpr std::uint32_t kept_anyway = 0xffffffffu;  // sinks and recent keys; above the rank of every score
 inline constexpr std::uint32_t no_candidate = 0;
 
-/// Entries of a rank above `rank` are taken, and `ties` of the `equals` that have it.
-struct rank_threshold {
-  std::uint32_t rank;
-  std::int64_t ties, equals;
-};
-
-/// The threshold that takes `count` >= 1 of `n` >= count entries; `key(i)` is an entry's rank.
-template <class Key>
-SKIM_INLINE rank_threshold find_threshold(const Key& key, std::int64_t n, std::int64_t count, std::int32_t* histogram) {
-  constexpr int shifts[4] = {32, 21, 10, 0};  // bits [31:21], [20:10], [9:0]
-  std::uint32_t prefix = 0;
-  std::int64_t equals = 0;
-  for (int digit = 1; digit <= 3; ++digit) {
-    const int shift = shifts[digit];
-    const std::uint64_t above = std::uint64_t{prefix} >> shifts[digit - 1];
-    const std::uint32_t bits = (1u << (shifts[digit - 1] - shift)) - 1;
-    for (std::int64_t bin = 0; bin < histogram_bins; ++bin) histogram[bin] = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::uint32_t rank = key(i);
-      if (std::uint64_t{rank} >> shifts[digit - 1] == above) ++histogram[(rank >> shift) & bits];
-    }
-    std::int64_t bin = bits;
-    while (histogram[bin] < count) count -= histogram[bin--];
-    prefix |= static_cast<std::uint32_t>(bin) << shift;
-    equals = histogram[bin];
+/// The longest past of the call's sequences.
+inline std::int64_t longest_past(const attention_args& args) {
+  std::int64_t longest = 0;
+  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+    if (sequence_at(args, s).Tk() > longest) longest = sequence_at(args, s).Tk();
   }
-  return {prefix, count, equals};
-}
-
-/// Calls `take(i)` in ascending order for the entries that a threshold admits; of equal ranks the first.
-template <class Key, class Take>
-SKIM_INLINE void take_above(const Key& key, std::int64_t n, rank_threshold limit, const Take& take) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t rank = key(i);
-    if (rank > limit.rank) {
-      take(i);
-    } else if (rank == limit.rank && limit.ties > 0) {
-      --limit.ties;
-      take(i);
-    }
-  }
+  return longest;
 }
 
 /// Answers whether some query of the chunk may see a position.
@@ -100,17 +67,6 @@ class chunk_sight {
   bool has_gaps_;  // the chunk's positions leave room for a key that lies between two queries' windows
 };
 
-/// Scratch of `top_k`, one a worker.
-struct top_k_scratch {
-  std::uint32_t* ranks;     // [Tk]
-  std::int32_t* histogram;  // [2048]
-
-  top_k_scratch(skim::detail::arena& arena, std::int64_t Tk) {
-    ranks = arena.take<std::uint32_t>(Tk);
-    histogram = arena.take<std::int32_t>(histogram_bins);
-  }
-};
-
 SKIM_INLINE bool positions_ascend(const kv_view& kv, std::int64_t head, std::int64_t past) {
   bool ascend = true;
   for (std::int64_t slot = 1; kv.positions && slot < past; ++slot) {
@@ -131,7 +87,7 @@ SKIM_INLINE auto age_rank(const kv_view& kv, std::int64_t head, bool newest, con
 
 /// Sets the ranks of the `count` candidates of lowest (or, `newest`, highest) position to `kept_anyway`.
 SKIM_INLINE void keep_ends(const kv_view& kv, std::int64_t head, std::int64_t past, std::int64_t count, bool newest,
-                           bool ascend, const top_k_scratch& scratch) {
+                           bool ascend, const rank_scratch& scratch) {
   if (count == 0) return;
   std::uint32_t* const ranks = scratch.ranks;
   if (ascend) {
@@ -168,7 +124,7 @@ SKIM_INLINE std::int64_t rank_candidates(const attention_args& args, const atten
 /// every candidate where there are no more. Equal ranks prefer the earlier position, or the later. Returns their number.
 SKIM_INLINE std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::int64_t n, std::int64_t candidates,
                                      const retention& keep, std::int64_t budget, bool later,
-                                     const top_k_scratch& scratch, std::int32_t* list) {
+                                     const rank_scratch& scratch, std::int32_t* list) {
   std::uint32_t* const ranks = scratch.ranks;
   std::int64_t length = 0;
   const auto append = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { list[length++] = static_cast<std::int32_t>(slot); };
@@ -197,7 +153,7 @@ SKIM_INLINE std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::
 
 /// The list of one KV head: sinks, recent keys and the highest scores, `keep.keys(Tk)` in all. Returns its length.
 SKIM_INLINE std::int64_t top_k(const attention_args& args, const attention_sequence& sequence, std::int64_t head,
-                               const retention& keep, const float* scores, const top_k_scratch& scratch,
+                               const retention& keep, const float* scores, const rank_scratch& scratch,
                                std::int32_t* list) {
   const kv_view& kv = *sequence.kv;
   const std::int64_t past = kv.length(head) - sequence.Tq;

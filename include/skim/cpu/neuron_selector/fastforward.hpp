@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file FastForward's predictor on the CPU (arXiv 2602.00397, section 3.1), and the constant set it is compared with.
+/// \file FastForward's predictor on the CPU (arXiv 2602.00397, section 3.1).
 #pragma once
 
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/cpu/neuron_selector.hpp>
-#include <skim/cpu/simd/math.hpp>
-#include <skim/neuron_selector/calibrated_set.hpp>
+#include <skim/cpu/simd/convert.hpp>
+#include <skim/ffn.hpp>
+#include <skim/neuron_selector/fastforward.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 #include <cmath>
 
@@ -30,7 +33,7 @@ SKIM_INLINE auto with_type(const void* data, element type, const Body& body) {
 struct predictor_scratch {
   float *query, *weights, *mean, *hidden;  // [d], [M], [d], [r]
 
-  predictor_scratch(skim::detail::arena& arena, const ffn_args& args, std::int64_t rank) {
+  predictor_scratch(arena& arena, const ffn_args& args, std::int64_t rank) {
     query = arena.take<float>(args.x.extents[1]);
     weights = arena.take<float>(args.x.extents[0]);
     mean = arena.take<float>(args.x.extents[1]);
@@ -92,7 +95,7 @@ void predict_neurons(const neuron_predictor& predictor, const ffn_args& args, fl
                      const Executor& executor) {
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1];
   const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
-  skim::detail::arena arena(workspace);
+  arena arena(workspace);
   const predictor_scratch with(arena, args, rank);
   executor.parallel_for(
       1, [&](std::int64_t, unsigned) { simd::widen_row(predictor.query.data, predictor.query.type, d, with.query); });
@@ -125,7 +128,7 @@ struct neuron_selector_kernel<fastforward> : detail::plain_neuron_selector<fastf
     return skim::check(policy.predictor, args.x.extents[1], args.up.extents[0]);
   }
   static std::size_t workspace_bytes(const fastforward& policy, const ffn_args& args, unsigned) {
-    skim::detail::arena arena;
+    detail::arena arena;
     detail::predictor_scratch(arena, args, policy.predictor.w1.extents[1]);
     return arena.used();
   }
@@ -140,28 +143,6 @@ struct neuron_selector_kernel<fastforward> : detail::plain_neuron_selector<fastf
   static void predict(const fastforward& policy, const ffn_args& args, tensor_view<float, 1> scores, memory,
                       memory workspace, const Executor& executor) {
     detail::predict_neurons(policy.predictor, args, scores.data, workspace.data, executor);
-  }
-};
-
-template <>
-struct neuron_selector_kernel<calibrated_set> : detail::plain_neuron_selector<calibrated_set> {
-  static report check(const calibrated_set& policy, const ffn_args& args) {
-    if (report r = skim::check(policy.keep); !r) return r;
-    if (report r =
-            detail::check_tensor(policy.statistic, {"statistic.extents[0]", "statistic.strides[0]", "statistic.data"});
-        !r) {
-      return r;
-    }
-    const std::int64_t f = args.up.extents[0];
-    if (policy.statistic.extents[0] == f) return {};
-    return detail::fault(status::bad_extent, "statistic.extents[0]", policy.statistic.extents[0], f);
-  }
-  template <class Executor>
-  static void predict(const calibrated_set& policy, const ffn_args&, tensor_view<float, 1> scores, memory, memory,
-                      const Executor& executor) {
-    executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      for (std::int64_t j = 0; j < scores.extents[0]; ++j) *scores.at(j) = *policy.statistic.at(j);
-    });
   }
 };
 

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <skim/cpu/neuron_selector.hpp>
+#include <skim/ffn.hpp>
 #include <skim/math/random.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,8 +2,19 @@
 /// \file QUOKA's selection on the CPU: choose queries, score keys, top-k (arXiv 2602.08722, Algorithm 1).
 #pragma once
 
+#include <skim/attention.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/selector.hpp>
+#include <skim/cpu/selector/quoka_queries.hpp>
 #include <skim/cpu/selector/quoka_score.hpp>
-#include <skim/cpu/selector/sink_window.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/mask.hpp>
+#include <skim/selector/quoka.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -17,7 +28,7 @@ struct quoka_stages {
   float* scores;         ///< [rows, longest past]
   std::int64_t rows, most_queries, row, longest_past, tokens_per_row;
 
-  quoka_stages(skim::detail::arena& arena, const attention_args& args, std::int64_t kept) {
+  quoka_stages(detail::arena& arena, const attention_args& args, std::int64_t kept) {
     rows = sequence_count(args) * first_view(args).heads;
     most_queries = kept;
     row = detail::padded_row(args.q.extents[2]);
@@ -70,21 +81,21 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
   }
 
   static std::size_t workspace_bytes(const policy_type& policy, const attention_args& args, unsigned workers) {
-    skim::detail::arena arena;
+    detail::arena arena;
     quoka_stages(arena, args, most_kept(policy, args));
     return arena.used() + scratch_bytes(policy, args) * workers;
   }
 
   /// The stages' results in the workspace of the last `select` with equal arguments.
   static quoka_stages stages(const policy_type& policy, const attention_args& args, memory workspace) {
-    skim::detail::arena arena(workspace.data);
+    detail::arena arena(workspace.data);
     return quoka_stages(arena, args, most_kept(policy, args));
   }
 
   template <class Executor>
   static void select(const policy_type& policy, const attention_args& args, const index_lists& lists, memory,
                      memory workspace, const Executor& executor) {
-    skim::detail::arena arena(workspace.data);
+    detail::arena arena(workspace.data);
     const quoka_stages stage(arena, args, most_kept(policy, args));
     char* const scratches = static_cast<char*>(workspace.data) + arena.used();
     const std::size_t scratch = scratch_bytes(policy, args);
@@ -93,7 +104,7 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
     executor.parallel_for(lists.rows, [&](std::int64_t r, unsigned worker) {
       const attention_sequence sequence = sequence_at(args, r / heads);
       if (keeps_all(policy, sequence, r % heads)) return;
-      skim::detail::arena piece(detail::worker_piece(scratches, scratch, worker));
+      detail::arena piece(detail::worker_piece(scratches, scratch, worker));
       const detail::choose_scratch place(piece, most_queries(args), args.q.extents[2]);
       detail::choose_queries(policy.queries, args, sequence, r % heads, place, stage.tokens_of(r), stage.qbar_of(r));
     });
@@ -107,7 +118,7 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
       const std::int64_t begin = unit % blocks * detail::score_keys;
       const std::int64_t past = sequence.kv->length(head) - sequence.Tq;
       if (begin >= past) return;
-      skim::detail::arena piece(detail::worker_piece(scratches, scratch, worker));
+      detail::arena piece(detail::worker_piece(scratches, scratch, worker));
       const detail::score_scratch place(piece, stage.most_queries, args.q.extents[2]);
       const detail::score_job job{sequence.kv,
                                   head,
@@ -122,8 +133,8 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
     executor.parallel_for(lists.rows, [&](std::int64_t r, unsigned worker) {
       const std::int64_t head = r % heads;
       const attention_sequence sequence = sequence_at(args, r / heads);
-      skim::detail::arena piece(detail::worker_piece(scratches, scratch, worker));
-      const detail::top_k_scratch place(piece, longest);
+      detail::arena piece(detail::worker_piece(scratches, scratch, worker));
+      const detail::rank_scratch place(piece, longest);
       const float* const scores = keeps_all(policy, sequence, head) ? nullptr : stage.scores_of(r);
       lists.counts[r] =
           static_cast<std::int32_t>(detail::top_k(args, sequence, head, policy.keep, scores, place, lists.row(r)));
@@ -150,10 +161,10 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
 
   /// One worker's scratch; the three loops use it one after another.
   static std::size_t scratch_bytes(const policy_type& policy, const attention_args& args) {
-    skim::detail::arena choose, score, top;
+    detail::arena choose, score, top;
     detail::choose_scratch(choose, most_queries(args), args.q.extents[2]);
     detail::score_scratch(score, most_kept(policy, args), args.q.extents[2]);
-    detail::top_k_scratch(top, detail::longest_past(args));
+    detail::rank_scratch(top, detail::longest_past(args));
     std::size_t most = choose.used();
     if (score.used() > most) most = score.used();
     return top.used() > most ? top.used() : most;

@@ -9,6 +9,10 @@
 #include <skim/selector/queries.hpp>
 #include <skim/workspace.hpp>
 
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
 namespace skim {
 inline namespace v0 {
 namespace cpu {
@@ -66,7 +70,7 @@ struct choose_scratch {
   std::uint64_t* heap;     // [Tq]
   std::int32_t* shuffled;  // [Tq]
 
-  choose_scratch(skim::detail::arena& arena, std::int64_t Tq, std::int64_t D) {
+  choose_scratch(arena& arena, std::int64_t Tq, std::int64_t D) {
     rows = arena.take<float>(Tq * padded_row(D));
     means = arena.take<float>(Tq * padded_row(D));
     center = arena.take<float>(padded_row(D));

@@ -6,10 +6,19 @@
 /// the lanes instead.
 #pragma once
 
-#include <skim/cpu/kernel/attend_rows.hpp>
-#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/rows.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/selector/quoka_queries.hpp>
+#include <skim/cpu/simd/convert.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/math/mask.hpp>
 #include <skim/selector/quoka.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
 
 namespace skim {
 inline namespace v0 {
@@ -25,7 +34,7 @@ struct score_scratch {
   float* packed;  // [D, queries rounded up to lanes], or [queries, padded D] for fewer than four
   float* keys;    // [64, padded D]
 
-  score_scratch(skim::detail::arena& arena, std::int64_t n, std::int64_t D) {
+  score_scratch(arena& arena, std::int64_t n, std::int64_t D) {
     packed = arena.take<float>(padded_row(greater(n, fewest_packed_queries)) * padded_row(D));
     keys = arena.take<float>(tile_keys * padded_row(D));
   }
@@ -68,7 +77,7 @@ SKIM_INLINE void score_packed(const packed_queries& queries, std::int64_t first,
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });
-  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(keys, key_stride, one_constant{}, queries.data + first,
+  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(keys, key_stride, unit_stride{}, queries.data + first,
                                                                  queries.n, queries.D, acc);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { best[i] = simd::larger(best[i], acc[i][v]); });
