@@ -35,12 +35,12 @@ SKIM_NOINLINE inline report check_list(const index_lists& lists, std::int64_t f)
 
 /// The `count` highest of `scores`, 1 <= count < f; ties to the lower neuron.
 SKIM_NOINLINE inline void choose_neurons(const tensor_view<const float, 1>& scores, std::int64_t count,
-                                         const index_lists& lists, const rank_scratch& with) {
+                                         const index_lists& lists, const rank_scratch& scratch) {
   const std::int64_t f = scores.extents[0];
-  for (std::int64_t j = 0; j < f; ++j) with.ranks[j] = rank_bits(*scores.at(j));
-  const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return with.ranks[j]; };
+  for (std::int64_t j = 0; j < f; ++j) scratch.ranks[j] = rank_bits(*scores.at(j));
+  const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return scratch.ranks[j]; };
   std::int64_t length = 0;
-  take_above(rank, f, find_threshold(rank, f, count, with.histogram),
+  take_above(rank, f, find_threshold(rank, f, count, scratch.histogram),
              [&](std::int64_t j) SKIM_LAMBDA_INLINE { lists.indices[length++] = static_cast<std::int32_t>(j); });
   lists.counts[0] = static_cast<std::int32_t>(length);
 }
@@ -210,8 +210,8 @@ struct ffn {
                    const Executor& executor) const {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       detail::arena arena(workspace);
-      const detail::rank_scratch with(arena, args.up.extents[0]);
-      detail::choose_neurons(scores, list_capacity(args), lists, with);
+      const detail::rank_scratch scratch(arena, args.up.extents[0]);
+      detail::choose_neurons(scores, list_capacity(args), lists, scratch);
     });
   }
 

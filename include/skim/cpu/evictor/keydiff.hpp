@@ -128,16 +128,17 @@ SKIM_NOINLINE inline void score_unit(const kv_view& kv, const stream_plan& plan,
 
 /// Unit keys of [begin, end), one after another; with `finite` those of no finite length are zeros.
 SKIM_NOINLINE inline void load_unit_keys(const kv_view& kv, std::int64_t head, std::int64_t begin, std::int64_t end,
-                                         bool finite, float* to) {
-  for (std::int64_t slot = begin; slot < end; ++slot, to += kv.k.dim) {
-    const float inverse = guarded_inverse_norm(kv, head, slot, to);
-    with_row(kv, kv.k, head, slot, [&](auto stored) SKIM_LAMBDA_INLINE { simd::widen_row_of(stored, kv.k.dim, to); });
+                                         bool finite, float* target) {
+  for (std::int64_t slot = begin; slot < end; ++slot, target += kv.k.dim) {
+    const float inverse = guarded_inverse_norm(kv, head, slot, target);
+    with_row(kv, kv.k, head, slot,
+             [&](auto stored) SKIM_LAMBDA_INLINE { simd::widen_row_of(stored, kv.k.dim, target); });
     float check = 0;
     for (std::int64_t d = 0; d < kv.k.dim; ++d) {
-      to[d] *= inverse;
-      check += to[d];
+      target[d] *= inverse;
+      check += target[d];
     }
-    for (std::int64_t d = 0; finite && !std::isfinite(check) && d < kv.k.dim; ++d) to[d] = 0;
+    for (std::int64_t d = 0; finite && !std::isfinite(check) && d < kv.k.dim; ++d) target[d] = 0;
   }
 }
 

@@ -133,8 +133,8 @@ struct weight_evictor : plain_evictor<Policy> {
       const std::int64_t row = args.share_heads ? 0 : head;
       float* const own = weights + head * kv.capacity;
       for_each_move(args.how, lists.row(row), lists.counts[row],
-                    [&](std::int64_t from, std::int64_t to)
-                        SKIM_LAMBDA_INLINE { own[kv.metadata_row(to)] = own[kv.metadata_row(from)]; });
+                    [&](std::int64_t from_slot, std::int64_t to_slot)
+                        SKIM_LAMBDA_INLINE { own[kv.metadata_row(to_slot)] = own[kv.metadata_row(from_slot)]; });
     });
   }
 

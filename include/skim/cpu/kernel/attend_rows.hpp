@@ -77,25 +77,25 @@ SKIM_INLINE std::int32_t clamp_position(std::int64_t position) {
 
 /// Packs the block's queries and sets their bounds and empty sums; lanes beyond the last row hold zeros and see nothing.
 template <class Math>
-SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& to, float scale) {
+SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& scratch, float scale) {
   const attention_args& args = *job.args;
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t D = args.q.extents[2], steps = (D + Math::values - 1) / Math::values;
   for (std::int64_t r = 0; r < job.stride; ++r) {
     const row_lanes place = row_lanes::of(r, job.stride);
-    to.largest[r] = minus_infinity;
-    to.sum[r] = 0;
+    scratch.largest[r] = minus_infinity;
+    scratch.sum[r] = 0;
     if (r < job.rows) {
       const std::int64_t t = job.token(r), position = kv.position(job.head, job.past() + t);
-      simd::widen_row(args.q.at(job.sequence.first_row + t, job.query_head(r)), args.q.type, D, to.row);
-      to.first[r] = clamp_position(position - args.mask.left);
-      to.last[r] = clamp_position(position + args.mask.right);
+      simd::widen_row(args.q.at(job.sequence.first_row + t, job.query_head(r)), args.q.type, D, scratch.row);
+      scratch.first[r] = clamp_position(position - args.mask.left);
+      scratch.last[r] = clamp_position(position + args.mask.right);
     } else {
-      for (std::int64_t d = 0; d < D; ++d) to.row[d] = 0;
-      to.first[r] = largest_index;
-      to.last[r] = -largest_index;
+      for (std::int64_t d = 0; d < D; ++d) scratch.row[d] = 0;
+      scratch.first[r] = largest_index;
+      scratch.last[r] = -largest_index;
     }
-    Math::pack_lane(to.row, D, scale, to.qt + place.offset(r, steps, 0), place.width);
+    Math::pack_lane(scratch.row, D, scale, scratch.qt + place.offset(r, steps, 0), place.width);
   }
 }
 
@@ -124,13 +124,13 @@ SKIM_INLINE bool is_finite(float x) {
 /// Zeroes the infinities and NaNs of V row `key` in the tile; true if there were any.
 template <class Math>
 SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::int64_t key,
-                                 const attend_scratch<Math>& to, std::int64_t v_stride) {
+                                 const attend_scratch<Math>& scratch, std::int64_t v_stride) {
   const kv_view& kv = *job.sequence.kv;
-  simd::widen_row(row_address(kv, kv.v, job.head, slot), kv.v.type, kv.v.dim, to.value);
+  simd::widen_row(row_address(kv, kv.v, job.head, slot), kv.v.type, kv.v.dim, scratch.value);
   bool found = false;
   for (std::int64_t d = 0; d < kv.v.dim; ++d) {
-    if (is_finite(to.value[d])) continue;
-    typename Math::step& stored = to.v[key / Math::values * v_stride + d];
+    if (is_finite(scratch.value[d])) continue;
+    typename Math::step& stored = scratch.v[key / Math::values * v_stride + d];
     stored = Math::without(stored, key % Math::values);
     found = true;
   }
@@ -140,39 +140,39 @@ SKIM_INLINE bool clear_nonfinite(const attend_job& job, std::int64_t slot, std::
 /// Widens the tile's keys.
 template <class Math>
 SKIM_INLINE void load_tile_keys(const attend_job& job, const std::int64_t* slots, std::int64_t keys,
-                                const attend_scratch<Math>& to, key_tile<typename Math::step>& tile) {
+                                const attend_scratch<Math>& scratch, key_tile<typename Math::step>& tile) {
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t D = kv.k.dim;
   tile.keys = keys;
   tile.k_steps = tile.k_stride = (D + Math::values - 1) / Math::values;
-  tile.k = to.k;
-  tile.positions = to.positions;
+  tile.k = scratch.k;
+  tile.positions = scratch.positions;
   for (std::int64_t i = 0; i < keys; ++i) {
-    Math::load_row(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, to.k + i * tile.k_stride);
+    Math::load_row(row_address(kv, kv.k, job.head, slots[i]), kv.k.type, D, scratch.k + i * tile.k_stride);
   }
-  for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) to.k[at] = 0;
+  for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) scratch.k[at] = 0;
 }
 
 /// Widens the tile's keys and values. With `guard`, infinities and NaNs in V become zeros and bit i of the answer says that
 /// row i had some: where some row must not see a key, its weight 0 times infinity would poison that row.
 template <class Math>
 SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* slots, std::int64_t keys, bool guard,
-                                    const attend_scratch<Math>& to, key_tile<typename Math::step>& tile) {
+                                    const attend_scratch<Math>& scratch, key_tile<typename Math::step>& tile) {
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t Dv = kv.v.dim;
-  load_tile_keys<Math>(job, slots, keys, to, tile);
+  load_tile_keys<Math>(job, slots, keys, scratch, tile);
   tile.v_steps = (keys + Math::values - 1) / Math::values;
   tile.v_stride = round_up(Dv, padded_to);
-  tile.v = to.v;
+  tile.v = scratch.v;
   for (std::int64_t i = 0; i < keys; i += Math::values) {
     const char* const next = i + 1 < keys ? row_address(kv, kv.v, job.head, slots[i + 1]) : nullptr;
-    typename Math::step* const row = to.v + i / Math::values * tile.v_stride;
+    typename Math::step* const row = scratch.v + i / Math::values * tile.v_stride;
     Math::load_row_pair(row_address(kv, kv.v, job.head, slots[i]), next, kv.v.type, Dv, row);
     for (std::int64_t d = Dv; d < tile.v_stride; ++d) row[d] = 0;
   }
   std::uint64_t nonfinite = 0;
   for (std::int64_t i = 0; guard && i < keys; ++i) {
-    if (clear_nonfinite(job, slots[i], i, to, tile.v_stride)) nonfinite |= std::uint64_t{1} << i;
+    if (clear_nonfinite(job, slots[i], i, scratch, tile.v_stride)) nonfinite |= std::uint64_t{1} << i;
   }
   return nonfinite;
 }
@@ -180,17 +180,17 @@ SKIM_INLINE std::uint64_t load_tile(const attend_job& job, const std::int64_t* s
 /// Gives the rows that see them the infinities and NaNs that `load_tile` took out.
 template <class Math>
 SKIM_INLINE void add_nonfinite(const attend_job& job, const std::int64_t* slots, std::uint64_t nonfinite,
-                               const attend_scratch<Math>& with, float* out) {
+                               const attend_scratch<Math>& scratch, float* out) {
   const kv_view& kv = *job.sequence.kv;
   const std::int64_t dims = round_up(kv.v.dim, padded_to);
   for (std::int64_t i = 0; i < tile_keys; ++i) {
     if ((nonfinite >> i & 1) == 0) continue;
-    simd::widen_row(row_address(kv, kv.v, job.head, slots[i]), kv.v.type, kv.v.dim, with.value);
+    simd::widen_row(row_address(kv, kv.v, job.head, slots[i]), kv.v.type, kv.v.dim, scratch.value);
     for (std::int64_t d = 0; d < kv.v.dim; ++d) {
-      if (is_finite(with.value[d])) continue;
+      if (is_finite(scratch.value[d])) continue;
       for (std::int64_t r = 0; r < job.rows; ++r) {
-        if (with.first[r] <= with.positions[i] && with.positions[i] <= with.last[r]) {
-          out[row_lanes::of(r, job.stride).offset(r, dims, d)] += with.value[d];
+        if (scratch.first[r] <= scratch.positions[i] && scratch.positions[i] <= scratch.last[r]) {
+          out[row_lanes::of(r, job.stride).offset(r, dims, d)] += scratch.value[d];
         }
       }
     }

@@ -15,16 +15,16 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-SKIM_INLINE void move_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t from,
-                          std::int64_t to) {
+SKIM_INLINE void move_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t from_slot,
+                          std::int64_t to_slot) {
   const std::int64_t size = element_bytes(tensor.type);
   char* const bytes = static_cast<char*>(tensor.data);
-  std::memcpy(bytes + kv.row_offset(tensor, head, to) * size, bytes + kv.row_offset(tensor, head, from) * size,
-              static_cast<std::size_t>(tensor.dim * size));
+  std::memcpy(bytes + kv.row_offset(tensor, head, to_slot) * size,
+              bytes + kv.row_offset(tensor, head, from_slot) * size, static_cast<std::size_t>(tensor.dim * size));
 }
 
-SKIM_INLINE void move_metadata(const kv_view& kv, std::int64_t head, std::int64_t from, std::int64_t to) {
-  const std::int64_t source = kv.metadata_row(from), target = kv.metadata_row(to);
+SKIM_INLINE void move_metadata(const kv_view& kv, std::int64_t head, std::int64_t from_slot, std::int64_t to_slot) {
+  const std::int64_t source = kv.metadata_row(from_slot), target = kv.metadata_row(to_slot);
   if (head == 0 || kv.positions_stride != 0) {  // a row that all heads share moves once
     std::int32_t* const positions = kv.positions + head * kv.positions_stride;
     positions[target] = positions[source];
@@ -64,10 +64,10 @@ void compact_cache(const eviction_args& args, const index_lists& lists, const Ex
     const std::int64_t head = unit / parts, part = unit % parts, row = args.share_heads ? 0 : head;
     if (pages && part < 2) return;
     for_each_move(args.how, lists.row(row), lists.counts[row],
-                  [&](std::int64_t from, std::int64_t to) SKIM_LAMBDA_INLINE {
-                    if (part == 0) move_row(kv, kv.k, head, from, to);
-                    if (part == 1) move_row(kv, kv.v, head, from, to);
-                    if (part == 2) move_metadata(kv, head, from, to);
+                  [&](std::int64_t from_slot, std::int64_t to_slot) SKIM_LAMBDA_INLINE {
+                    if (part == 0) move_row(kv, kv.k, head, from_slot, to_slot);
+                    if (part == 1) move_row(kv, kv.v, head, from_slot, to_slot);
+                    if (part == 2) move_metadata(kv, head, from_slot, to_slot);
                   });
   });
 }

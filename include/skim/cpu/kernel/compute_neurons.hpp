@@ -68,14 +68,14 @@ struct neuron_scratch {
 template <class Math>
 struct neuron_job {
   const ffn_args* args;
-  neuron_scratch<Math> with;
+  neuron_scratch<Math> scratch;
   std::int64_t first_row;  // of the batch
 
   /// The rows of one tile.
   template <class T>
   tensor_view<T, 2> rows_of(tensor_view<T, 2> matrix, std::int64_t tile) const {
     matrix.data = matrix.at(first_row + tile * gemm_rows);
-    matrix.extents[0] = with.x.rows_of(tile);
+    matrix.extents[0] = scratch.x.rows_of(tile);
     return matrix;
   }
 };
@@ -97,19 +97,19 @@ template <class Math>
 SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, token_order order, std::int64_t index, unsigned worker) {
   constexpr std::int64_t wide = row_vectors * simd::lanes;
   const std::int64_t tile = index * wide / gemm_rows, begin = index * wide % gemm_rows;
-  const packed_tokens<Math> to = job.with.x.tile(tile);
+  const packed_tokens<Math> target = job.scratch.x.tile(tile);
   const tensor_view<const void, 2> x = job.rows_of(job.args->x, tile);
-  float* const scratch = job.with.rows + worker * job.with.row_stride;
-  for (std::int64_t token = begin; token < begin + wide && token < to.stride;
-       token += row_lanes::of(token, to.stride).width) {
+  float* const scratch = job.scratch.rows + worker * job.scratch.row_stride;
+  for (std::int64_t token = begin; token < begin + wide && token < target.stride;
+       token += row_lanes::of(token, target.stride).width) {
     if constexpr (Math::amx) {
       if (order == token_order::rows) {
-        pack_rows(x, x.extents[0], token, to, scratch);
+        pack_rows(x, x.extents[0], token, target, scratch);
         continue;
       }
     }
     static_cast<void>(order);  // without AMX there is one
-    pack_lanes(x, x.extents[0], token, to, scratch);
+    pack_lanes(x, x.extents[0], token, target, scratch);
   }
 }
 
@@ -122,20 +122,20 @@ struct neuron_sums {
 /// The values of neurons i and, if steps are pairs, i + 1 for the tokens of one vector, as one step.
 template <class Math>
 SKIM_INLINE void weigh_step(const neuron_sums& sums, activation act, std::int64_t i, std::int64_t at,
-                            std::int64_t width, typename Math::step* to) {
+                            std::int64_t width, typename Math::step* target) {
   const auto value = [&](std::int64_t neuron) SKIM_LAMBDA_INLINE {
     if (neuron >= sums.count) return simd::floats(0.0f);
     const simd::floats linear = simd::load(sums.up + at + neuron * width);
     if (!sums.gate) return simd::activate(act, linear);
     return simd::activate(act, simd::load(sums.gate + at + neuron * width)) * linear;
   };
-  Math::pack(to, value(i), Math::values == 2 ? value(i + 1) : simd::floats(0.0f));
+  Math::pack(target, value(i), Math::values == 2 ? value(i + 1) : simd::floats(0.0f));
 }
 
 /// The neurons' values, act(gate) * up or act(up), packed as steps: in lanes, or with AMX in rows.
 template <class Math>
-SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<Math>& to) {
-  for_lane_blocks(to.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const packed_tokens<Math>& target) {
+  for_lane_blocks(target.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
     constexpr std::int64_t width = vectors * simd::lanes;
     const std::int64_t step = sums.first / Math::values;
     for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
@@ -144,11 +144,11 @@ SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const pa
 #if SKIM_CPU_AMX
         std::uint32_t steps[16][16];
         for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, steps[i]);
-        simd::store_transposed(steps, to.row_at(token + lane, step), packed_tokens<Math>::room(to.steps));
+        simd::store_transposed(steps, target.row_at(token + lane, step), packed_tokens<Math>::room(target.steps));
 #endif
       } else {
         for (std::int64_t i = 0; i < sums.count; i += Math::values) {
-          weigh_step<Math>(sums, act, i, at, width, to.lanes_at(token, step + i / Math::values) + lane);
+          weigh_step<Math>(sums, act, i, at, width, target.lanes_at(token, step + i / Math::values) + lane);
         }
       }
     }
@@ -159,30 +159,30 @@ SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const pa
 template <class Math>
 SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& gate, const gathered_rows& up,
                               std::int64_t index, unsigned worker) {
-  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
+  const std::int64_t tiles = job.scratch.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
   const std::int64_t d = job.args->x.extents[1];
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.gemm.of(worker);
-  float* const gate_sums = with.sums + gemm_outputs * gemm_rows;
-  const packed_tokens<Math> tokens = job.with.x.tile(tile);
-  multiply_outputs(up, first, d, tokens, with, with.sums);
-  if (gate.data) multiply_outputs(gate, first, d, tokens, with, gate_sums);
+  const gemm_scratch<Math> scratch = job.scratch.gemm.of(worker);
+  float* const gate_sums = scratch.sums + gemm_outputs * gemm_rows;
+  const packed_tokens<Math> tokens = job.scratch.x.tile(tile);
+  multiply_outputs(up, first, d, tokens, scratch, scratch.sums);
+  if (gate.data) multiply_outputs(gate, first, d, tokens, scratch, gate_sums);
   const std::int64_t count = smaller(gemm_outputs, up.count - first);
-  weigh_neurons({gate.data ? gate_sums : nullptr, with.sums, gemm_outputs, first, count}, job.args->act,
-                job.with.values.tile(tile));
+  weigh_neurons({gate.data ? gate_sums : nullptr, scratch.sums, gemm_outputs, first, count}, job.args->act,
+                job.scratch.values.tile(tile));
 }
 
 /// Second pass.
 template <class Math>
 SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows& down, bool add, std::int64_t index,
                                unsigned worker) {
-  const std::int64_t d = job.args->x.extents[1], tiles = job.with.x.tiles(), tile = index % tiles;
-  const std::int64_t first = index / tiles * job.with.columns, columns = smaller(job.with.columns, d - first);
+  const std::int64_t d = job.args->x.extents[1], tiles = job.scratch.x.tiles(), tile = index % tiles;
+  const std::int64_t first = index / tiles * job.scratch.columns, columns = smaller(job.scratch.columns, d - first);
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.gemm.of(worker);
-  const packed_tokens<Math> tokens = job.with.values.tile(tile);
-  multiply_steps(down, first, columns, tokens, with);
-  store_tokens(columns, tokens.stride, job.rows_of(job.args->out, tile), first, add, with);
+  const gemm_scratch<Math> scratch = job.scratch.gemm.of(worker);
+  const packed_tokens<Math> tokens = job.scratch.values.tile(tile);
+  multiply_steps(down, first, columns, tokens, scratch);
+  store_tokens(columns, tokens.stride, job.rows_of(job.args->out, tile), first, add, scratch);
 }
 
 /// A compensator's first pass: act(x c1), in which the rows of c1 [d, c] are steps.
@@ -190,31 +190,31 @@ template <class Math>
 SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compensator& compensator, std::int64_t index,
                                unsigned worker) {
   const std::int64_t d = job.args->x.extents[1], c = compensator.c1.extents[1];
-  const std::int64_t tiles = job.with.x.tiles(), tile = index % tiles, first = index / tiles * hidden_columns;
+  const std::int64_t tiles = job.scratch.x.tiles(), tile = index % tiles, first = index / tiles * hidden_columns;
   const std::int64_t columns = smaller(hidden_columns, c - first), height = round_up(columns, output_block<Math>);
   const math_registers<Math> registers;
-  const gemm_scratch<Math> with = job.with.gemm.of(worker);
-  const packed_tokens<Math> tokens = job.with.x.tile(tile), to = job.with.values.tile(tile);
-  multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, with);
+  const gemm_scratch<Math> scratch = job.scratch.gemm.of(worker);
+  const packed_tokens<Math> tokens = job.scratch.x.tile(tile), target = job.scratch.values.tile(tile);
+  multiply_steps(gathered_rows::of(compensator.c1, nullptr, d), first, columns, tokens, scratch);
   if constexpr (Math::amx) {  // sums and values both lie in rows
-    for (std::int64_t t = 0; t < to.stride; ++t) {
-      bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0)) + first;
+    for (std::int64_t t = 0; t < target.stride; ++t) {
+      bf16* const row = reinterpret_cast<bf16*>(target.row_at(t, 0)) + first;
       for (std::int64_t i = 0; i < round_up(columns, gemm_outputs); i += simd::lanes) {
-        const simd::floats sum = i < height ? simd::load(with.sums + t * height + i) : simd::floats(0.0f);
+        const simd::floats sum = i < height ? simd::load(scratch.sums + t * height + i) : simd::floats(0.0f);
         simd::store(row + i, simd::activate(compensator.act, sum));  // act(0) = 0: steps beyond c are zeros
       }
     }
   } else {
-    weigh_neurons({nullptr, with.sums, height, first, columns}, compensator.act, to);
+    weigh_neurons({nullptr, scratch.sums, height, first, columns}, compensator.act, target);
   }
 }
 
 /// Calls `body(job)` for each batch of the block.
 template <class Math, class Body>
-void for_batches(const ffn_args& args, neuron_scratch<Math> with, const Body& body) {
+void for_batches(const ffn_args& args, neuron_scratch<Math> scratch, const Body& body) {
   for (std::int64_t row = 0; row < args.x.extents[0]; row += batch_rows) {
-    with.x.rows = with.values.rows = smaller(batch_rows, args.x.extents[0] - row);
-    body(neuron_job<Math>{&args, with, row});
+    scratch.x.rows = scratch.values.rows = smaller(batch_rows, args.x.extents[0] - row);
+    body(neuron_job<Math>{&args, scratch, row});
   }
 }
 
@@ -223,18 +223,18 @@ template <class Math, class Executor>
 void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
                      const Executor& executor) {
   arena arena(workspace);
-  const neuron_scratch<Math> with(arena, args, count, executor.concurrency());
+  const neuron_scratch<Math> scratch(arena, args, count, executor.concurrency());
   const gathered_rows gate = gathered_rows::of(args.gate, list, count), up = gathered_rows::of(args.up, list, count);
   const gathered_rows down = gathered_rows::of(args.down, list, count);
   const std::int64_t d = args.x.extents[1];
-  for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
-    const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+  for_batches<Math>(args, scratch, [&](const neuron_job<Math>& job) {
+    const std::int64_t tiles = job.scratch.x.tiles();
+    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
       pack_unit(job, token_order::lanes, index, worker);
     });
     executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
-    executor.parallel_for((d + with.columns - 1) / with.columns * tiles,
+    executor.parallel_for((d + scratch.columns - 1) / scratch.columns * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, down, false, index, worker); });
   });
 }
@@ -245,28 +245,28 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
                         const Executor& executor) {
   const std::int64_t d = args.x.extents[1], c = compensator.c1.extents[1];
   arena arena(workspace);
-  const neuron_scratch<Math> with(arena, args, c, executor.concurrency());
+  const neuron_scratch<Math> scratch(arena, args, c, executor.concurrency());
   const gathered_rows c2 = gathered_rows::of(compensator.c2, nullptr, c);
-  for_batches<Math>(args, with, [&](const neuron_job<Math>& job) {
-    const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+  for_batches<Math>(args, scratch, [&](const neuron_job<Math>& job) {
+    const std::int64_t tiles = job.scratch.x.tiles();
+    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
       pack_unit(job, token_order::rows, index, worker);
     });
     executor.parallel_for((c + hidden_columns - 1) / hidden_columns * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
-    executor.parallel_for((d + with.columns - 1) / with.columns * tiles,
+    executor.parallel_for((d + scratch.columns - 1) / scratch.columns * tiles,
                           [&](std::int64_t index, unsigned worker) { gather_unit(job, c2, true, index, worker); });
   });
 }
 
 /// Calls `body(tile_math<...>{})` with the way in which weights of `type` are multiplied.
 template <class Accumulate, class Body>
-SKIM_INLINE auto with_math(const Accumulate& how, element type, const Body& body) {
-  static_cast<void>(how);
+SKIM_INLINE auto with_math(const Accumulate& arithmetic, element type, const Body& body) {
+  static_cast<void>(arithmetic);
   if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
 #if SKIM_CPU_AMX
     if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
-      if (how.granted && type == element::bf16) return body(simd::tile_math<accumulate::amx>{});
+      if (arithmetic.granted && type == element::bf16) return body(simd::tile_math<accumulate::amx>{});
     }
 #endif
 #if SKIM_CPU_DOT_PAIRS
@@ -279,9 +279,9 @@ SKIM_INLINE auto with_math(const Accumulate& how, element type, const Body& body
 
 /// Scratch of `compute_neurons` for lists of up to `count` neurons.
 template <class Accumulate>
-std::size_t compute_bytes(const Accumulate& how, const ffn_args& args, element type, std::int64_t count,
+std::size_t compute_bytes(const Accumulate& arithmetic, const ffn_args& args, element type, std::int64_t count,
                           unsigned workers) {
-  return with_math(how, type, [&](auto math) {
+  return with_math(arithmetic, type, [&](auto math) {
     arena arena;
     neuron_scratch<decltype(math)>(arena, args, count, workers);
     return arena.used();

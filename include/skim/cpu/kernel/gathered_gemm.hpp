@@ -146,18 +146,18 @@ SKIM_NOINLINE void multiply_block(const typename Math::step* broadcast, Across a
                                   bool fresh, float* sums) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   for (std::int64_t output = 0; output < outputs; output += broadcasts) {
-    float* const to = sums + output * width;
+    float* const target = sums + output * width;
     simd::floats acc[broadcasts][Vectors];
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
-        acc[i][v] = fresh ? simd::floats(0.0f) : simd::load(to + i * width + v * simd::lanes);
+        acc[i][v] = fresh ? simd::floats(0.0f) : simd::load(target + i * width + v * simd::lanes);
       });
     });
     multiply_tile<Math, Vectors>(broadcast + output * across, across, along, packed, width_constant<Vectors>{}, steps,
                                  acc);
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v)
-                                SKIM_LAMBDA_INLINE { simd::store(to + i * width + v * simd::lanes, acc[i][v]); });
+                                SKIM_LAMBDA_INLINE { simd::store(target + i * width + v * simd::lanes, acc[i][v]); });
     });
   }
 }
@@ -182,20 +182,20 @@ SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t 
                                 const typename Math::step* tile, std::int64_t outputs, float* sums) {
   constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
   for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-    float* const to = sums + token * gemm_outputs;
+    float* const target = sums + token * gemm_outputs;
     if constexpr (Math::amx) {
 #if SKIM_CPU_AMX
       constexpr std::int64_t width = vectors * simd::lanes;
       const simd::amx_matrix<const std::uint32_t> left{tile, stride}, right{tokens.lanes_at(token, step), width};
       if (outputs > simd::amx_rows) {
-        simd::multiply_amx<2, vectors>(left, right, {to, width}, steps, step == 0);
+        simd::multiply_amx<2, vectors>(left, right, {target, width}, steps, step == 0);
       } else {
-        simd::multiply_amx<1, vectors>(left, right, {to, width}, steps, step == 0);
+        simd::multiply_amx<1, vectors>(left, right, {target, width}, steps, step == 0);
       }
 #endif
     } else {
       multiply_block<Math, vectors>(tile, std::integral_constant<std::int64_t, stride>{}, unit_stride{}, outputs,
-                                    tokens.lanes_at(token, step), steps, step == 0, to);
+                                    tokens.lanes_at(token, step), steps, step == 0, target);
     }
   });
 }
@@ -203,7 +203,7 @@ SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t 
 /// sums [32, tokens] = dot products of the rows [first, first + 32), as far as there are, over `columns`.
 template <class Math>
 SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
-                                    const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with, float* sums) {
+                                    const packed_tokens<Math>& tokens, const gemm_scratch<Math>& scratch, float* sums) {
   constexpr std::int64_t stride = gemm_scratch<Math>::output_stride;
   const std::int64_t count = smaller(gemm_outputs, weights.count - first);
   const std::int64_t outputs = round_up(count, output_block<Math>);
@@ -211,27 +211,27 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
     const std::int64_t steps = smaller(output_depth<Math>, tokens.steps - step), column = step * Math::values;
     const std::int64_t values = smaller(steps * Math::values, columns - column);
     for (std::int64_t i = 0; i < count; ++i) {
-      typename Math::step* const to = with.tile + i * stride;
-      for (std::int64_t s = values / Math::values; s < steps; ++s) to[s] = 0;
-      Math::load_row(weights.at(first + i, column), weights.type, values, to);
+      typename Math::step* const target = scratch.tile + i * stride;
+      for (std::int64_t s = values / Math::values; s < steps; ++s) target[s] = 0;
+      Math::load_row(weights.at(first + i, column), weights.type, values, target);
     }
-    for (std::int64_t i = count * stride; i < outputs * stride; ++i) with.tile[i] = 0;
-    multiply_lanes(tokens, step, steps, with.tile, outputs, sums);
+    for (std::int64_t i = count * stride; i < outputs * stride; ++i) scratch.tile[i] = 0;
+    multiply_lanes(tokens, step, steps, scratch.tile, outputs, sums);
   }
 }
 
 /// The tile of `steps` steps whose rows are the matrix's, from column `first` on; columns up to `outputs` are zeros.
 template <class Math>
 SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std::int64_t steps, std::int64_t first,
-                            std::int64_t columns, const gemm_scratch<Math>& with) {
+                            std::int64_t columns, const gemm_scratch<Math>& scratch) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   const std::int64_t outputs = round_up(columns, output_block<Math>);
   for (std::int64_t i = 0; i < steps; ++i) {
-    typename Math::step* const to = with.tile + i * stride;
+    typename Math::step* const target = scratch.tile + i * stride;
     const std::int64_t row = (step + i) * Math::values;
     const auto address = [&](std::int64_t r) { return r < weights.count ? weights.at(r, first) : nullptr; };
-    Math::load_row_pair(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, to);
-    for (std::int64_t c = columns; c < outputs; ++c) to[c] = 0;
+    Math::load_row_pair(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, target);
+    for (std::int64_t c = columns; c < outputs; ++c) target[c] = 0;
   }
 }
 
@@ -240,14 +240,14 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
 /// all tokens.
 template <class Math>
 SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t step, std::int64_t steps,
-                               const typename Math::step* tile, std::int64_t outputs, float* to) {
+                               const typename Math::step* tile, std::int64_t outputs, float* target) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   for (std::int64_t c = 0; c < outputs; c += 2 * simd::amx_units) {
     for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
       const simd::amx_matrix<const std::uint32_t> left{tokens.row_at(token, step),
                                                        packed_tokens<Math>::room(tokens.steps)};
       const simd::amx_matrix<const std::uint32_t> right{tile + c, stride};
-      const simd::amx_matrix<float> sums{to + token * outputs + c, outputs};
+      const simd::amx_matrix<float> sums{target + token * outputs + c, outputs};
       if (outputs - c > simd::amx_units) {
         simd::multiply_amx<vectors, 2>(left, right, sums, steps, step == 0);
       } else {
@@ -270,33 +270,34 @@ SKIM_INLINE void for_column_tiles(std::int64_t columns, float* sums, const Body&
 /// sums are [columns, tokens] by lane blocks, or with AMX [tokens, columns], in whole blocks of columns.
 template <class Math>
 SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t first, std::int64_t columns,
-                                  const packed_tokens<Math>& tokens, const gemm_scratch<Math>& with) {
+                                  const packed_tokens<Math>& tokens, const gemm_scratch<Math>& scratch) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   for (std::int64_t step = 0; step == 0 || step < tokens.steps; step += column_depth) {  // no rows: zeros
     const std::int64_t steps = smaller(column_depth, tokens.steps - step);
-    for_column_tiles<Math>(columns, with.sums, [&](std::int64_t c, std::int64_t some, float* sums) SKIM_LAMBDA_INLINE {
-      const std::int64_t outputs = round_up(some, output_block<Math>);
-      load_steps(weights, step, steps, first + c, some, with);
-      if constexpr (Math::amx) {
+    for_column_tiles<Math>(
+        columns, scratch.sums, [&](std::int64_t c, std::int64_t some, float* sums) SKIM_LAMBDA_INLINE {
+          const std::int64_t outputs = round_up(some, output_block<Math>);
+          load_steps(weights, step, steps, first + c, some, scratch);
+          if constexpr (Math::amx) {
 #if SKIM_CPU_AMX
-        multiply_rows(tokens, step, steps, with.tile, outputs, sums);
+            multiply_rows(tokens, step, steps, scratch.tile, outputs, sums);
 #endif
-      } else {
-        for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
-          multiply_block<Math, vectors>(with.tile, unit_stride{}, std::integral_constant<std::int64_t, stride>{},
-                                        outputs, tokens.lanes_at(token, step), steps, step == 0,
-                                        sums + token * outputs);
+          } else {
+            for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
+              multiply_block<Math, vectors>(scratch.tile, unit_stride{}, std::integral_constant<std::int64_t, stride>{},
+                                            outputs, tokens.lanes_at(token, step), steps, step == 0,
+                                            sums + token * outputs);
+            });
+          }
         });
-      }
-    });
   }
 }
 
 /// Packs the lane block that begins with token `token` in lanes; tokens beyond `rows`, and steps beyond d, are zeros.
 template <class Math>
 SKIM_NOINLINE void pack_lanes(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
-                              const packed_tokens<Math>& to, float* scratch) {
-  const row_lanes block = row_lanes::of(token, to.stride);
+                              const packed_tokens<Math>& target, float* scratch) {
+  const row_lanes block = row_lanes::of(token, target.stride);
   const std::int64_t d = x.extents[1];
   for (std::int64_t t = token; t < token + block.width; ++t) {
     if (t < rows) {
@@ -304,47 +305,48 @@ SKIM_NOINLINE void pack_lanes(const tensor_view<const void, 2>& x, std::int64_t 
     } else {
       for (std::int64_t i = 0; i < d; ++i) scratch[i] = 0;
     }
-    Math::pack_lane(scratch, d, 1.0f, to.lanes_at(t, 0), block.width);
-    for (std::int64_t step = (d + Math::values - 1) / Math::values; step < to.steps; ++step) *to.lanes_at(t, step) = 0;
+    Math::pack_lane(scratch, d, 1.0f, target.lanes_at(t, 0), block.width);
+    for (std::int64_t step = (d + Math::values - 1) / Math::values; step < target.steps; ++step)
+      *target.lanes_at(t, step) = 0;
   }
 }
 
 /// The same in rows.
 template <class Math>
 SKIM_NOINLINE void pack_rows(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
-                             const packed_tokens<Math>& to, float* scratch) {
-  const row_lanes block = row_lanes::of(token, to.stride);
+                             const packed_tokens<Math>& target, float* scratch) {
+  const row_lanes block = row_lanes::of(token, target.stride);
   const std::int64_t d = x.extents[1];
   for (std::int64_t t = token; t < token + block.width; ++t) {
-    bf16* const row = reinterpret_cast<bf16*>(to.row_at(t, 0));  // bf16 may alias the pair that holds it
+    bf16* const row = reinterpret_cast<bf16*>(target.row_at(t, 0));  // bf16 may alias the pair that holds it
     std::int64_t i = 0;
     if (t < rows) {
       simd::widen_row(x.at(t), x.type, d, scratch);
       simd::narrow_row_of(scratch, d, row);
       i = d;
     }
-    for (; i < 2 * to.steps; ++i) row[i] = bf16{0};
+    for (; i < 2 * target.steps; ++i) row[i] = bf16{0};
   }
 }
 
 /// Writes (or adds) columns [first, first + columns) of the tokens of `out` from the sums of `multiply_steps`.
 template <class Math>
 SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const tensor_view<void, 2>& out,
-                                std::int64_t first, bool add, const gemm_scratch<Math>& with) {
-  for_column_tiles<Math>(columns, with.sums, [&](std::int64_t c, std::int64_t some, const float* sums) {
+                                std::int64_t first, bool add, const gemm_scratch<Math>& scratch) {
+  for_column_tiles<Math>(columns, scratch.sums, [&](std::int64_t c, std::int64_t some, const float* sums) {
     const std::int64_t outputs = round_up(some, output_block<Math>);
     for (std::int64_t t = 0; t < out.extents[0]; ++t) {
       const row_lanes block = row_lanes::of(t, stride);
-      const float* const from = sums + (Math::amx ? t * outputs : block.offset(t, outputs, 0));
+      const float* const source = sums + (Math::amx ? t * outputs : block.offset(t, outputs, 0));
       const std::int64_t step = Math::amx ? 1 : block.width;
-      void* const to = out.at(t, first + c);
+      void* const target = out.at(t, first + c);
       if (add) {
-        simd::widen_row(to, out.type, some, with.row);
-        for (std::int64_t i = 0; i < some; ++i) with.row[i] += from[i * step];
+        simd::widen_row(target, out.type, some, scratch.row);
+        for (std::int64_t i = 0; i < some; ++i) scratch.row[i] += source[i * step];
       } else {
-        for (std::int64_t i = 0; i < some; ++i) with.row[i] = from[i * step];
+        for (std::int64_t i = 0; i < some; ++i) scratch.row[i] = source[i * step];
       }
-      simd::narrow_row(with.row, some, to, out.type);
+      simd::narrow_row(scratch.row, some, target, out.type);
     }
   });
 }

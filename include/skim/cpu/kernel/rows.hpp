@@ -19,18 +19,18 @@ SKIM_INLINE const char* row_address(const kv_view& kv, const kv_tensor& tensor, 
 }
 
 /// Converts a row and returns the sum of squares of the stored values.
-SKIM_INLINE float store_row(const void* from, element from_type, void* to, element to_type, std::int64_t n) {
+SKIM_INLINE float store_row(const void* given, element given_type, void* stored, element stored_type, std::int64_t n) {
   constexpr std::int64_t piece = 8 * simd::lanes;
   float values[piece];
   simd::floats squares(0.0f);
   float tail = 0;
   for (std::int64_t begin = 0; begin < n; begin += piece) {
     const std::int64_t count = n - begin < piece ? n - begin : piece;
-    const char* const source = static_cast<const char*>(from) + begin * element_bytes(from_type);
-    char* const target = static_cast<char*>(to) + begin * element_bytes(to_type);
-    simd::widen_row(source, from_type, count, values);
-    simd::narrow_row(values, count, target, to_type);
-    if (to_type != element::f32) simd::widen_row(target, to_type, count, values);
+    const char* const source = static_cast<const char*>(given) + begin * element_bytes(given_type);
+    char* const target = static_cast<char*>(stored) + begin * element_bytes(stored_type);
+    simd::widen_row(source, given_type, count, values);
+    simd::narrow_row(values, count, target, stored_type);
+    if (stored_type != element::f32) simd::widen_row(target, stored_type, count, values);
     std::int64_t i = 0;
     for (; i + simd::lanes <= count; i += simd::lanes) {
       const simd::floats x = simd::load(values + i);
@@ -53,45 +53,45 @@ SKIM_INLINE float inverse_norm(float squares, const void* row, element type, std
 }
 
 template <class T>
-SKIM_INLINE float dot_of(const T* row, const float* with, std::int64_t n) {
+SKIM_INLINE float dot_of(const T* row, const float* other, std::int64_t n) {
   simd::floats even(0.0f), odd(0.0f);
   std::int64_t d = 0;
   for (; d + 2 * simd::lanes <= n; d += 2 * simd::lanes) {
-    even = simd::fma(simd::load(row + d), simd::load(with + d), even);
-    odd = simd::fma(simd::load(row + d + simd::lanes), simd::load(with + d + simd::lanes), odd);
+    even = simd::fma(simd::load(row + d), simd::load(other + d), even);
+    odd = simd::fma(simd::load(row + d + simd::lanes), simd::load(other + d + simd::lanes), odd);
   }
   if (d + simd::lanes <= n) {
-    even = simd::fma(simd::load(row + d), simd::load(with + d), even);
+    even = simd::fma(simd::load(row + d), simd::load(other + d), even);
     d += simd::lanes;
   }
   float tail = 0;
-  for (; d < n; ++d) tail += to_float(row[d]) * with[d];
+  for (; d < n; ++d) tail += to_float(row[d]) * other[d];
   return simd::sum(even + odd) + tail;
 }
 
 template <class T>
-SKIM_INLINE float squared_distance_of(const T* row, const float* from, std::int64_t n) {
+SKIM_INLINE float squared_distance_of(const T* row, const float* other, std::int64_t n) {
   simd::floats total(0.0f);
   std::int64_t d = 0;
   for (; d + simd::lanes <= n; d += simd::lanes) {
-    const simd::floats difference = simd::load(row + d) - simd::load(from + d);
+    const simd::floats difference = simd::load(row + d) - simd::load(other + d);
     total = simd::fma(difference, difference, total);
   }
   float tail = 0;
   for (; d < n; ++d) {
-    const float difference = to_float(row[d]) - from[d];
+    const float difference = to_float(row[d]) - other[d];
     tail += difference * difference;
   }
   return simd::sum(total) + tail;
 }
 
 template <class T>
-SKIM_INLINE void add_scaled_of(const T* row, float factor, float* to, std::int64_t n) {
+SKIM_INLINE void add_scaled_of(const T* row, float factor, float* target, std::int64_t n) {
   std::int64_t d = 0;
   for (; d + simd::lanes <= n; d += simd::lanes) {
-    simd::store(to + d, simd::fma(simd::load(row + d), simd::floats(factor), simd::load(to + d)));
+    simd::store(target + d, simd::fma(simd::load(row + d), simd::floats(factor), simd::load(target + d)));
   }
-  for (; d < n; ++d) to[d] += to_float(row[d]) * factor;
+  for (; d < n; ++d) target[d] += to_float(row[d]) * factor;
 }
 
 /// Calls `body(pointer)` with the row's pointer in its own type.
@@ -104,23 +104,24 @@ SKIM_INLINE auto with_row(const kv_view& kv, const kv_tensor& tensor, std::int64
   return body(static_cast<const bf16*>(tensor.data) + offset);
 }
 
-/// row . with
+/// row . other
 SKIM_INLINE float dot_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot,
-                          const float* with) {
-  return with_row(kv, tensor, head, slot, [&](auto row) SKIM_LAMBDA_INLINE { return dot_of(row, with, tensor.dim); });
+                          const float* other) {
+  return with_row(kv, tensor, head, slot, [&](auto row) SKIM_LAMBDA_INLINE { return dot_of(row, other, tensor.dim); });
 }
 
-/// |row - from|^2
+/// |row - other|^2
 SKIM_INLINE float squared_distance_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot,
-                                       const float* from) {
+                                       const float* other) {
   return with_row(kv, tensor, head, slot,
-                  [&](auto row) SKIM_LAMBDA_INLINE { return squared_distance_of(row, from, tensor.dim); });
+                  [&](auto row) SKIM_LAMBDA_INLINE { return squared_distance_of(row, other, tensor.dim); });
 }
 
-/// to += factor * row
+/// target += factor * row
 SKIM_INLINE void add_scaled_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot,
-                                float factor, float* to) {
-  with_row(kv, tensor, head, slot, [&](auto row) SKIM_LAMBDA_INLINE { add_scaled_of(row, factor, to, tensor.dim); });
+                                float factor, float* target) {
+  with_row(kv, tensor, head, slot,
+           [&](auto row) SKIM_LAMBDA_INLINE { add_scaled_of(row, factor, target, tensor.dim); });
 }
 
 /// True if every element is finite. `zeros [D]`.

@@ -14,8 +14,8 @@ namespace detail {
 
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-SKIM_INLINE constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
-  return (n + to - 1) / to * to;
+SKIM_INLINE constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
 }
 SKIM_INLINE constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;

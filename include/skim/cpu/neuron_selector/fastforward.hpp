@@ -41,32 +41,32 @@ struct predictor_scratch {
   }
 };
 
-/// to [n] += sum_i factors[i] * rows[i][0 .. n), i < 4, in order: four streams from memory at a time.
+/// target [n] += sum_i factors[i] * rows[i][0 .. n), i < 4, in order: four streams from memory at a time.
 template <class T>
-SKIM_INLINE void add_four_rows(const T* const* rows, const float* factors, float* to, std::int64_t n) {
+SKIM_INLINE void add_four_rows(const T* const* rows, const float* factors, float* target, std::int64_t n) {
   std::int64_t c = 0;
   for (; c + simd::lanes <= n; c += simd::lanes) {
-    simd::floats sum = simd::load(to + c);
+    simd::floats sum = simd::load(target + c);
     for (int i = 0; i < 4; ++i) sum = simd::fma(simd::load(rows[i] + c), simd::floats(factors[i]), sum);
-    simd::store(to + c, sum);
+    simd::store(target + c, sum);
   }
   for (; c < n; ++c) {
-    for (int i = 0; i < 4; ++i) to[c] += to_float(rows[i][c]) * factors[i];
+    for (int i = 0; i < 4; ++i) target[c] += to_float(rows[i][c]) * factors[i];
   }
 }
 
-/// to [n] = sum_i factors[i] * matrix[i][first .. first + n)
+/// target [n] = sum_i factors[i] * matrix[i][first .. first + n)
 SKIM_NOINLINE inline void add_rows(const tensor_view<const void, 2>& matrix, const float* factors, std::int64_t first,
-                                   std::int64_t n, float* to) {
-  for (std::int64_t c = 0; c < n; ++c) to[c] = 0;
+                                   std::int64_t n, float* target) {
+  for (std::int64_t c = 0; c < n; ++c) target[c] = 0;
   with_type(matrix.data, matrix.type, [&](auto start) SKIM_LAMBDA_INLINE {
     const auto row = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return start + matrix.offset(i, first); };
     std::int64_t i = 0;
     for (; i + 4 <= matrix.extents[0]; i += 4) {
       const decltype(start) rows[] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
-      add_four_rows(rows, factors + i, to, n);
+      add_four_rows(rows, factors + i, target, n);
     }
-    for (; i < matrix.extents[0]; ++i) add_scaled_of(row(i), factors[i], to, n);
+    for (; i < matrix.extents[0]; ++i) add_scaled_of(row(i), factors[i], target, n);
   });
 }
 
@@ -96,26 +96,29 @@ void predict_neurons(const neuron_predictor& predictor, const ffn_args& args, fl
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1];
   const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
   arena arena(workspace);
-  const predictor_scratch with(arena, args, rank);
-  executor.parallel_for(
-      1, [&](std::int64_t, unsigned) { simd::widen_row(predictor.query.data, predictor.query.type, d, with.query); });
+  const predictor_scratch scratch(arena, args, rank);
+  executor.parallel_for(1, [&](std::int64_t, unsigned) {
+    simd::widen_row(predictor.query.data, predictor.query.type, d, scratch.query);
+  });
   in_pieces(M, predictor_tokens, executor, [&](std::int64_t first, std::int64_t count) {
     const float scale = 1 / std::sqrt(static_cast<float>(d));
     for (std::int64_t t = first; t < first + count; ++t) {
-      with.weights[t] = scale * with_type(args.x.at(t), args.x.type,
-                                          [&](auto row) SKIM_LAMBDA_INLINE { return dot_of(row, with.query, d); });
+      scratch.weights[t] = scale * with_type(args.x.at(t), args.x.type, [&](auto row) SKIM_LAMBDA_INLINE {
+                             return dot_of(row, scratch.query, d);
+                           });
     }
   });
-  executor.parallel_for(M > 0 ? 1 : 0, [&](std::int64_t, unsigned) { softmax(with.weights, M); });
+  executor.parallel_for(M > 0 ? 1 : 0, [&](std::int64_t, unsigned) { softmax(scratch.weights, M); });
   in_pieces(d, predictor_columns, executor, [&](std::int64_t first, std::int64_t count) {
-    add_rows(args.x, with.weights, first, count, with.mean + first);
+    add_rows(args.x, scratch.weights, first, count, scratch.mean + first);
   });
   in_pieces(rank, 128, executor, [&](std::int64_t first, std::int64_t count) {
-    add_rows(predictor.w1, with.mean, first, count, with.hidden + first);
-    for (std::int64_t j = first; j < first + count; ++j) with.hidden[j] = with.hidden[j] < 0 ? 0 : with.hidden[j];
+    add_rows(predictor.w1, scratch.mean, first, count, scratch.hidden + first);
+    for (std::int64_t j = first; j < first + count; ++j)
+      scratch.hidden[j] = scratch.hidden[j] < 0 ? 0 : scratch.hidden[j];
   });
   in_pieces(f, predictor_columns, executor, [&](std::int64_t first, std::int64_t count) {
-    add_rows(predictor.w2, with.hidden, first, count, logits + first);
+    add_rows(predictor.w2, scratch.hidden, first, count, logits + first);
   });
 }
 

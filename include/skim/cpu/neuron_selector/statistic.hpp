@@ -37,12 +37,12 @@ struct statistic_scratch {
 SKIM_NOINLINE inline void share_unit(const packed_tokens<statistic_math>& values, std::int64_t row, float* shares) {
   const std::int64_t width = row_lanes::of(row, values.stride).width;
   for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
-    const float* from = values.lanes_at(row, 0) + lane;
+    const float* source = values.lanes_at(row, 0) + lane;
     simd::floats total(0.0f);
     for (std::int64_t begin = 0; begin < values.steps; begin += 256) {  // sums of sums bound the rounding error
       simd::floats sum(0.0f);
       for (std::int64_t j = begin; j < smaller(values.steps, begin + 256); ++j) {
-        const simd::floats z = simd::load(from + j * width);
+        const simd::floats z = simd::load(source + j * width);
         sum = simd::fma(z, z, sum);
       }
       total = total + sum;
@@ -69,26 +69,27 @@ template <class Executor>
 void neuron_statistic(const ffn_args& args, float* scores, void* workspace, const Executor& executor) {
   const std::int64_t f = args.up.extents[0], pieces = (f + gemm_outputs - 1) / gemm_outputs;
   arena arena(workspace);
-  const statistic_scratch with(arena, args, executor.concurrency());
+  const statistic_scratch scratch(arena, args, executor.concurrency());
   const gathered_rows gate = gathered_rows::of(args.gate, nullptr, f), up = gathered_rows::of(args.up, nullptr, f);
   executor.parallel_for(1, [&](std::int64_t, unsigned) {
     for (std::int64_t j = 0; j < f; ++j) scores[j] = 0;
   });
-  for_batches<statistic_math>(args, with.neurons, [&](const neuron_job<statistic_math>& job) {
-    const std::int64_t tiles = job.with.x.tiles();
-    executor.parallel_for(pack_units(job.with.x), [&](std::int64_t index, unsigned worker) {
+  for_batches<statistic_math>(args, scratch.neurons, [&](const neuron_job<statistic_math>& job) {
+    const std::int64_t tiles = job.scratch.x.tiles();
+    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
       pack_unit(job, token_order::lanes, index, worker);
     });
     executor.parallel_for(pieces * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
     executor.parallel_for(tiles, [&](std::int64_t tile, unsigned) {
-      const auto values = job.with.values.tile(tile);
-      for_lane_blocks(values.stride,
-                      [&](std::int64_t row, auto) { share_unit(values, row, with.shares + tile * gemm_rows + row); });
+      const auto values = job.scratch.values.tile(tile);
+      for_lane_blocks(values.stride, [&](std::int64_t row, auto) {
+        share_unit(values, row, scratch.shares + tile * gemm_rows + row);
+      });
     });
     executor.parallel_for(pieces, [&](std::int64_t piece, unsigned) {
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        statistic_unit(job.with.values.tile(tile), piece * gemm_outputs, with.shares + tile * gemm_rows, scores);
+        statistic_unit(job.scratch.values.tile(tile), piece * gemm_outputs, scratch.shares + tile * gemm_rows, scores);
       }
     });
   });

@@ -44,10 +44,10 @@ SKIM_INLINE float squared_distance(const float* a, const float* b, std::int64_t 
   return simd::sum(total);
 }
 
-/// to += from * factor.
-SKIM_INLINE void add_row(float* to, const float* from, float factor, std::int64_t length) {
+/// target += source * factor.
+SKIM_INLINE void add_row(float* target, const float* source, float factor, std::int64_t length) {
   for (std::int64_t d = 0; d < length; d += simd::lanes) {
-    simd::store(to + d, simd::fma(simd::load(from + d), simd::floats(factor), simd::load(to + d)));
+    simd::store(target + d, simd::fma(simd::load(source + d), simd::floats(factor), simd::load(target + d)));
   }
 }
 

@@ -49,23 +49,23 @@ struct packed_queries {
 };
 
 template <class Reduce>
-SKIM_INLINE packed_queries pack_queries(Reduce, const float* qbar, std::int64_t n, std::int64_t D, float* to) {
+SKIM_INLINE packed_queries pack_queries(Reduce, const float* qbar, std::int64_t n, std::int64_t D, float* target) {
   const std::int64_t length = padded_row(D);
   if constexpr (std::is_same_v<Reduce, reduce::mean>) {  // the mean of dot products is the dot product with the mean
-    clear_row(to, length);
-    for (std::int64_t i = 0; i < n; ++i) add_row(to, qbar + i * length, 1.0f / static_cast<float>(n), length);
-    return {to, 1, D, false};
+    clear_row(target, length);
+    for (std::int64_t i = 0; i < n; ++i) add_row(target, qbar + i * length, 1.0f / static_cast<float>(n), length);
+    return {target, 1, D, false};
   }
   if (n < fewest_packed_queries) {
-    for (std::int64_t i = 0; i < n * length; i += simd::lanes) simd::store(to + i, simd::load(qbar + i));
-    return {to, n, D, false};
+    for (std::int64_t i = 0; i < n * length; i += simd::lanes) simd::store(target + i, simd::load(qbar + i));
+    return {target, n, D, false};
   }
   const std::int64_t width = padded_row(n);
   for (std::int64_t i = 0; i < width; ++i) {  // lanes beyond the last query repeat it, which no maximum notices
     const float* const row = qbar + smaller(i, n - 1) * length;
-    for (std::int64_t d = 0; d < D; ++d) to[d * width + i] = row[d];
+    for (std::int64_t d = 0; d < D; ++d) target[d * width + i] = row[d];
   }
-  return {to, width, D, true};
+  return {target, width, D, true};
 }
 
 /// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys. A NaN key makes every product NaN, and the

@@ -90,10 +90,10 @@ SKIM_INLINE void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<c
   if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, lower + amx_units, sum_bytes);
 }
 
-/// Row i of `to`, `stride` apart, = column i of `from`.
-SKIM_INLINE void store_transposed(const std::uint32_t (&from)[16][16], std::uint32_t* to, std::int64_t stride) {
+/// Row i of `target`, `stride` apart, = column i of `source`.
+SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride) {
   __m512i rows[16], pairs[16], quads[16];
-  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(from[i]);
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(source[i]);
   for (int i = 0; i < 16; i += 2) {
     pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
@@ -110,10 +110,10 @@ SKIM_INLINE void store_transposed(const std::uint32_t (&from)[16][16], std::uint
     const __m512i low_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xdd);
     const __m512i high_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
     const __m512i high_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xdd);
-    _mm512_storeu_si512(to + j * stride, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
-    _mm512_storeu_si512(to + (4 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
-    _mm512_storeu_si512(to + (8 + j) * stride, _mm512_shuffle_i32x4(low_even, high_even, 0xdd));
-    _mm512_storeu_si512(to + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
+    _mm512_storeu_si512(target + j * stride, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
+    _mm512_storeu_si512(target + (4 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
+    _mm512_storeu_si512(target + (8 + j) * stride, _mm512_shuffle_i32x4(low_even, high_even, 0xdd));
+    _mm512_storeu_si512(target + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
   }
 }
 

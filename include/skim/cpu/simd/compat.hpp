@@ -7,10 +7,10 @@
 
 #include <skim/types.hpp>
 
+#include <xsimd/xsimd.hpp>
+
 #include <type_traits>
 #include <utility>
-
-#include <xsimd/xsimd.hpp>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
