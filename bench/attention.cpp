@@ -2,6 +2,7 @@
 // Dense and QUOKA attention, as an engine calls them: one chunk, one layer after another.
 #include "layers.hpp"
 
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/reference/attention.hpp>
 
 #include <benchmark/benchmark.h>
@@ -51,7 +52,7 @@ double microseconds(const Work& work) {
 /// there is nothing to select.
 template <class Op>
 void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory workspace,
-                 const std::pair<layers*, skim::cpu::tbb_executor>& on) {
+                 const std::pair<layers*, skim::tbb_executor>& on) {
   const std::int64_t capacity = op.list_capacity(one.args), heads = one.args.kv.heads;
   std::vector<std::int32_t> indices(static_cast<std::size_t>(heads * capacity)),
       counts(static_cast<std::size_t>(heads));
@@ -77,7 +78,7 @@ void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory 
 /// and the same lists: six rows of the chunk, from both its ends and its middle.
 template <class Op>
 double sampled_nmse(const Op& op, skim::attention_args args, skim::memory workspace,
-                    const skim::cpu::tbb_executor& executor) {
+                    const skim::tbb_executor& executor) {
   const std::int64_t Tq = args.q.extents[0], Hq = args.q.extents[1], D = args.q.extents[2], heads = args.kv.heads;
   std::vector<float> out(static_cast<std::size_t>(Tq * Hq * D));
   args.out = skim::tensor_view<float, 3>(out.data(), {Tq, Hq, D});
@@ -108,8 +109,7 @@ double sampled_nmse(const Op& op, skim::attention_args args, skim::memory worksp
 }
 
 template <class Op>
-void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
-             const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, const Op& op, const row& r, layers& cache, const skim::tbb_executor& executor) {
   show_progress(r.name);
   call one(r);
   one.args.kv = cache.next(r.of.Tk + r.of.Tq);
@@ -133,7 +133,7 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
 /// Registers rows; keeps the first complaint of a `check`.
 class registrar {
  public:
-  explicit registrar(const skim::cpu::tbb_executor& executor)
+  explicit registrar(const skim::tbb_executor& executor)
       : executor_(executor), store_(std::make_shared<layer_store>(executor)) {}
 
   template <class Op>
@@ -168,7 +168,7 @@ class registrar {
   }
 
  private:
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::shared_ptr<layer_store> store_;
   std::string complaint_;
 };
@@ -202,7 +202,7 @@ std::int64_t last_level_cache_bytes() {
   return most > 0 ? most : std::int64_t{64} << 20;
 }
 
-std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor) {
+std::string add_attention_rows(const attention_rows& rows, const skim::tbb_executor& executor) {
   using skim::accumulate::dot_pairs;
   using skim::accumulate::widen_fma;
   registrar to(executor);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/types.hpp>
 
 #include <nlohmann/json.hpp>
@@ -28,20 +28,20 @@ struct attention_rows {
 struct multiply_rates {
   double fma_f32, dot_bf16;
 };
-multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor);
+multiply_rates measure_multiply_rates(const skim::tbb_executor& executor);
 
-/// The ceilings: f32 multiply-add, bf16 dot product, bf16 matrix tiles, reading memory.
-void add_roofline_rows(const skim::cpu::tbb_executor& executor);
+/// The ceilings: f32 multiply-add, bf16 dot product, bf16 AMX, reading memory.
+void add_roofline_rows(const skim::tbb_executor& executor);
 
 /// Dense and QUOKA attention; a line that says what is wrong with the settings, or an empty one.
-std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor);
+std::string add_attention_rows(const attention_rows& rows, const skim::tbb_executor& executor);
 
 /// Evictors on a cache of 32768 tokens from which 128 leave, and reading its keys once.
-void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor);
+void add_eviction_rows(const std::vector<skim::element>& storage, const skim::tbb_executor& executor);
 
 /// The FFN of 128 tokens in f32 and bf16, as far as `storage` has them: dense, FastForward, and by other libraries that
 /// were there when this was compiled.
-void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, const skim::cpu::tbb_executor& executor);
+void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, const skim::tbb_executor& executor);
 
 /// Bytes of the last-level cache; 64 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();

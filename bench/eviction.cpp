@@ -54,8 +54,7 @@ struct attended_chunk {
 };
 
 template <class Op>
-void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
-             const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, const Op& op, const row& r, layers& cache, const skim::tbb_executor& executor) {
   show_progress(r.name);
   const std::int64_t tokens = r.of.Tk + r.of.Tq;
   attended_chunk chunk(r);
@@ -86,7 +85,7 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
 }
 
 /// Reads the next layer's keys once: the time that every policy which looks at all keys is measured by.
-void measure_read(benchmark::State& state, const row& r, layers& cache, const skim::cpu::tbb_executor& executor) {
+void measure_read(benchmark::State& state, const row& r, layers& cache, const skim::tbb_executor& executor) {
   namespace simd = skim::cpu::simd;
   show_progress(r.name);
   const std::int64_t tokens = r.of.Tk + r.of.Tq;
@@ -122,7 +121,7 @@ void add_row(const row& r, const std::shared_ptr<layer_store>& store, const Meas
 
 }  // namespace
 
-void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor) {
+void add_eviction_rows(const std::vector<skim::element>& storage, const skim::tbb_executor& executor) {
   const auto store = std::make_shared<layer_store>(executor);
   for (const skim::element type : storage) {
     row r{{32, 8, 128, 128, 32768}, type, ""};

@@ -2,7 +2,10 @@
 // The FFN of a block of tokens: dense, FastForward and other libraries, one layer after another.
 #include "ffn.hpp"
 
+#include <skim/cpu/features.hpp>
 #include <skim/cpu/simd/math.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <benchmark/benchmark.h>
@@ -20,7 +23,7 @@ using skim::element;
 /// One model's layers for all rows of its shape and type; made when the first of them runs.
 class ffn_store {
  public:
-  ffn_store(const ffn_shape& of, element type, const skim::cpu::tbb_executor& executor)
+  ffn_store(const ffn_shape& of, element type, const skim::tbb_executor& executor)
       : of_(of), type_(type), executor_(executor) {}
 
   const ffn_layers& get() {
@@ -31,7 +34,7 @@ class ffn_store {
  private:
   ffn_shape of_;
   element type_;
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::optional<ffn_layers> made_;
 };
 
@@ -79,7 +82,7 @@ struct layered {
 /// Normalised mean squared error of the first layer with f32 output against the reference, which reads the same stored
 /// values and computes the same neurons: the block's last token.
 template <class Op>
-double sampled_nmse(layered<Op>& with, const skim::cpu::tbb_executor& executor) {
+double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   const Op& op = with.ops[0];
   skim::ffn_args args = with.args(0);
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1], f = args.up.extents[0];
@@ -124,7 +127,7 @@ double microseconds(const Work& work) {
 
 /// The steps of a sparse call, timed apart over as many calls as `run` was.
 template <class Op>
-void time_steps(benchmark::State& state, layered<Op>& with, const skim::cpu::tbb_executor& executor) {
+void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_executor& executor) {
   const std::int64_t f = with.layers->shape.f;
   std::vector<float> numbers(static_cast<std::size_t>(f));
   const skim::tensor_view<float, 1> scores(numbers.data(), {f});
@@ -158,8 +161,8 @@ const char* label_of(skim::accumulate::widen_fma) {
 const char* label_of(skim::accumulate::dot_pairs) {
   return "dot_pairs";
 }
-const char* label_of(skim::accumulate::tiles) {
-  return "tiles";
+const char* label_of(skim::accumulate::amx) {
+  return "amx";
 }
 
 /// What a row's repetitions share.
@@ -169,7 +172,7 @@ struct row_result {
 };
 
 template <class Op>
-void measure(benchmark::State& state, layered<Op> with, row_result& result, const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, layered<Op> with, row_result& result, const skim::tbb_executor& executor) {
   std::size_t layer = 0;
   skim::report report;
   for (auto _ : state) {
@@ -202,7 +205,7 @@ double relative_difference(const std::vector<block>& a, const std::vector<block>
 
 /// Ends the program if a peer computes something else than skim's dense FFN: its times would mean nothing.
 void compare_with_dense(const std::string& name, const ffn_layers& layers, const ffn_call& call,
-                        const skim::cpu::tbb_executor& executor) {
+                        const skim::tbb_executor& executor) {
   const double limit = layers.type == element::f32 ? 1e-5 : 1e-2;  // a peer may round the values between its products
   std::vector<block> out = output_of(layers);
   for (std::int64_t layer = 0; layer < layers.count(); ++layer) {
@@ -235,7 +238,7 @@ void measure_peer(benchmark::State& state, const ffn_layers& layers, const ffn_c
 }
 
 void add_peer_row(const ffn_peer& peer, const std::string& name, const std::shared_ptr<ffn_store>& store,
-                  const skim::cpu::tbb_executor& executor) {
+                  const skim::tbb_executor& executor) {
   const auto call = std::make_shared<ffn_call>();  // made by the first repetition for all
   register_row(name, [peer, name, store, executor, call](benchmark::State& state) {
     const ffn_layers& layers = store->get();
@@ -257,7 +260,7 @@ struct own_rows {
   ffn_shape of;
   element type;
   std::shared_ptr<ffn_store> store;
-  skim::cpu::tbb_executor executor;
+  skim::tbb_executor executor;
 };
 
 /// `variant`: the part of the name that tells ways to multiply apart; empty for the best.
@@ -286,9 +289,9 @@ void add_own_rows(const own_rows& rows, bool pairs_first) {
   if (!skim::cpu::simd::multiplies_pairs<dot_pairs>(rows.type)) {
     return add_own_rows(rows, "", skim::accumulate::widen_fma{});
   }
-  const skim::accumulate::tiles tiles = skim::cpu::request_tiles();
-  if (tiles.granted) add_own_rows(rows, "", tiles);
-  const bool pairs_are_best = pairs_first && !tiles.granted, widening_is_best = !pairs_first && !tiles.granted;
+  const skim::accumulate::amx amx = skim::cpu::request_amx();
+  if (amx.granted) add_own_rows(rows, "", amx);
+  const bool pairs_are_best = pairs_first && !amx.granted, widening_is_best = !pairs_first && !amx.granted;
   add_own_rows(rows, pairs_are_best ? "" : "dot_pairs/", dot_pairs{});
   if (widening_is_best) add_own_rows(rows, "", skim::accumulate::widen_fma{});
 }
@@ -322,7 +325,7 @@ void multiply_by_silu(const float* gate, float* values, std::int64_t count) {
   }
 }
 
-void add_ffn_rows(const std::vector<element>& storage, bool pairs_first, const skim::cpu::tbb_executor& executor) {
+void add_ffn_rows(const std::vector<element>& storage, bool pairs_first, const skim::tbb_executor& executor) {
   const std::vector<ffn_peer> beside = peers();
   for (const ffn_shape& of : {ffn_shape{128, 4096, 14336}, ffn_shape{128, 3072, 8192}, ffn_shape{128, 2048, 8192}}) {
     for (const element type : storage) {

@@ -21,7 +21,7 @@ struct ffn_shape {
 /// a sparse call reads: weights come from memory, as in an engine. Inputs and output stay where they are.
 class ffn_layers {
  public:
-  ffn_layers(const ffn_shape& of, skim::element kind, const skim::cpu::tbb_executor& executor)
+  ffn_layers(const ffn_shape& of, skim::element kind, const skim::tbb_executor& executor)
       : shape(of),
         type(kind),
         weights_(blocks_for(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind)))) {
@@ -93,7 +93,7 @@ class ffn_layers {
   }
 
   /// Rows out of one table of normal values, each from another place: drawing billions of them would take minutes.
-  static void fill(const matrix_view& to, float scale, std::uint32_t seed, const skim::cpu::tbb_executor& executor) {
+  static void fill(const matrix_view& to, float scale, std::uint32_t seed, const skim::tbb_executor& executor) {
     static const std::vector<float> table = [] {
       std::mt19937 generator(1);
       std::normal_distribution<float> normal;
@@ -120,8 +120,8 @@ using ffn_call = std::function<void(std::int64_t layer, void* out)>;
 
 /// A library beside which skim's FFN is measured.
 struct ffn_peer {
-  const char* name;                                                                     ///< in names of rows
-  ffn_call (*make)(const ffn_layers& layers, const skim::cpu::tbb_executor& executor);  ///< throws what it cannot do
+  const char* name;                                                                ///< in names of rows
+  ffn_call (*make)(const ffn_layers& layers, const skim::tbb_executor& executor);  ///< throws what it cannot do
   bool f32_only;
 };
 

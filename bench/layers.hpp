@@ -42,7 +42,7 @@ class layers {
     return std::max(4 * last_level_cache_bytes() / bytes_per_token(of, type) + tokens, 2 * tokens);
   }
 
-  layers(const shape& of, skim::element type, std::int64_t tokens, const skim::cpu::tbb_executor& executor)
+  layers(const shape& of, skim::element type, std::int64_t tokens, const skim::tbb_executor& executor)
       : keys_(blocks_for(static_cast<std::size_t>(tokens * bytes_per_token(of, type) / 2))),
         values_(keys_.size()),
         norms_(static_cast<std::size_t>(tokens * of.Hk)),
@@ -108,7 +108,7 @@ class layers {
 /// One set of layers for all rows of equal element type and heads; made when the first of them runs.
 class layer_store {
  public:
-  explicit layer_store(const skim::cpu::tbb_executor& executor) : executor_(executor) {}
+  explicit layer_store(const skim::tbb_executor& executor) : executor_(executor) {}
 
   void reserve(const shape& of, skim::element type) {
     std::int64_t& tokens = sets_[key(of, type)].tokens;
@@ -136,7 +136,7 @@ class layer_store {
   };
   static name key(const shape& of, skim::element type) { return {type, of.Hk, of.D}; }
 
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::map<name, set> sets_;
 };
 

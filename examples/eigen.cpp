@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Eigen matrices: what a projection gives is viewed, not copied, and threads come from oneTBB. Checked against attention
 // written in Eigen.
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/skim.hpp>
 
 #include <cstdio>
@@ -46,7 +46,7 @@ int main() {
   args.kv = skim::contiguous_kv(skim::as_heads(k, Hk), skim::as_heads(v, Hk), Tk + Tq);
 
   const skim::cpu::attention<> op;
-  const skim::cpu::tbb_executor executor;
+  const skim::tbb_executor executor;
   std::vector<block> workspace(op.workspace_bytes(args, executor.concurrency()) / sizeof(block) + 1);
   const skim::report report = op.run(args, {}, {workspace.data(), workspace.size() * sizeof(block)}, executor);
   if (!report) {

@@ -2,8 +2,8 @@
 /// \file The evictors that a method can name, but for CAOTE.
 #include "evictors.hpp"
 
-#include <skim/cpu/random_tokens.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/evictor/random_tokens.hpp>
+#include <skim/cpu/evictor/sink_window.hpp>
 
 namespace needle {
 namespace {

@@ -5,10 +5,10 @@
 #include "method_parts.hpp"
 
 #include <skim/cpu/eviction.hpp>
-#include <skim/cpu/h2o.hpp>
-#include <skim/cpu/keydiff.hpp>
-#include <skim/cpu/snapkv.hpp>
-#include <skim/cpu/tova.hpp>
+#include <skim/cpu/evictor/h2o.hpp>
+#include <skim/cpu/evictor/keydiff.hpp>
+#include <skim/cpu/evictor/snapkv.hpp>
+#include <skim/cpu/evictor/tova.hpp>
 
 namespace needle {
 

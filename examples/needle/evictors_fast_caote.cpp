@@ -2,7 +2,7 @@
 /// \file `fast_caote(...)` of every evictor that has scores.
 #include "evictors.hpp"
 
-#include <skim/cpu/caote.hpp>
+#include <skim/cpu/evictor/caote.hpp>
 
 namespace needle {
 namespace {

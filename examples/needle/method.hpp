@@ -6,9 +6,9 @@
 /// neurons does a chunk compute?
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/eviction.hpp>
 #include <skim/ffn.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/workspace.hpp>
 
 #include <functional>
@@ -18,7 +18,7 @@
 
 namespace needle {
 
-using executor = skim::cpu::tbb_executor;
+using executor = skim::tbb_executor;
 
 /// A selector of one layer, its type erased: the engine need not be compiled once per selector.
 class layer_selector {

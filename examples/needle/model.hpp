@@ -2,7 +2,7 @@
 /// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`.
 #pragma once
 
-#include <skim/calibrate/fitted.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 
 #include <Eigen/Core>
 

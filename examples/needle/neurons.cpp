@@ -4,10 +4,12 @@
 #include "method_parts.hpp"
 #include "model.hpp"
 
-#include <skim/cpu/fastforward.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
-#include <skim/cpu/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/calibrated_set.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
+#include <skim/cpu/neuron_selector/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/static_set.hpp>
 #include <skim/neuron_selector/schedule.hpp>
 
 namespace needle {

@@ -3,8 +3,8 @@
 #include "method_parts.hpp"
 
 #include <skim/cpu/attention.hpp>
-#include <skim/cpu/quoka.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/cpu/selector/sink_window.hpp>
 
 namespace needle {
 namespace {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file An evictor policy that lacks hook number CASE (1 to 3), or none; CAOTE over a base without scores (4), and over
 /// an evictor of one's own without weights (5).
-#include <skim/cpu/caote.hpp>
 #include <skim/cpu/eviction.hpp>
-#include <skim/cpu/sink_window.hpp>
-#include <skim/cpu/tova.hpp>
+#include <skim/cpu/evictor/caote.hpp>
+#include <skim/cpu/evictor/sink_window.hpp>
+#include <skim/cpu/evictor/tova.hpp>
 
 struct evictor {
 #if CASE != 1

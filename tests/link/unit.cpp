@@ -75,6 +75,6 @@ skim::report SKIM_UNIT(const unit_call& call) {
   if (skim::report r = run(window, call, team, *sum++); !r) return r;
   if (skim::report r = run_ffn(skim::cpu::ffn<>{}, call, *sum++); !r) return r;
   if (skim::report r = run_ffn(skim::cpu::ffn{call.fastforward}, call, *sum++); !r) return r;
-  if (skim::report r = run_ffn(skim::cpu::ffn{call.fastforward, skim::accumulate::tiles{}}, call, *sum++); !r) return r;
+  if (skim::report r = run_ffn(skim::cpu::ffn{call.fastforward, skim::accumulate::amx{}}, call, *sum++); !r) return r;
   return run_ffn(skim::cpu::ffn{skim::oracle{skim::neuron_retention::budget(40)}}, call, *sum++);
 }

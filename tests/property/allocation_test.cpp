@@ -3,8 +3,8 @@
 #include "allocation_counter.hpp"
 #include "calls.hpp"
 
-#include "../unit/eviction_case.hpp"
-#include "../unit/ffn_case.hpp"
+#include "support/eviction_case.hpp"
+#include "support/ffn_case.hpp"
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention_importance.hpp>
@@ -201,7 +201,7 @@ TEST_P(allocation, is_not_done_by_ffns) {
   const skim::neuron_retention keep = skim::neuron_retention::share(0.5);
   const skim::fastforward selector{keep, inputs.predictor(), inputs.compensator()};
   expect_none_of(skim::cpu::ffn{selector});
-  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_tiles()});
+  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_amx()});
   expect_none_of(skim::cpu::ffn{skim::static_set{keep}});
 }
 

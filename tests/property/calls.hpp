@@ -2,8 +2,8 @@
 /// \file Running sampled calls and comparing their results bit by bit.
 #pragma once
 
-#include "../unit/attention_sample.hpp"
-#include "../unit/executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
 
 #include <skim/skim.hpp>
 

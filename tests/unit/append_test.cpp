@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::append against the reference, byte by byte, with everything around the written rows untouched.
-#include "attention_sample.hpp"
-#include "executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
 
 #include <skim/cpu/append.hpp>
 #include <skim/reference/append.hpp>

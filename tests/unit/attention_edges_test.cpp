@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention where floating point or positions end.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/testing/matchers.hpp>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attention mass outside a prompt's beginning: recomputed from q, the first keys and the log-sum-exp against the full
 // attention matrix, for whole prompts in chunks and for single calls of every kind.
-#include "attention_case.hpp"
-#include "executors.hpp"
-#include "faults.hpp"
+#include "support/attention_case.hpp"
+#include "support/executors.hpp"
+#include "support/faults.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/attention_importance.hpp>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::attention against exact arithmetic on the same stored values.
-#include "attention_sample.hpp"
+#include "support/attention_sample.hpp"
 
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/testing/matchers.hpp>
 
 #include <gtest/gtest.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random appends and evictions on a bounded cache against a plain vector of positions: what is stored, where, and what
 // KeyDiff's sums hold. A token's key and value follow from its position and head, so the model need not hold them.
-#include "eviction_case.hpp"
-#include "own_evictor.hpp"
+#include "support/eviction_case.hpp"
+#include "support/own_evictor.hpp"
 
 #include <skim/reference/append.hpp>
 #include <skim/reference/eviction.hpp>

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "executors.hpp"
-#include "values.hpp"
+#include "support/executors.hpp"
+#include "support/values.hpp"
 
 #include <skim/calibrate/fastforward.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <gtest/gtest.h>

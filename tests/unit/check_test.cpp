@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bad input: `check` names the argument, what it got and what it expected; `run` answers the same and writes nothing.
-#include "attention_case.hpp"
-#include "executors.hpp"
-#include "faults.hpp"
+#include "support/attention_case.hpp"
+#include "support/executors.hpp"
+#include "support/faults.hpp"
 
 #include <skim/skim.hpp>
 

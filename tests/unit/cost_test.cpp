@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Costs against counts by hand.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/skim.hpp>
 

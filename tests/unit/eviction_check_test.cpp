@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions of bad input: `check` names the argument, every step answers the same and writes nothing.
-#include "eviction_case.hpp"
-#include "faults.hpp"
-#include "own_evictor.hpp"
+#include "support/eviction_case.hpp"
+#include "support/faults.hpp"
+#include "support/own_evictor.hpp"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions where floating point ends: weights near one, tiny and huge keys, NaN and infinities.
-#include "eviction_small.hpp"
-#include "eviction_stages.hpp"
+#include "support/eviction_small.hpp"
+#include "support/eviction_stages.hpp"
 
 namespace {
 

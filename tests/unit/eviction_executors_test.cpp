@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions leave the same bits on every executor, for every number of workers and whatever lies in the workspace.
-#include "eviction_case.hpp"
-#include "executors.hpp"
+#include "support/eviction_case.hpp"
+#include "support/executors.hpp"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What must hold of evictions whatever computes them: the papers' identities, streaming, protection, budgets,
 // compaction.
-#include "bounded_layer.hpp"
-#include "eviction_small.hpp"
-#include "eviction_stages.hpp"
+#include "support/bounded_layer.hpp"
+#include "support/eviction_small.hpp"
+#include "support/eviction_stages.hpp"
 
 namespace {
 

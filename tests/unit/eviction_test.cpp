@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Eviction on the CPU against the reference: observe, score, keep, compact, and all of them in one run.
-#include "attention_sample.hpp"
-#include "eviction_stages.hpp"
+#include "support/attention_sample.hpp"
+#include "support/eviction_stages.hpp"
 
 #ifndef SKIM_TEST_STRIDE
 #define SKIM_TEST_STRIDE 1

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The promises of every executor, and the tests' own thread pool.
-#include "executors.hpp"
+#include "support/executors.hpp"
 
 #include <skim/workspace.hpp>
 
@@ -60,7 +60,7 @@ TEST(Executors, AreRecognised) {
 TEST(TbbExecutor, TakesTheArenaItIsMadeIn) {
   tbb::task_arena arena(3);
   arena.execute([] {
-    const skim::cpu::tbb_executor executor;
+    const skim::tbb_executor executor;
     EXPECT_EQ(executor.concurrency(), 3u);
     std::atomic<int> calls{0};
     executor.parallel_for(100, [&](std::int64_t, unsigned worker) { calls += worker < 3 ? 1 : 1000; });

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vocabulary of the FFN: what `check` names, lists, retention, transposing, activations; the reference by hand.
-#include "faults.hpp"
-#include "values.hpp"
+#include "support/faults.hpp"
+#include "support/values.hpp"
 
 #include <skim/neuron_selector/all_neurons.hpp>
 #include <skim/neuron_selector/calibrated_set.hpp>
 #include <skim/neuron_selector/oracle.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
 #include <skim/neuron_selector/static_set.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <limits>

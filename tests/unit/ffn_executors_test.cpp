@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The FFN leaves the same bits on every executor, for every number of workers and whatever lies in the workspace.
-#include "executors.hpp"
-#include "ffn_case.hpp"
+#include "support/executors.hpp"
+#include "support/ffn_case.hpp"
 
-#include <skim/cpu/fastforward.hpp>
+#include <skim/cpu/features.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
+#include <skim/cpu/neuron_selector/static_set.hpp>
 
 #include <gtest/gtest.h>
 
@@ -51,7 +53,7 @@ void for_each_op(const Body& body) {
   const skim::fastforward selector{keep, parts.predictor(), parts.compensator()};
   body(skim::cpu::ffn{selector});
   body(skim::cpu::ffn{selector, skim::accumulate::dot_pairs{}});
-  body(skim::cpu::ffn{selector, skim::cpu::request_tiles()});
+  body(skim::cpu::ffn{selector, skim::cpu::request_amx()});
   body(skim::cpu::ffn{skim::static_set{keep}});
   body(skim::cpu::ffn{skim::oracle{keep}});
 }

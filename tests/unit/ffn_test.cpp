@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::ffn against exact arithmetic on the same stored values.
-#include "executors.hpp"
-#include "ffn_case.hpp"
+#include "support/executors.hpp"
+#include "support/ffn_case.hpp"
 
-#include <skim/cpu/fastforward.hpp>
+#include <skim/cpu/features.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
-#include <skim/cpu/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/calibrated_set.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
+#include <skim/cpu/neuron_selector/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/static_set.hpp>
+#include <skim/reference/fastforward.hpp>
+#include <skim/reference/ffn.hpp>
 #include <skim/testing/ffn_matchers.hpp>
 
 #include <gtest/gtest.h>
@@ -35,9 +40,9 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
     EXPECT_TRUE(workspace.guards_intact());
     EXPECT_TRUE(inputs.out().outside_intact());
   };
-  if (c.multiply == multiply_kind::tiles) {
-    static const skim::accumulate::tiles granted = skim::cpu::request_tiles();
-    call(skim::cpu::ffn<Selector, skim::accumulate::tiles>{selector, granted});
+  if (c.multiply == multiply_kind::amx) {
+    static const skim::accumulate::amx granted = skim::cpu::request_amx();
+    call(skim::cpu::ffn<Selector, skim::accumulate::amx>{selector, granted});
   } else if (c.multiply == multiply_kind::dot_pairs) {
     call(skim::cpu::ffn<Selector, skim::accumulate::dot_pairs>{selector});
   } else {
@@ -85,7 +90,7 @@ TEST(ffn_columns, of_wide_layers_are_the_references) {
   for (const auto& [weights, multiply] : {std::pair{skim::element::f32, multiply_kind::widen_fma},
                                           {skim::element::f16, multiply_kind::widen_fma},
                                           {skim::element::bf16, multiply_kind::dot_pairs},
-                                          {skim::element::bf16, multiply_kind::tiles}}) {
+                                          {skim::element::bf16, multiply_kind::amx}}) {
     ffn_case c;
     c.weights = weights;
     c.multiply = multiply;

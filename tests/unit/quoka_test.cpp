@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // QUOKA and sink_window on the CPU against the reference.
-#include "attention_sample.hpp"
-#include "quoka_stages.hpp"
+#include "support/attention_sample.hpp"
+#include "support/quoka_stages.hpp"
 
 #ifndef SKIM_TEST_STRIDE
 #define SKIM_TEST_STRIDE 1

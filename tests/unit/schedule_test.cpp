@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The layer schedule: shares of random importances against the paper's allocation and against a search for the one common
 // factor; neurons in whole pieces.
-#include "faults.hpp"
+#include "support/faults.hpp"
 
 #include <skim/neuron_selector/schedule.hpp>
 

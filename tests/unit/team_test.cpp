@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole operations on a team of threads, small enough for ThreadSanitizer: every thread calls `run` itself.
-#include "attention_sample.hpp"
-#include "executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
 
 #include <skim/skim.hpp>
 

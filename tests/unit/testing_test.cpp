@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The matchers and reports that users get: they accept what is right, and refuse what is nearly right.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/testing/captured_mass.hpp>
 #include <skim/testing/matchers.hpp>

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stable top-k, and sink_window, which is top-k over equal scores.
-#include "attention_sample.hpp"
+#include "support/attention_sample.hpp"
 
 #include <skim/cpu/attention.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/selector/sink_window.hpp>
 #include <skim/reference/quoka.hpp>
 
 #include <gtest/gtest.h>
@@ -33,10 +35,10 @@ list_of_slots select_top_k(const skim::attention_args& args, std::int64_t head, 
   const skim::attention_sequence sequence = skim::sequence_at(args, 0);
   const std::int64_t Tk = sequence.Tk();
   skim::detail::arena measure;
-  skim::cpu::detail::top_k_scratch(measure, Tk);
+  skim::cpu::detail::rank_scratch(measure, Tk);
   aligned_memory memory(measure.used());
   skim::detail::arena arena(memory.data());
-  const skim::cpu::detail::top_k_scratch scratch(arena, Tk);
+  const skim::cpu::detail::rank_scratch scratch(arena, Tk);
   std::vector<std::int32_t> list(static_cast<std::size_t>(std::min(keep.keys(Tk), Tk) + 1), -7);
   const std::int64_t count = skim::cpu::detail::top_k(args, sequence, head, keep, scores, scratch, list.data());
   EXPECT_TRUE(memory.guards_intact());

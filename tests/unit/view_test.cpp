@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cache_storage.hpp"
+#include "support/cache_storage.hpp"
 
 #include <gtest/gtest.h>
 

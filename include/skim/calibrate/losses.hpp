@@ -80,8 +80,8 @@ inline matrix<float> energy_shares(const matrix<float>& statistics, const row<fl
 /// Labels [B, f] of blocks with these statistics [B, f], of neurons whose down projection has rows of these lengths [f];
 /// t is found on the blocks of `training`.
 inline matrix<float> neuron_labels(const matrix<float>& statistics, const row<float>& lengths, std::int64_t count,
-                                   labeling how, const std::vector<Eigen::Index>& training) {
-  if (how == labeling::fifths) {
+                                   labeling rule, const std::vector<Eigen::Index>& training) {
+  if (rule == labeling::fifths) {
     matrix<float> labels(statistics.rows(), statistics.cols());
     for (Eigen::Index block = 0; block < labels.rows(); ++block)
       labels.row(block) = fifth_labels(statistics.row(block), count);

@@ -3,48 +3,14 @@
 #pragma once
 
 #include <skim/cache.hpp>
-#include <skim/cpu/simd/convert.hpp>
-#include <skim/executor.hpp>
+#include <skim/cpu/kernel/rows.hpp>
+#include <skim/view.hpp>
 
 namespace skim {
 inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
-
-/// Converts a row and returns the sum of squares of the stored values.
-SKIM_INLINE float store_row(const void* from, element from_type, void* to, element to_type, std::int64_t n) {
-  constexpr std::int64_t piece = 8 * simd::lanes;
-  float values[piece];
-  simd::floats squares(0.0f);
-  float tail = 0;
-  for (std::int64_t begin = 0; begin < n; begin += piece) {
-    const std::int64_t count = n - begin < piece ? n - begin : piece;
-    const char* const source = static_cast<const char*>(from) + begin * element_bytes(from_type);
-    char* const target = static_cast<char*>(to) + begin * element_bytes(to_type);
-    simd::widen_row(source, from_type, count, values);
-    simd::narrow_row(values, count, target, to_type);
-    if (to_type != element::f32) simd::widen_row(target, to_type, count, values);
-    std::int64_t i = 0;
-    for (; i + simd::lanes <= count; i += simd::lanes) {
-      const simd::floats x = simd::load(values + i);
-      squares = simd::fma(x, x, squares);
-    }
-    for (; i < count; ++i) tail += values[i] * values[i];
-  }
-  return simd::sum(squares) + tail;
-}
-
-/// 1 / |k| for a sum of squares; 0 for a zero key. Where f32 squares overflow or lose digits, sums again in f64.
-SKIM_INLINE float inverse_norm(float squares, const void* row, element type, std::int64_t n) {
-  if (squares > 1e-30f && squares < 1e38f) return 1.0f / std::sqrt(squares);
-  double exact = 0;
-  for (std::int64_t d = 0; d < n; ++d) {
-    const double x = static_cast<double>(load_element(row, type, d));
-    exact += x * x;
-  }
-  return exact == 0 ? 0.0f : static_cast<float>(1 / std::sqrt(exact));
-}
 
 SKIM_INLINE void append_token(const append_args& args, std::int64_t t, std::int64_t head) {
   const kv_view& kv = args.kv;

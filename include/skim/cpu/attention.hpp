@@ -2,8 +2,16 @@
 /// \file The attention operation on the CPU: `cpu::attention<Selector, Accumulate>`.
 #pragma once
 
-#include <skim/cpu/attend.hpp>
+#include <skim/attention.hpp>
+#include <skim/cpu/kernel/attend.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/selector.hpp>
+#include <skim/cpu/selector/dense.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/workspace.hpp>
+
+#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -123,7 +131,7 @@ struct attention {
 
   /// The lists of a `run`, at the front of its workspace, and the bytes they take.
   std::pair<index_lists, std::size_t> lists_in(const attention_args& args, void* workspace) const {
-    skim::detail::arena arena(workspace);
+    detail::arena arena(workspace);
     index_lists lists;
     lists.rows = list_rows(args);
     lists.capacity = list_capacity(args);

@@ -2,8 +2,17 @@
 /// \file The attention mass outside a prompt's beginning, on the CPU: `cpu::attention_importance`.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/attention_importance.hpp>
-#include <skim/cpu/attention_weights.hpp>
+#include <skim/cpu/kernel/attend_rows.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/compat.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <cmath>
 
 namespace skim {
 inline namespace v0 {
@@ -26,7 +35,7 @@ SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, st
   return t;
 }
 
-SKIM_INLINE std::int64_t importance_tiles(const attention_args& call) {
+SKIM_INLINE std::int64_t importance_blocks(const attention_args& call) {
   return (call.q.extents[0] * group_size(call) + weight_rows - 1) / weight_rows;
 }
 
@@ -34,12 +43,12 @@ SKIM_INLINE std::int64_t importance_tiles(const attention_args& call) {
 inline attend_job importance_job(const attention_importance_args& args, std::int64_t unit) {
   const attention_args& call = args.attended;
   const kv_view& kv = call.kv;
-  const std::int64_t tiles = importance_tiles(call), begin = unit % tiles * weight_rows;
+  const std::int64_t blocks = importance_blocks(call), begin = unit % blocks * weight_rows;
   attend_job job{};
   job.args = &call;
   job.lists = args.read;
   job.sequence = attention_sequence{&kv, 0, call.q.extents[0]};
-  job.head = unit / tiles;
+  job.head = unit / blocks;
   job.G = group_size(call);
   job.key_end = job.listed() + job.sequence.Tq;
   if (!kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
@@ -122,7 +131,7 @@ struct attention_importance {
     const std::size_t bytes = detail::weight_scratch_bytes(call, 0);
     executor.parallel_for(units, [&](std::int64_t unit, unsigned worker) {
       const detail::attend_job job = detail::importance_job(args, unit);
-      skim::detail::arena arena(scratches + bytes * worker);
+      detail::arena arena(detail::worker_piece(scratches, bytes, worker));
       const detail::weight_scratch scratch(arena, call.q.extents[2], detail::weight_stride(call, 0));
       sums[unit] = job.rows > 0 ? detail::job_mass_outside(args, job, scratch) : 0;
     });
@@ -134,10 +143,10 @@ struct attention_importance {
 
  private:
   static std::int64_t unit_count(const attention_importance_args& args) {
-    return args.attended.kv.heads * detail::importance_tiles(args.attended);
+    return args.attended.kv.heads * detail::importance_blocks(args.attended);
   }
   static std::size_t sum_bytes(const attention_importance_args& args) {
-    return skim::detail::round_up_bytes(static_cast<std::size_t>(unit_count(args)) * sizeof(double));
+    return detail::round_up_bytes(static_cast<std::size_t>(unit_count(args)) * sizeof(double));
   }
 };
 

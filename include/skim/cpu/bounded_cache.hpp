@@ -2,8 +2,15 @@
 /// \file One layer's cache of fixed size: append, attend, evict, without owning any of its memory.
 #pragma once
 
+#include <skim/attention.hpp>
+#include <skim/cache.hpp>
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/eviction.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/eviction.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {

@@ -2,8 +2,17 @@
 /// \file The eviction operation on the CPU: `cpu::eviction<Evictor>`.
 #pragma once
 
-#include <skim/cpu/compact.hpp>
-#include <skim/cpu/keep.hpp>
+#include <skim/attention.hpp>
+#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/kernel/compact.hpp>
+#include <skim/cpu/kernel/keep.hpp>
+#include <skim/eviction.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/selector/retention.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -147,7 +156,7 @@ struct eviction {
   /// The scores of a `run`, at the front of its workspace, and the bytes they take.
   static std::pair<tensor_view<float, 2>, std::size_t> scores_in(const eviction_args& args, void* workspace) {
     const kv_view& kv = args.attended.kv;
-    skim::detail::arena arena(workspace);
+    detail::arena arena(workspace);
     float* const scores = arena.take<float>(kv.heads * kv.tokens);
     return {tensor_view<float, 2>(scores, {kv.heads, kv.tokens}), arena.used()};
   }
@@ -182,6 +191,29 @@ struct eviction {
 
 template <class Evictor>
 eviction(Evictor) -> eviction<Evictor>;
+
+/// pooled [1, n] = mean over all rows of scores [rows, n]: of a layer's heads, or of all heads of several layers whose
+/// scores stand one after another. For `eviction::keep` with `share_heads`.
+template <class Executor>
+report pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, const Executor& executor) {
+  if (report r =
+          detail::check_tensor(scores, {"scores.extents[0]", "scores.extents[1]", "scores.strides[1]", "scores.data"});
+      !r) {
+    return r;
+  }
+  if (report r =
+          detail::check_tensor(pooled, {"pooled.extents[0]", "pooled.extents[1]", "pooled.strides[1]", "pooled.data"});
+      !r) {
+    return r;
+  }
+  if (pooled.extents[0] != 1) return detail::fault(status::bad_extent, "pooled.extents[0]", pooled.extents[0], 1);
+  if (pooled.extents[1] != scores.extents[1]) {
+    return detail::fault(status::bad_extent, "pooled.extents[1]", pooled.extents[1], scores.extents[1]);
+  }
+  if (scores.extents[0] == 0) return detail::fault(status::bad_extent, "scores.extents[0]", 0, 1, "at least");
+  detail::pool_rows(scores, pooled, executor);
+  return {};
+}
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu

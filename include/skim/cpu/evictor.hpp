@@ -23,7 +23,14 @@
 
 #include <skim/cpu/policy.hpp>
 #include <skim/eviction.hpp>
+#include <skim/executor.hpp>
 #include <skim/index_lists.hpp>
+#include <skim/selector/retention.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <type_traits>
+#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -132,34 +139,6 @@ struct plain_evictor {
   static void observe(const Policy&, const eviction_args&, memory, memory, const Executor&) {}
   template <class Executor>
   static void compact(const Policy&, const eviction_args&, const index_lists&, memory, memory, const Executor&) {}
-};
-
-/// Cuts the cache's slots into pieces for loops that stream K or V. In token-major storage one piece takes all heads of
-/// its slots, so that memory is read in order; else each head has pieces of its own.
-struct stream_plan {
-  std::int64_t slots, heads, pieces, unit_heads;
-  static constexpr std::int64_t piece_slots = 256;  // of 8 heads and 128 dimensions: 512 KiB of bf16
-
-  SKIM_INLINE stream_plan(const kv_view& kv, const kv_tensor& tensor)
-      : slots(kv.tokens),
-        heads(kv.heads),
-        pieces((kv.tokens + piece_slots - 1) / piece_slots),
-        unit_heads(tensor.head_stride < tensor.row_stride ? kv.heads : 1) {}
-
-  SKIM_INLINE std::int64_t units() const { return pieces * (heads / unit_heads); }
-  SKIM_INLINE std::int64_t piece(std::int64_t unit) const { return unit % pieces; }
-
-  /// Calls `body(head, slot)` for the rows of a unit that exist, in the order of memory.
-  template <class Body>
-  SKIM_INLINE void for_each_row(const kv_view& kv, std::int64_t unit, const Body& body) const {
-    const std::int64_t first_head = unit / pieces * unit_heads, begin = piece(unit) * piece_slots;
-    const std::int64_t end = begin + piece_slots < slots ? begin + piece_slots : slots;
-    for (std::int64_t slot = begin; slot < end; ++slot) {
-      for (std::int64_t head = first_head; head < first_head + unit_heads; ++head) {
-        if (slot < kv.length(head)) body(head, slot);
-      }
-    }
-  }
 };
 
 }  // namespace detail

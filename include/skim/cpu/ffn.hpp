@@ -2,9 +2,19 @@
 /// \file The FFN operation on the CPU: `cpu::ffn<NeuronSelector, Accumulate>`.
 #pragma once
 
-#include <skim/cpu/compute_neurons.hpp>
+#include <skim/attention.hpp>
+#include <skim/cpu/kernel/compute_neurons.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/neuron_selector.hpp>
-#include <skim/cpu/top_k.hpp>
+#include <skim/cpu/neuron_selector/all_neurons.hpp>
+#include <skim/ffn.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/math/order.hpp>
+#include <skim/neuron_selector/fastforward.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0 {
@@ -20,28 +30,17 @@ SKIM_NOINLINE inline report check_ffn(const ffn_args& args) {
 
 /// A list out of order would read weights that are not there, and looking costs nothing beside multiplying.
 SKIM_NOINLINE inline report check_list(const index_lists& lists, std::int64_t f) {
-  return skim::detail::check_neurons(lists, f);
+  return check_neurons(lists, f);
 }
-
-/// Scratch of choosing.
-struct neuron_choice_scratch {
-  std::uint32_t* ranks;     // [f]
-  std::int32_t* histogram;  // [2048]
-
-  neuron_choice_scratch(skim::detail::arena& arena, std::int64_t f) {
-    ranks = arena.take<std::uint32_t>(f);
-    histogram = arena.take<std::int32_t>(histogram_bins);
-  }
-};
 
 /// The `count` highest of `scores`, 1 <= count < f; ties to the lower neuron.
 SKIM_NOINLINE inline void choose_neurons(const tensor_view<const float, 1>& scores, std::int64_t count,
-                                         const index_lists& lists, const neuron_choice_scratch& with) {
+                                         const index_lists& lists, const rank_scratch& scratch) {
   const std::int64_t f = scores.extents[0];
-  for (std::int64_t j = 0; j < f; ++j) with.ranks[j] = rank_bits(*scores.at(j));
-  const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return with.ranks[j]; };
+  for (std::int64_t j = 0; j < f; ++j) scratch.ranks[j] = rank_bits(*scores.at(j));
+  const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return scratch.ranks[j]; };
   std::int64_t length = 0;
-  take_above(rank, f, find_threshold(rank, f, count, with.histogram),
+  take_above(rank, f, find_threshold(rank, f, count, scratch.histogram),
              [&](std::int64_t j) SKIM_LAMBDA_INLINE { lists.indices[length++] = static_cast<std::int32_t>(j); });
   lists.counts[0] = static_cast<std::int32_t>(length);
 }
@@ -83,14 +82,14 @@ struct ffn {
     std::size_t step = detail::compute_bytes(accumulate, args, args.up.type, f, workers);
     const auto longest = [&step](std::size_t bytes) { step = bytes > step ? bytes : step; };
     longest(kernel::workspace_bytes(selector, args, workers));
-    skim::detail::arena choosing;
-    detail::neuron_choice_scratch(choosing, f);
+    detail::arena choosing;
+    detail::rank_scratch(choosing, f);
     longest(choosing.used());
     const neuron_compensator compensator = kernel::compensator(selector);
     if (compensates(compensator)) {
       longest(detail::compute_bytes(accumulate, args, compensator.c1.type, compensator.c1.extents[1], workers));
     }
-    skim::detail::arena arena;
+    detail::arena arena;
     call_scratch(arena, f);
     return arena.used() + step;
   }
@@ -133,7 +132,7 @@ struct ffn {
       compute_list(args, nullptr, args.up.extents[0], workspace.data, executor);
       return answer;
     }
-    skim::detail::arena arena(workspace.data);
+    detail::arena arena(workspace.data);
     const call_scratch own(arena, args.up.extents[0]);
     const memory rest{static_cast<char*>(workspace.data) + arena.used(), workspace.bytes - arena.used()};
     kernel::predict(selector, args, own.scores, state, rest, executor);
@@ -195,7 +194,7 @@ struct ffn {
     tensor_view<float, 1> scores;
     index_lists lists;
 
-    call_scratch(skim::detail::arena& arena, std::int64_t f) {
+    call_scratch(detail::arena& arena, std::int64_t f) {
       scores = tensor_view<float, 1>(arena.take<float>(f), {f});
       lists.rows = 1;
       lists.capacity = f;
@@ -210,9 +209,9 @@ struct ffn {
   void choose_list(const ffn_args& args, tensor_view<const float, 1> scores, const index_lists& lists, void* workspace,
                    const Executor& executor) const {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      skim::detail::arena arena(workspace);
-      const detail::neuron_choice_scratch with(arena, args.up.extents[0]);
-      detail::choose_neurons(scores, list_capacity(args), lists, with);
+      detail::arena arena(workspace);
+      const detail::rank_scratch scratch(arena, args.up.extents[0]);
+      detail::choose_neurons(scores, list_capacity(args), lists, scratch);
     });
   }
 

@@ -19,8 +19,13 @@
 #pragma once
 
 #include <skim/cpu/policy.hpp>
-#include <skim/neuron_selector/all_neurons.hpp>
+#include <skim/executor.hpp>
+#include <skim/ffn.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -108,20 +113,6 @@ struct neuron_selector_kernel : detail::plain_neuron_selector<Policy> {
                       const Executor& executor) {
     if constexpr (detail::has_member<detail::ffn_state_member, Policy>::value)
       policy.observe(args, state, workspace, executor);
-  }
-};
-
-/// `all_neurons`: never asked to choose; asked all the same, all score equal.
-template <>
-struct neuron_selector_kernel<all_neurons> : detail::plain_neuron_selector<all_neurons> {
-  static neuron_retention keep(const all_neurons&) { return neuron_retention::share(1); }
-  static report check(const all_neurons&, const ffn_args&) { return {}; }
-  template <class Executor>
-  static void predict(const all_neurons&, const ffn_args&, tensor_view<float, 1> scores, memory, memory,
-                      const Executor& executor) {
-    executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      for (std::int64_t j = 0; j < scores.extents[0]; ++j) *scores.at(j) = 0;
-    });
   }
 };
 

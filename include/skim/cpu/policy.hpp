@@ -3,19 +3,14 @@
 #pragma once
 
 #include <skim/cpu/simd/compat.hpp>
-#include <skim/executor.hpp>
-#include <skim/workspace.hpp>
 
 #include <type_traits>
-#include <utility>
 
 namespace skim {
 inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
-
-using namespace skim::detail;  // NOLINT: the library's own internals, one level up
 
 /// True if `Member<P>`, the type of an expression that uses the member, exists.
 template <template <class> class Member, class P, class = void>

@@ -18,7 +18,11 @@
 
 #include <skim/attention.hpp>
 #include <skim/cpu/policy.hpp>
-#include <skim/selector/dense.hpp>
+#include <skim/executor.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/workspace.hpp>
+
+#include <utility>
 
 namespace skim {
 inline namespace v0 {
@@ -85,34 +89,6 @@ struct selector_kernel {
   static void select(const Policy& policy, const attention_args& args, const index_lists& lists, memory state,
                      memory workspace, const Executor& executor) {
     policy.select(args, lists, state, workspace, executor);
-  }
-};
-
-/// `dense`: never asked to select.
-template <>
-struct selector_kernel<dense> {
-  static report check(const dense&, const attention_args&) { return {}; }
-  static std::int64_t list_capacity(const dense&, const attention_args& args) {
-    std::int64_t longest = 0;
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      if (sequence_at(args, s).Tk() > longest) longest = sequence_at(args, s).Tk();
-    }
-    return longest;
-  }
-  static std::size_t workspace_bytes(const dense&, const attention_args&, unsigned) { return 0; }
-  static std::size_t state_bytes(const dense&, const attention_args&) { return 0; }
-  static bool runs_dense(const dense&, const attention_args&, std::int64_t) { return true; }
-  static cost_estimate cost(const dense&, const attention_args&) { return {}; }
-  template <class Executor>
-  static void select(const dense&, const attention_args& args, const index_lists& lists, memory, memory,
-                     const Executor& executor) {
-    const std::int64_t heads = first_view(args).heads;
-    executor.parallel_for(lists.rows, [&](std::int64_t row, unsigned) {
-      const attention_sequence sequence = sequence_at(args, row / heads);
-      const std::int64_t past = sequence.kv->length(row % heads) - sequence.Tq;
-      for (std::int64_t slot = 0; slot < past; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
-      lists.counts[row] = static_cast<std::int32_t>(past);
-    });
   }
 };
 

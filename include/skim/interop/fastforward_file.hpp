@@ -7,7 +7,7 @@
 /// "skim.fastforward", `version` "1", `activation` and either `keep.fraction` or `keep.count`.
 #pragma once
 
-#include <skim/calibrate/fitted.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 #include <skim/interop/safetensors_writer.hpp>
 
 #include <cmath>

@@ -17,8 +17,8 @@ struct dot_pairs {};
 
 /// As `dot_pairs` in numbers, with the matrix tiles of Intel AMX (TDPBF16PS). For the FFN; attention, storage other than
 /// bf16, and units compiled without AMX run as `dot_pairs` does there. The operating system hands out tile registers to
-/// processes that ask: take the value from `cpu::request_tiles()`.
-struct tiles {
+/// processes that ask: take the value from `cpu::request_amx()`.
+struct amx {
   bool granted = false;
 };
 

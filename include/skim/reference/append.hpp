@@ -2,6 +2,9 @@
 #pragma once
 
 #include <skim/cache.hpp>
+#include <skim/view.hpp>
+
+#include <cmath>
 
 namespace skim {
 inline namespace v0 {

@@ -4,7 +4,11 @@
 #pragma once
 
 #include <skim/attention.hpp>
+#include <skim/index_lists.hpp>
+#include <skim/view.hpp>
 
+#include <cmath>
+#include <limits>
 #include <vector>
 
 namespace skim {

@@ -3,8 +3,14 @@
 /// log-sum-exp; allocates.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/attention_importance.hpp>
 #include <skim/reference/attention.hpp>
+#include <skim/view.hpp>
+
+#include <cmath>
+#include <limits>
+#include <vector>
 
 namespace skim {
 inline namespace v0 {

@@ -3,42 +3,24 @@
 /// compared stage by stage. One sequence, one KV head at a time. Allocates.
 #pragma once
 
-#include <skim/reference/attention.hpp>
+#include <skim/attention.hpp>
+#include <skim/reference/vectors.hpp>
+#include <skim/selector/queries.hpp>
 #include <skim/selector/quoka.hpp>
+#include <skim/selector/retention.hpp>
 #include <skim/selector/sink_window.hpp>
+#include <skim/view.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
+#include <type_traits>
+#include <vector>
 
 namespace skim {
 inline namespace v0 {
 namespace reference {
-
-using vector_list = std::vector<std::vector<double>>;
-
-inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
-}
-
-/// x / |x|; the zero vector for a zero vector, NaN for a vector that holds one.
-inline std::vector<double> unit(std::vector<double> x) {
-  const double norm = std::sqrt(dot(x, x));
-  for (double& value : x) value = norm == 0 ? 0 : value / norm;
-  return x;
-}
-
-inline double cosine(const std::vector<double>& a, const std::vector<double>& b) {
-  return dot(unit(a), unit(b));
-}
-
-inline std::vector<double> mean(const vector_list& rows) {
-  std::vector<double> sum(rows.front().size(), 0.0);
-  for (const auto& row : rows) {
-    for (std::size_t d = 0; d < row.size(); ++d) sum[d] += row[d];
-  }
-  for (double& value : sum) value /= static_cast<double>(rows.size());
-  return sum;
-}
 
 /// The chunk's queries of one query head, `[Tq][D]`.
 inline vector_list queries_of(const attention_args& args, const attention_sequence& sequence, std::int64_t h) {
@@ -64,12 +46,6 @@ inline std::vector<std::int64_t> lowest_cosine_rows(const vector_list& rows, std
   });
   order.resize(static_cast<std::size_t>(n));
   return order;
-}
-
-inline double squared_distance(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0;
-  for (std::size_t d = 0; d < a.size(); ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
-  return sum;
 }
 
 /// Greedy k-center in L2 from the row of lowest cosine; in the order of choice, ties to the lower row.

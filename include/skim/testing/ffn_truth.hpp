@@ -2,6 +2,7 @@
 /// \file The exact FFN and how far from it a kernel's rounding may lead, element by element. Allocates.
 #pragma once
 
+#include <skim/neuron_selector/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 #include <skim/testing/attention_truth.hpp>
 

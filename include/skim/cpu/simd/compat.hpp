@@ -9,6 +9,9 @@
 
 #include <xsimd/xsimd.hpp>
 
+#include <type_traits>
+#include <utility>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -64,25 +67,25 @@
 
 #if defined(__AMX_BF16__) && SKIM_CPU_DOT_PAIRS
 #define SKIM_CPU_AMX 1
-#define SKIM_CPU_TILES _amx
+#define SKIM_CPU_AMX_NAME _amx
 #else
 #define SKIM_CPU_AMX 0
-#define SKIM_CPU_TILES
+#define SKIM_CPU_AMX_NAME
 #endif
 
 /// Names the feature set: avx512bw_f16c_bf16_amx, avx2_fma_f16c, sse2, neon64, ...
-#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_TILES)
-
-#define SKIM_CPU_STRING_2(name) #name
-#define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)
+#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_AMX_NAME)
 
 namespace skim {
 inline namespace v0 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-/// The feature set, for reports and benchmark labels.
-inline constexpr const char* feature_set = SKIM_CPU_STRING(SKIM_CPU_FEATURES);
+namespace detail {
+
+using namespace skim::detail;  // NOLINT: the library's own internals, one level up
+
+}  // namespace detail
 
 namespace simd {
 

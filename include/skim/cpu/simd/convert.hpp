@@ -79,31 +79,31 @@ SKIM_INLINE void store(f16* p, floats x) {
 }
 
 template <class T>
-SKIM_INLINE void widen_row_of(const T* from, std::int64_t n, float* to) {
+SKIM_INLINE void widen_row_of(const T* source, std::int64_t n, float* target) {
   std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = to_float(from[i]);
+  for (; i + lanes <= n; i += lanes) store(target + i, load(source + i));
+  for (; i < n; ++i) target[i] = to_float(source[i]);
 }
 
-/// `to [n]` = the row's values; reads exactly n elements.
-SKIM_INLINE void widen_row(const void* from, element type, std::int64_t n, float* to) {
-  if (type == element::f32) return widen_row_of(static_cast<const float*>(from), n, to);
-  if (type == element::f16) return widen_row_of(static_cast<const f16*>(from), n, to);
-  widen_row_of(static_cast<const bf16*>(from), n, to);
+/// `target [n]` = the row's values; reads exactly n elements.
+SKIM_INLINE void widen_row(const void* source, element type, std::int64_t n, float* target) {
+  if (type == element::f32) return widen_row_of(static_cast<const float*>(source), n, target);
+  if (type == element::f16) return widen_row_of(static_cast<const f16*>(source), n, target);
+  widen_row_of(static_cast<const bf16*>(source), n, target);
 }
 
 template <class T>
-SKIM_INLINE void narrow_row_of(const float* from, std::int64_t n, T* to) {
+SKIM_INLINE void narrow_row_of(const float* source, std::int64_t n, T* target) {
   std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+  for (; i + lanes <= n; i += lanes) store(target + i, load(source + i));
+  for (; i < n; ++i) target[i] = from_float<T>(source[i]);
 }
 
-/// The row `to [n]` = the values rounded to nearest even; writes exactly n elements.
-SKIM_INLINE void narrow_row(const float* from, std::int64_t n, void* to, element type) {
-  if (type == element::f32) return narrow_row_of(from, n, static_cast<float*>(to));
-  if (type == element::f16) return narrow_row_of(from, n, static_cast<f16*>(to));
-  narrow_row_of(from, n, static_cast<bf16*>(to));
+/// The row `target [n]` = the values rounded to nearest even; writes exactly n elements.
+SKIM_INLINE void narrow_row(const float* source, std::int64_t n, void* target, element type) {
+  if (type == element::f32) return narrow_row_of(source, n, static_cast<float*>(target));
+  if (type == element::f16) return narrow_row_of(source, n, static_cast<f16*>(target));
+  narrow_row_of(source, n, static_cast<bf16*>(target));
 }
 
 }  // namespace simd

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <skim/attention.hpp>
+#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/evictor/observed_weights.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/eviction.hpp>
+#include <skim/evictor/snapkv.hpp>
+#include <skim/selector/retention.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+namespace skim {
+inline namespace v0 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+
+namespace detail {
+
+/// Slots by ascending position: a radix sort of 11 bits a pass, stable, out of place.
+struct position_order {
+  std::int32_t* slots;      // [n]
+  std::int32_t* other;      // [n]
+  std::int32_t* histogram;  // [2048]
+
+  position_order(arena& arena, std::int64_t n) {
+    slots = arena.take<std::int32_t>(n);
+    other = arena.take<std::int32_t>(n);
+    histogram = arena.take<std::int32_t>(histogram_bins);
+  }
+
+  SKIM_INLINE void sort(const kv_view& kv, std::int64_t head, std::int64_t n) {
+    for (std::int64_t slot = 0; slot < n; ++slot) slots[slot] = static_cast<std::int32_t>(slot);
+    if (positions_ascend(kv, head, n)) return;
+    for (int shift = 0; shift < 32; shift += 11) {
+      const auto digit = [&](std::int32_t slot) SKIM_LAMBDA_INLINE {
+        return (static_cast<std::uint32_t>(kv.position(head, slot)) >> shift) & (histogram_bins - 1);
+      };
+      for (std::int64_t bin = 0; bin < histogram_bins; ++bin) histogram[bin] = 0;
+      for (std::int64_t i = 0; i < n; ++i) ++histogram[digit(slots[i])];
+      for (std::int64_t bin = 0, before = 0; bin < histogram_bins; ++bin) {
+        const std::int32_t count = histogram[bin];
+        histogram[bin] = static_cast<std::int32_t>(before);
+        before += count;
+      }
+      for (std::int64_t i = 0; i < n; ++i) other[histogram[digit(slots[i])]++] = slots[i];
+      std::int32_t* const sorted = other;
+      other = slots;
+      slots = sorted;
+    }
+  }
+};
+
+}  // namespace detail
+
+template <>
+struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
+  static retention keep(const snapkv& policy) { return protecting(policy); }
+
+  static report check(const snapkv& policy, const eviction_args& args) {
+    using detail::fault;
+    if (policy.window < 1) return fault(status::bad_value, "window", policy.window, 1, "at least");
+    const std::int64_t room = policy.keep.count - policy.keep.sinks;
+    if (policy.window > room) {
+      return fault(status::bad_value, "window", policy.window, room, "beside the sinks at most");
+    }
+    if (policy.pool < 1) return fault(status::bad_value, "pool", policy.pool, 1, "at least");
+    if (policy.pool % 2 == 0) return fault(status::bad_value, "pool", policy.pool, policy.pool + 1, "odd, such as");
+    const std::int64_t most = args.attended.kv.capacity * 2 + 1;  // a wider pool sees nothing more
+    if (policy.pool > detail::greater(most, 5)) return fault(status::bad_value, "pool", policy.pool, most, "at most");
+    return {};
+  }
+
+  static std::size_t workspace_bytes(const snapkv& policy, const eviction_args& args, unsigned workers) {
+    detail::arena arena;
+    detail::position_order(arena, args.attended.kv.tokens);
+    const std::size_t observe = detail::weight_scratch_bytes(args.attended, first(policy, args));
+    return (observe > arena.used() ? observe : arena.used()) * workers;
+  }
+  static cost_estimate cost(const snapkv& policy, const eviction_args& args) {
+    return weights_cost(args, new_tokens(args) - first(policy, args));
+  }
+
+  template <class Executor>
+  static void observe(const snapkv& policy, const eviction_args& args, memory state, memory workspace,
+                      const Executor& executor) {
+    const std::int64_t rows = (new_tokens(args) - first(policy, args)) * group_size(args.attended);
+    const float share = 1 / static_cast<float>(detail::greater(rows, 1));
+    detail::observe_weights(args, {first(policy, args), share, false}, state, workspace, executor);
+  }
+
+  template <class Executor>
+  static void score(const snapkv& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
+                    memory workspace, const Executor& executor) {
+    const kv_view& kv = args.attended.kv;
+    const float* const weights = detail::weight_state::at(kv, state).weights;
+    detail::arena sizes;
+    detail::position_order(sizes, kv.tokens);
+    executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
+      detail::arena arena(detail::worker_piece(workspace.data, sizes.used(), worker));
+      detail::position_order order(arena, kv.tokens);
+      const std::int64_t n = kv.length(head), reach = policy.pool / 2;
+      order.sort(kv, head, n);
+      for (std::int64_t i = 0; i < n; ++i) {
+        float sum = 0;
+        const std::int64_t end = detail::smaller(i + reach + 1, n);
+        for (std::int64_t j = detail::greater(i - reach, 0); j < end; ++j) {
+          sum += weights[head * kv.capacity + kv.metadata_row(order.slots[j])];
+        }
+        *scores.at(head, order.slots[i]) = sum / static_cast<float>(policy.pool);
+      }
+    });
+  }
+
+ private:
+  static std::int64_t first(const snapkv& policy, const eviction_args& args) {
+    return detail::greater(new_tokens(args) - policy.window, 0);
+  }
+};
+
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0
+}  // namespace skim
