@@ -65,7 +65,7 @@ int main() {
   args.q = skim::tensor_view<const float, 3>(q.data(), {Tq, Hq, D});
   args.kv = skim::contiguous_kv(skim::tensor_view<float, 3>(keys.data(), {Tk + Tq, Hk, D}),
                                 skim::tensor_view<float, 3>(values.data(), {Tk + Tq, Hk, D}), Tk + Tq);
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(512)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(16), skim::retention::budget(512)}};
   const auto run = [&](std::vector<float>& to, const auto& executor) {
     args.out = skim::tensor_view<float, 3>(to.data(), {Tq, Hq, D});
     std::vector<block> workspace(op.workspace_bytes(args, executor.concurrency()) / sizeof(block) + 1);

@@ -65,7 +65,7 @@ int main() {
   skim::reference::attend(args, nullptr, {exact.data(), {Tq, Hq, D}});
   if (!run(skim::cpu::attention<>{}, args)) return 1;
   const double dense = nmse(out, exact);
-  if (!run(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(256)}}, args)) {
+  if (!run(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine(16), skim::retention::budget(256)}}, args)) {
     return 1;
   }
   const double sparse = nmse(out, exact);

@@ -5,7 +5,7 @@
 #include "method.hpp"
 #include "model.hpp"
 
-#include <skim/cache.hpp>
+#include <skim/append.hpp>
 
 #include <vector>
 

@@ -63,25 +63,25 @@ selector_maker with_queries(const parameters& given, const Then& then) {
   if (rule != "random") given.refuse("seed", "has a meaning with queries=random only");
   if (rule == "all") {
     given.refuse("n", "has no meaning with queries=all");
-    return then(skim::queries::all{});
+    return then(skim::queries::all());
   }
   const std::int64_t n = given.count("n", 1, 16);
   if (rule == "random") {
-    return then(skim::queries::random{n, static_cast<std::uint64_t>(given.count("seed", 0, 0))});
+    return then(skim::queries::random(n, static_cast<std::uint64_t>(given.count("seed", 0, 0))));
   }
-  if (rule == "group_lowest_cosine") return then(skim::queries::group_lowest_cosine{n});
-  if (rule == "farthest_point") return then(skim::queries::farthest_point{n});
-  if (rule == "newest") return then(skim::queries::newest{n});
-  return then(skim::queries::lowest_cosine{n});
+  if (rule == "group_lowest_cosine") return then(skim::queries::group_lowest_cosine(n));
+  if (rule == "farthest_point") return then(skim::queries::farthest_point(n));
+  if (rule == "newest") return then(skim::queries::newest(n));
+  return then(skim::queries::lowest_cosine(n));
 }
 
 template <class Queries>
 selector_maker make_quoka(const Queries& queries, const skim::retention& keep, bool cosine, bool max) {
   using namespace skim;
   if (cosine && max) return maker(quoka{queries, keep});
-  if (cosine) return maker(quoka{queries, keep, similarity::cosine{}, reduce::mean{}});
-  if (max) return maker(quoka{queries, keep, similarity::dot{}, reduce::max{}});
-  return maker(quoka{queries, keep, similarity::dot{}, reduce::mean{}});
+  if (cosine) return maker(quoka{queries, keep, similarity::cosine, reduction::mean});
+  if (max) return maker(quoka{queries, keep, similarity::dot, reduction::max});
+  return maker(quoka{queries, keep, similarity::dot, reduction::mean});
 }
 
 void parse_quoka(const parameters& given, method& result) {

@@ -5,7 +5,7 @@
 #include <skim/check.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Arguments of `append`: converts the chunk to the cache's storage types (to nearest even) and writes it to the last
 /// `Tq` slots of `kv`, whose `tokens` (and `lengths`) already count them. In the same pass it records, where the view has
@@ -63,5 +63,5 @@ inline cost_estimate cost(const append_args& args) {
   return {args.kv.inverse_norms ? 2 * rows * static_cast<double>(args.kv.k.dim) : 0, rows * (k + v)};
 }
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

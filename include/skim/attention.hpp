@@ -12,7 +12,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Several sequences of one pool, in arrays that a device can read. `attention_args::kv` is the pool, paged, without a table
 /// of its own: its `tokens` are the most that a sequence has, its `capacity` what a table has room for.
@@ -377,5 +377,5 @@ inline cost_estimate attend_cost(const attention_args& args, const attention_seq
                                                             static_cast<double>(bytes_of(args.out.type, kv.v.dim)))};
 }
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

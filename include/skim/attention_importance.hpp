@@ -6,7 +6,7 @@
 #include <skim/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Arguments of one call: one layer, one chunk, after its attention, whose log-sum-exp says what each weight is a share of.
 ///
@@ -41,5 +41,5 @@ inline report check_indices(const attention_importance_args& args) {
   return detail::check_chunk_indices(args.attended, args.read);
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

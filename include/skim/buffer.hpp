@@ -8,7 +8,7 @@
 #include <new>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// An owning block of bytes, aligned as states and workspaces need it, zeros at first. Converts to `memory`.
 ///
@@ -60,5 +60,5 @@ class buffer {
   std::size_t bytes_ = 0;
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

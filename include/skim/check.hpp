@@ -9,7 +9,7 @@
 #include <limits>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 namespace detail {
 
 inline constexpr std::int64_t largest_index = std::numeric_limits<std::int32_t>::max();  // of tokens, pages, lists
@@ -276,5 +276,5 @@ inline report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t Tq)
 }
 
 }  // namespace detail
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

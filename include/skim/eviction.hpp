@@ -8,7 +8,7 @@
 #include <skim/policy.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// What becomes of the places of evicted tokens. In every way the survivors keep their positions (no re-rotation) and
 /// afterwards fill the slots from 0 on without holes.
@@ -172,5 +172,5 @@ inline report check_indices(const eviction_args& args, const retention& keep, co
   return {};
 }
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

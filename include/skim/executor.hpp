@@ -14,7 +14,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 namespace detail {
 
@@ -117,5 +117,5 @@ class executor_ref {
 
 static_assert(std::is_trivially_copyable_v<executor_ref>, "a reference is two pointers and a count");
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -4,12 +4,11 @@
 /// Glossary: `M` tokens of the block, `d` the model's width, `f` neurons, `K` neurons computed.
 #pragma once
 
-#include <skim/attention.hpp>
-#include <skim/index_lists.hpp>
+#include <skim/policy.hpp>
 #include <skim/math/activation.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Arguments of one FFN call: one layer, one block of tokens. Plain values and views.
 ///
@@ -35,22 +34,6 @@ SKIM_HD SKIM_INLINE bool is_gated(const ffn_args& args) {
   return args.gate.data != nullptr;
 }
 
-/// How many neurons a policy computes, and in which blocks it computes all.
-struct neuron_retention {
-  std::int64_t count = 0;      ///< neurons to compute, or
-  double fraction = 0;         ///< share of f, rounded up; exactly one of the two is set
-  bool dense_edges = true;     ///< the prompt's first and last block are dense (arXiv 2602.00397, section 3)
-  bool sparse_decode = false;  ///< generated tokens are sparse too
-
-  static constexpr neuron_retention budget(std::int64_t neurons) { return {neurons, 0}; }
-  static constexpr neuron_retention share(double fraction) { return {0, fraction}; }
-
-  /// Neurons computed of `f`; may exceed `f`.
-  SKIM_HD SKIM_INLINE constexpr std::int64_t neurons(std::int64_t f) const {
-    return count > 0 ? count : detail::share_of(fraction, f);
-  }
-};
-
 /// True if the call computes all neurons.
 SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, const ffn_args& args) {
   if (keep.neurons(args.up.extents[0]) >= args.up.extents[0]) return true;
@@ -58,41 +41,7 @@ SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, cons
   return keep.dense_edges && (args.block == 0 || args.last);
 }
 
-SKIM_INLINE constexpr report check(const neuron_retention& keep) {
-  using detail::fault;
-  if (keep.count < 0) return fault(status::bad_value, "keep.count", keep.count, 1, "at least");
-  if (!(keep.fraction >= 0 && keep.fraction <= 1)) {
-    return fault(status::bad_value, "keep.fraction", 0, 1, "above 0 and at most");
-  }
-  if (keep.count == 0 && keep.fraction == 0) return fault(status::bad_value, "keep.count", 0, 1, "at least");
-  if (keep.count > 0 && keep.fraction > 0) {
-    return fault(status::bad_value, "keep.count", keep.count, 0, "with keep.fraction set,");
-  }
-  return {};
-}
-
 namespace detail {
-
-inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // of d and f; bounds scratch
-
-/// A matrix of a known type, and of a known shape where an expected extent is not negative.
-template <class T>
-SKIM_INLINE constexpr report check_matrix(const tensor_view<T, 2>& view, std::int64_t rows, std::int64_t columns,
-                                          const char* const (&names)[5]) {
-  if (report r = check_tensor(view, {names[0], names[1], names[2], names[3]}); !r) return r;
-  if (view.type == element::none) {
-    return fault(status::bad_type, names[4], 0, static_cast<int>(element::f32), "at least");
-  }
-  if (rows >= 0 && view.extents[0] != rows) return fault(status::bad_extent, names[0], view.extents[0], rows);
-  if (columns >= 0 && view.extents[1] != columns) {
-    return fault(status::bad_extent, names[1], view.extents[1], columns);
-  }
-  return {};
-}
-
-SKIM_INLINE constexpr report check_same_type(element type, element as, const char* name) {
-  return type == as ? report{} : fault(status::bad_type, name, static_cast<int>(type), static_cast<int>(as));
-}
 
 /// What `check` says of everything but the output: all that choosing neurons needs.
 SKIM_INLINE constexpr report check_ffn_input(const ffn_args& args) {
@@ -208,5 +157,5 @@ inline report transpose(const tensor_view<const void, 2>& from, const tensor_vie
   return {};
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Slots of past tokens per KV head, ascending and without repeats. Memory is the caller's.
 ///
@@ -40,5 +40,5 @@ SKIM_INLINE constexpr report check_room(const index_lists& lists, std::int64_t r
 }
 
 }  // namespace detail
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

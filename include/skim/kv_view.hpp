@@ -5,7 +5,7 @@
 #include <skim/view.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// How slots map to rows of storage.
 enum class kv_layout : std::uint8_t {
@@ -309,5 +309,5 @@ SKIM_HD constexpr basic_kv_view<Void> rows(basic_kv_view<Void> view, std::int64_
 static_assert(std::is_trivially_copyable_v<kv_view> && std::is_trivially_copyable_v<kv_cache>,
               "views cross to devices and other units as plain bytes");
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -44,7 +44,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// What a policy needs of the call, so that a host knows what to compute and to keep.
 struct policy_needs {
@@ -167,5 +167,5 @@ struct own_hooks {
   }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/check.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 namespace detail {
 
 /// fraction * all, rounded up; but a product that only rounding puts above a whole number is that number: 55 for 0.55 of
@@ -108,5 +108,5 @@ SKIM_INLINE constexpr report check(const neuron_retention& keep) {
   return detail::check_amount(keep.count, keep.fraction);
 }
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <cstdio>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 enum class status : std::uint8_t {
   ok,
@@ -175,5 +175,5 @@ struct cost_estimate {
   }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -8,7 +8,7 @@
 #include <thread>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// The meeting point of a team, in memory of the host; one per team, default-constructed once, reused call after call.
 struct team_barrier {
@@ -69,5 +69,5 @@ class team_executor {
   team_barrier* barrier_;
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// IEEE 754 binary16. The bits are those of `_Float16`, `__half` and `Eigen::half`, and a view may point at them: without
 /// "may alias", GCC 12 reorders the host's stores to its own type and loads through this one.
@@ -46,10 +46,30 @@ SKIM_HD constexpr element find_element(type_list<Stored...>) {
   return element::none;
 }
 
-template <class... Stored>
-SKIM_HD SKIM_INLINE constexpr std::int64_t size_of_element(element type, type_list<Stored...>) {
-  constexpr std::int64_t sizes[] = {0, static_cast<std::int64_t>(sizeof(Stored))...};
-  return static_cast<std::size_t>(type) <= sizeof...(Stored) ? sizes[static_cast<std::size_t>(type)] : 0;
+/// What `stored_range` answers for types that are stored as they are.
+template <class T>
+SKIM_HD constexpr float stored_range(T) {
+  return 0;
+}
+
+struct size_of_stored {
+  template <class T>
+  SKIM_HD constexpr std::int64_t operator()(T) const {
+    return static_cast<std::int64_t>(sizeof(T));
+  }
+};
+struct range_of_stored {
+  template <class T>
+  SKIM_HD constexpr float operator()(T stored) const {
+    return stored_range(stored);
+  }
+};
+
+/// `number(T{})` of the C++ type that is `type`; 0 where there is none.
+template <class Number, class... Stored>
+SKIM_HD SKIM_INLINE constexpr auto find_number(element type, type_list<Stored...>, Number number) {
+  const decltype(number(0.0f)) numbers[] = {0, number(Stored{})...};
+  return static_cast<std::size_t>(type) <= sizeof...(Stored) ? numbers[static_cast<std::size_t>(type)] : numbers[0];
 }
 
 }  // namespace detail
@@ -58,13 +78,18 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t size_of_element(element type, type_li
 template <class T>
 inline constexpr element element_of = detail::find_element<T>(detail::stored_types{});
 
-/// How elements of a type lie in memory: `values` of them, which belong together, take `bytes`.
+/// How elements of a type lie in memory: `values` of them, which belong together, take `bytes`. `range` is the largest
+/// number that the type holds where it is meant to be scaled to that, 0 where it is not.
 struct element_format {
   std::int64_t values = 1, bytes = 0;
+  float range = 0;
 };
 
 SKIM_HD SKIM_INLINE constexpr element_format format_of(element type) {
-  return {1, detail::size_of_element(type, detail::stored_types{})};
+  element_format format;
+  format.bytes = detail::find_number(type, detail::stored_types{}, detail::size_of_stored{});
+  format.range = detail::find_number(type, detail::stored_types{}, detail::range_of_stored{});
+  return format;
 }
 
 /// Bytes of `values` elements, a number of whole blocks; negative for a negative number.
@@ -209,5 +234,5 @@ struct stored_row {
 static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2, "16-bit storage types must be two bytes");
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>, "storage types are plain bits");
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Alignment that workspaces and states need, in bytes: one cache line, one AVX-512 register.
 inline constexpr std::size_t memory_alignment = 64;
@@ -63,5 +63,5 @@ SKIM_INLINE report check_state(memory given, std::size_t needed) {
 }
 
 }  // namespace detail
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

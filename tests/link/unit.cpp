@@ -58,11 +58,11 @@ skim::report SKIM_UNIT(const unit_call& call) {
   if (skim::report r = skim::cpu::append(call.append, call.pool); !r) return r;
   const skim::cpu::attention<> dense;
   const skim::cpu::attention pairs{skim::dense{}, skim::accumulate::dot_pairs{}};
-  const skim::cpu::attention lowest{skim::quoka{queries::lowest_cosine{16}, keep}};
-  const skim::cpu::attention farthest{skim::quoka{queries::farthest_point{16}, keep}};
+  const skim::cpu::attention lowest{skim::quoka{queries::lowest_cosine(16), keep}};
+  const skim::cpu::attention farthest{skim::quoka{queries::farthest_point(16), keep}};
   const skim::cpu::attention drawn{
-      skim::quoka{queries::random{16}, skim::retention::share(0.25), skim::similarity::dot{}, skim::reduce::mean{}}};
-  const skim::cpu::attention all{skim::quoka{queries::all{}, keep}};
+      skim::quoka{queries::random(16), skim::retention::share(0.25), skim::similarity::dot, skim::reduction::mean}};
+  const skim::cpu::attention all{skim::quoka{queries::all(), keep}};
   const skim::cpu::attention window{skim::sink_window{skim::retention::budget(64, 4)}};
 
   float* sum = call.sums;

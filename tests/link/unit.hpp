@@ -2,7 +2,7 @@
 /// \file What the units of different processor levels offer, in tier-0 types only.
 #pragma once
 
-#include <skim/cache.hpp>
+#include <skim/append.hpp>
 #include <skim/executor.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
 #include <skim/workspace.hpp>

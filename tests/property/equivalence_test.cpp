@@ -17,9 +17,9 @@ TEST(Budget, ThatCoversEverythingIsDenseBitForBit) {
     if (c.Tq == 0) return;
     attention_inputs dense_inputs(c), inputs(c), share_inputs(c);
     const result expected = attend(skim::cpu::attention<>{}, c, dense_inputs);
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(c.Tk + 1)}};
+    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1)}};
     EXPECT_EQ(attend(op, c, inputs), expected);
-    const skim::cpu::attention share{skim::quoka{skim::queries::newest{4}, skim::retention::share(1)}};
+    const skim::cpu::attention share{skim::quoka{skim::queries::newest(4), skim::retention::share(1)}};
     EXPECT_EQ(attend(share, c, share_inputs), expected);
   });
 }
@@ -34,7 +34,7 @@ TEST(Budget, ThatCoversOneOfTwoSequencesLeavesThatOneExact) {
     c.lengths = lengths;
     attention_inputs inputs(c);
     skim::attention_args args = inputs.args();
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(1600)}};
+    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(1600)}};
     attend(op, c, inputs);
     const auto truth = skim::testing::attend_exactly(args);
     const std::int64_t first = args.offsets[2], Tq = args.offsets[3] - first;
@@ -71,7 +71,7 @@ TEST(Run, IsSelectThenAttend) {
     c.lse = c.lengths = true;
     c.sequences = 3;
     c.kv_type = skim::element::bf16;
-    const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point{6}, skim::retention::budget(80, 4, 16)}};
+    const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(6), skim::retention::budget(80, 4, 16)}};
     attention_inputs inputs(c), again(c);
     const result expected = attend(op, c, inputs);
     const skim::attention_args args = again.args();

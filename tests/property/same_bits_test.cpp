@@ -50,10 +50,10 @@ void expect_same_selection(const Selector& selector, executor_choice choice) {
 TEST_P(executor_bits, of_selections_are_the_serial_ones) {
   namespace queries = skim::queries;
   const skim::retention keep = skim::retention::budget(200, 4, 30);
-  expect_same_selection(skim::quoka{queries::lowest_cosine{16}, keep}, GetParam());
-  expect_same_selection(skim::quoka{queries::farthest_point{5}, keep, skim::similarity::dot{}}, GetParam());
-  expect_same_selection(skim::quoka{queries::random{3, 9}, keep}, GetParam());
-  expect_same_selection(skim::quoka{queries::all{}, keep, skim::similarity::cosine{}, skim::reduce::mean{}},
+  expect_same_selection(skim::quoka{queries::lowest_cosine(16), keep}, GetParam());
+  expect_same_selection(skim::quoka{queries::farthest_point(5), keep, skim::similarity::dot}, GetParam());
+  expect_same_selection(skim::quoka{queries::random(3, 9), keep}, GetParam());
+  expect_same_selection(skim::quoka{queries::all(), keep, skim::similarity::cosine, skim::reduction::mean},
                         GetParam());
   expect_same_selection(skim::sink_window{skim::retention::budget(200, 4)}, GetParam());
 }
@@ -77,7 +77,7 @@ TEST(WorkspaceBits, DoNotMatterToSelections) {
   c.Hk = 2;
   c.mask = skim::mask::window(2300);
   c.positions = positions_kind::shuffled;
-  const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point{7}, skim::retention::budget(100, 3, 9)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(7), skim::retention::budget(100, 3, 9)}};
   attention_inputs inputs(c);
   const result expected = attend(op, c, inputs);
   for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
@@ -120,7 +120,7 @@ TEST(LayoutBits, OfSelectionsAreTheContiguousOnes) {
     c.inverse_norms = norms;
     c.positions = positions_kind::holes;
     c.kv_type = skim::element::bf16;
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{7}, skim::retention::budget(100, 3, 9)}};
+    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(7), skim::retention::budget(100, 3, 9)}};
     attention_inputs inputs(c);
     const result expected = attend(op, c, inputs);
     for (const cache_form form : sampled_forms) {

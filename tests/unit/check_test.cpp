@@ -148,7 +148,7 @@ TEST_P(attention_faults, are_named_and_nothing_is_written) {
   attention_inputs inputs(good_case());
   skim::attention_args args = inputs.args();
   const skim::cpu::attention dense_op;
-  const skim::cpu::attention sparse_op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(10)}};
+  const skim::cpu::attention sparse_op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(10)}};
   ASSERT_TRUE(sparse_op.check(args).ok());
   aligned_memory workspace(1 << 22);
   GetParam().make(args);
@@ -263,7 +263,7 @@ TEST(Attention, CheckFollowsNoPointer) {
   nowhere(args.kv.lengths);
   nowhere(args.kv.positions);
   nowhere(args.kv.inverse_norms);
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(10)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(10)}};
   EXPECT_TRUE(op.check(args).ok());
   EXPECT_GT(op.workspace_bytes(args, 2), 0u);
   EXPECT_EQ(op.list_capacity(args), 10);
@@ -471,9 +471,9 @@ TEST(Selectors, ParametersAreChecked) {
     EXPECT_EQ(inputs.out().bytes(), untouched);
   };
   const skim::retention ten = skim::retention::budget(10);
-  expect_fault(skim::quoka{skim::queries::lowest_cosine{0}, ten}, "queries.n");
-  expect_fault(skim::quoka{skim::queries::farthest_point{-1}, ten}, "queries.n");
-  expect_fault(skim::quoka{skim::queries::all{}, skim::retention::budget(0)}, "keep.count");
+  expect_fault(skim::quoka{skim::queries::lowest_cosine(0), ten}, "queries.n");
+  expect_fault(skim::quoka{skim::queries::farthest_point(-1), ten}, "queries.n");
+  expect_fault(skim::quoka{skim::queries::all(), skim::retention::budget(0)}, "keep.count");
   expect_fault(skim::sink_window{skim::retention::budget(0)}, "keep.count");
   expect_fault(skim::sink_window{skim::retention::budget(10, 11)}, "keep.sinks");
 }

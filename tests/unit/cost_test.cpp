@@ -40,7 +40,7 @@ TEST(Cost, OfFullAttentionCountsTheWholeChunk) {
 
 TEST(Cost, OfQuokaIsScoringAndTheBudget) {
   attention_inputs inputs(call());
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{2}, skim::retention::budget(30)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30)}};
   const skim::cost_estimate cost = op.cost(inputs.args());
   const double scoring = 2 * 2 * 2 * 8 * 100, choosing = 6 * 4 * 6 * 8;
   EXPECT_EQ(cost.flops, scoring + choosing + 2 * 6 * (8 + 6) * (4 * 30 + 10));
@@ -50,7 +50,7 @@ TEST(Cost, OfQuokaIsScoringAndTheBudget) {
 
 TEST(Cost, OfACallThatRunsDenseIsTheDenseOne) {
   attention_inputs inputs(call());
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{2}, skim::retention::budget(100)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(100)}};
   EXPECT_EQ(op.cost(inputs.args()).flops, skim::cpu::attention<>{}.cost(inputs.args()).flops);
   EXPECT_EQ(op.cost(inputs.args()).bytes, skim::cpu::attention<>{}.cost(inputs.args()).bytes);
 }
@@ -87,7 +87,7 @@ TEST(Sizes, WorkspaceGrowsWithWorkersAndKeys) {
   attention_case c = call();
   attention_inputs inputs(c);
   skim::attention_args args = inputs.args();
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{2}, skim::retention::budget(30)}};
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30)}};
   EXPECT_LT(op.workspace_bytes(args, 1), op.workspace_bytes(args, 2));
   std::size_t before = 0;
   args.kv.capacity = 100000;

@@ -34,27 +34,27 @@ void expect_stages(const quoka_case& c, const skim::attention_args& args) {
   const skim::reduce::mean mean;
   switch (c.policy) {
     case 0:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep}, args);
+      return expect_selection(quoka{queries::lowest_cosine(c.n), c.keep}, args);
     case 1:
-      return expect_selection(quoka{queries::group_lowest_cosine{c.n}, c.keep}, args);
+      return expect_selection(quoka{queries::group_lowest_cosine(c.n), c.keep}, args);
     case 2:
-      return expect_selection(quoka{queries::farthest_point{c.n}, c.keep}, args);
+      return expect_selection(quoka{queries::farthest_point(c.n), c.keep}, args);
     case 3:
-      return expect_selection(quoka{queries::random{c.n, 5}, c.keep}, args);
+      return expect_selection(quoka{queries::random(c.n, 5), c.keep}, args);
     case 4:
-      return expect_selection(quoka{queries::newest{c.n}, c.keep}, args);
+      return expect_selection(quoka{queries::newest(c.n), c.keep}, args);
     case 5:
-      return expect_selection(quoka{queries::all{}, c.keep}, args);
+      return expect_selection(quoka{queries::all(), c.keep}, args);
     case 6:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep, dot}, args);
+      return expect_selection(quoka{queries::lowest_cosine(c.n), c.keep, dot}, args);
     case 7:
-      return expect_selection(quoka{queries::all{}, c.keep, dot}, args);
+      return expect_selection(quoka{queries::all(), c.keep, dot}, args);
     case 8:
-      return expect_selection(quoka{queries::farthest_point{c.n}, c.keep, dot, mean}, args);
+      return expect_selection(quoka{queries::farthest_point(c.n), c.keep, dot, mean}, args);
     case 9:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep, cosine, mean}, args);
+      return expect_selection(quoka{queries::lowest_cosine(c.n), c.keep, cosine, mean}, args);
     default:
-      return expect_selection(quoka{queries::newest{c.n}, c.keep, dot, mean}, args);
+      return expect_selection(quoka{queries::newest(c.n), c.keep, dot, mean}, args);
   }
 }
 
@@ -184,7 +184,7 @@ TEST(Quoka, EqualQueriesTieToTheLowerToken) {
   expect_every_policy(args);
 
   // Three distinct queries, four times each: ties are exact, so the choice is the reference's own.
-  const auto policy = skim::quoka{queries::lowest_cosine{5}, retention::budget(20)};
+  const auto policy = skim::quoka{queries::lowest_cosine(5), retention::budget(20)};
   const skim::cpu::attention op{policy};
   std::vector<std::int32_t> indices(40), counts(2);
   aligned_memory workspace(op.workspace_bytes(args, 1));
@@ -243,8 +243,8 @@ TEST(Quoka, NanRanksBelowMinusInfinity) {
   }
   const skim::attention_args args = inputs.args();
   for (const std::int64_t n : {2, 12}) {
-    const skim::cpu::attention op{skim::quoka{queries::all{}, retention::budget(13), skim::similarity::dot{}}};
-    const skim::cpu::attention few{skim::quoka{queries::newest{n}, retention::budget(13), skim::similarity::dot{}}};
+    const skim::cpu::attention op{skim::quoka{queries::all(), retention::budget(13), skim::similarity::dot}};
+    const skim::cpu::attention few{skim::quoka{queries::newest(n), retention::budget(13), skim::similarity::dot}};
     std::vector<std::int32_t> indices(26), counts(2);
     const skim::index_lists lists{indices.data(), counts.data(), 2, 13};
     std::vector<std::int32_t> expected;
@@ -266,10 +266,10 @@ TEST(Quoka, AnEmptyChunkSelectsNothing) {
 
 TEST(Quoka, RandomTokensDependOnSeedAndPlaceOnly) {
   std::vector<std::int32_t> a(50), b(50), c(50), d(50);
-  queries::choose(queries::random{8, 1}, 50, 100, a.data());
-  queries::choose(queries::random{8, 1}, 50, 100, b.data());
-  queries::choose(queries::random{8, 2}, 50, 100, c.data());
-  queries::choose(queries::random{8, 1}, 50, 228, d.data());
+  queries::choose(queries::random(8, 1), 50, 100, a.data());
+  queries::choose(queries::random(8, 1), 50, 100, b.data());
+  queries::choose(queries::random(8, 2), 50, 100, c.data());
+  queries::choose(queries::random(8, 1), 50, 228, d.data());
   for (auto* tokens : {&a, &b, &c, &d}) {
     tokens->resize(8);
     std::sort(tokens->begin(), tokens->end());
@@ -286,7 +286,7 @@ TEST(Quoka, DenseBelowDecidesWhichPathIsTaken) {
   aligned_memory workspace(1 << 20);
   const auto path_taken = [&](std::int64_t dense_below, std::int64_t budget) {
     args.dense_below = dense_below;
-    const skim::cpu::attention call{skim::quoka{queries::lowest_cosine{4}, retention::budget(budget)}};
+    const skim::cpu::attention call{skim::quoka{queries::lowest_cosine(4), retention::budget(budget)}};
     const skim::report r = call.run(args, {}, workspace.get(), skim::serial_executor{});
     EXPECT_TRUE(r.ok());
     return r.taken;

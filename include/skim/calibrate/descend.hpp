@@ -11,7 +11,7 @@
 #include <random>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// How one part is fitted. The paper names no optimiser: AdamW (arXiv 1711.05101), its rate rising over the first
@@ -83,9 +83,9 @@ namespace detail {
 inline constexpr Eigen::Index piece_blocks = 4;
 
 /// The loss over blocks[0 .. count), and its gradient, if asked for.
-template <class Parameters, class Loss, class Executor>
+template <class Parameters, class Loss>
 double loss_over(const Parameters& parameters, const Eigen::Index* blocks, Eigen::Index count,
-                 std::vector<Parameters>* gradients, const Loss& loss, const Executor& executor) {
+                 std::vector<Parameters>* gradients, const Loss& loss, executor_ref executor) {
   const Eigen::Index pieces = (count + piece_blocks - 1) / piece_blocks;
   std::vector<double> losses(static_cast<std::size_t>(pieces));
   executor.parallel_for(pieces, [&](std::int64_t piece, unsigned) {
@@ -107,9 +107,9 @@ double loss_over(const Parameters& parameters, const Eigen::Index* blocks, Eigen
 
 /// The mean of `loss(parameters, blocks, count, gradient)` over some blocks. `loss` returns a sum over its blocks and adds
 /// their gradient, if there is one to add to; it runs on several threads at once.
-template <class Parameters, class Loss, class Executor>
+template <class Parameters, class Loss>
 double mean_loss(const Parameters& parameters, const std::vector<Eigen::Index>& blocks, const Loss& loss,
-                 const Executor& executor) {
+                 executor_ref executor) {
   const Eigen::Index count = static_cast<Eigen::Index>(blocks.size());
   return detail::loss_over<Parameters, Loss, Executor>(parameters, blocks.data(), count, nullptr, loss, executor) /
          static_cast<double>(count);
@@ -117,8 +117,8 @@ double mean_loss(const Parameters& parameters, const std::vector<Eigen::Index>& 
 
 /// Lowers the mean loss over the training blocks; leaves the parameters that were best on the held-out blocks, those at
 /// the start included, and returns the held-out loss.
-template <class Parameters, class Loss, class Executor>
-double descend(Parameters& parameters, const Loss& loss, const descent& plan, const Executor& executor) {
+template <class Parameters, class Loss>
+double descend(Parameters& parameters, const Loss& loss, const descent& plan, executor_ref executor) {
   std::vector<Eigen::Index> order = plan.split->training;
   const Eigen::Index all = static_cast<Eigen::Index>(order.size()),
                      batch = std::min<Eigen::Index>(plan.settings.batch, all);
@@ -156,5 +156,5 @@ double descend(Parameters& parameters, const Loss& loss, const descent& plan, co
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -8,7 +8,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// Takes one block's FFN inputs x [M, d] of one prompt; copies them. Throws std::invalid_argument on what does not fit.
@@ -97,9 +97,8 @@ inline void check_options(const options& settings) {
 
 /// Fits every layer. All layers have one shape and one activation. Holds one layer's inputs at a time, about
 /// 8 bytes x tokens x d in all. Throws std::invalid_argument, std::bad_alloc, and what the callbacks throw.
-template <class Executor>
 fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
-               const Executor& executor) {
+               executor_ref executor) {
   detail::check_options(settings);
   fit_result result;
   fitted_model& model = result.model;
@@ -131,5 +130,5 @@ fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source,
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -12,7 +12,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 template <class Scalar>
@@ -133,5 +133,5 @@ inline matrix<float> left_out(const ffn_weights& weights, const matrix<float>& z
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <string>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// Where the work stands.
@@ -56,13 +56,12 @@ struct collected_inputs {
 namespace detail {
 
 /// `Executor` is the host's.
-template <class Executor>
 class layer_fit {
  public:
   using announcement = std::function<void(const char* stage, std::int64_t epoch, std::int64_t epochs, double loss)>;
 
   layer_fit(const ffn_weights& weights, const collected_inputs& inputs, const block_split& split,
-            const options& settings, const Executor& executor)
+            const options& settings, executor_ref executor)
       : weights_(weights), inputs_(inputs), split_(split), settings_(settings), executor_(executor) {
     const std::size_t blocks = inputs.x.size();
     f_ = weights.up.rows();
@@ -209,7 +208,7 @@ class layer_fit {
   const collected_inputs& inputs_;
   const block_split& split_;
   const options& settings_;
-  const Executor& executor_;
+  executor_ref executor_;
   Eigen::Index f_ = 0;
   std::int64_t count_ = 0;
   std::uint64_t seed_ = 0;
@@ -222,5 +221,5 @@ class layer_fit {
 
 }  // namespace detail
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

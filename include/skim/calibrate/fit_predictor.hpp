@@ -8,7 +8,7 @@
 #include <Eigen/Cholesky>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 namespace detail {
@@ -57,9 +57,8 @@ inline predictor_parameters<float> predictor_start(const std::vector<matrix<floa
 }  // namespace detail
 
 /// The predictor of rank `rank` for the blocks' labels [B, f] (see `labeling`) from their tokens x[b] [M, d].
-template <class Executor>
 predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, const matrix<float>& labels,
-                                          Eigen::Index rank, descent plan, const Executor& executor) {
+                                          Eigen::Index rank, descent plan, executor_ref executor) {
   double weight = 0;
   for (const Eigen::Index block : plan.split->training)
     weight += static_cast<double>(labels.row(block).cwiseAbs().sum());
@@ -80,5 +79,5 @@ predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, c
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -9,7 +9,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// A part's parameters lie one after another in one row, which is what the optimiser sees.
@@ -196,5 +196,5 @@ Scalar compensator_loss(const compensator_parameters<Scalar>& parameters, const 
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -2,12 +2,12 @@
 /// \file Writing a chunk into the cache on the CPU.
 #pragma once
 
-#include <skim/cache.hpp>
+#include <skim/append.hpp>
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/view.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -31,8 +31,7 @@ SKIM_INLINE void append_token(const append_args& args, std::int64_t t, std::int6
 
 /// Writes a chunk to the last `Tq` slots of `args.kv`: see `append_args`. No scratch; one pass over the chunk.
 /// The inverse norm's relative error is below 2^-24 (4 + D / 8). Statuses: those of `check`.
-template <class Executor>
-report append(const append_args& args, const Executor& executor) {
+report append(const append_args& args, executor_ref executor) {
   if (report r = check(args); !r) return r;
   const kv_view& kv = args.kv;
   const std::int64_t Tq = args.k.extents[0];
@@ -44,5 +43,5 @@ report append(const append_args& args, const Executor& executor) {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -14,7 +14,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -82,8 +82,7 @@ struct attention {
 
   /// Selects, then attends; the report says whether anything was left out. Statuses: those of `check`, short_workspace,
   /// short_state.
-  template <class Executor>
-  report run(const attention_args& args, memory state, memory workspace, const Executor& executor) const {
+  report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0 || runs_dense(args)) {
       if (sequence_count(args) > 0) detail::attend<Accumulate>(args, nullptr, workspace.data, executor);
@@ -97,9 +96,8 @@ struct attention {
   }
 
   /// Writes the slots that the chunk reads to `lists`, whose capacity is at least `list_capacity(args)`.
-  template <class Executor>
   report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
-                const Executor& executor) const {
+                executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
     if (report r = detail::check_room(lists, list_rows(args), list_capacity(args)); !r) return r;
@@ -108,9 +106,8 @@ struct attention {
   }
 
   /// Attends to the listed past keys and the chunk's own. Valid list contents are its precondition (`check_indices`).
-  template <class Executor>
   report attend(const attention_args& args, const index_lists& lists, memory workspace,
-                const Executor& executor) const {
+                executor_ref executor) const {
     if (report r = detail::check_arguments(args); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
     if (report r = detail::check_room(lists, list_rows(args), 0); !r) return r;
@@ -162,5 +159,5 @@ attention(Selector, Accumulate) -> attention<Selector, Accumulate>;
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -15,7 +15,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -115,12 +115,11 @@ struct attention_importance {
   }
 
   /// Statuses: those of `check`, short_workspace.
-  template <class Executor>
-  report run(const attention_importance_args& args, memory workspace, const Executor& executor) const {
+  report run(const attention_importance_args& args, memory workspace, executor_ref executor) const {
     if (report r = check(args); !r) return r;
     const std::size_t needed = workspace_bytes(args, executor.concurrency());
     if (!detail::holds(workspace, needed)) {
-      return detail::fault(status::short_workspace, "workspace.bytes",
+      return fault(status::short_workspace, "workspace.bytes",
                            static_cast<std::int64_t>(workspace.data ? workspace.bytes : 0),
                            static_cast<std::int64_t>(needed), "64-byte aligned and at least");
     }
@@ -152,5 +151,5 @@ struct attention_importance {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

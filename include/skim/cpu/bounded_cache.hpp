@@ -3,7 +3,7 @@
 #pragma once
 
 #include <skim/attention.hpp>
-#include <skim/cache.hpp>
+#include <skim/append.hpp>
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/eviction.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
@@ -13,7 +13,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -36,18 +36,17 @@ struct bounded_cache {
 
   /// Appends a chunk: k [Tq, Hk, D], v [Tq, Hk, Dv]. Statuses: those of `check` of the append, bad_extent where the cache
   /// has no room, null_pointer for missing lengths.
-  template <class Executor>
-  report append(tensor_view<const void, 3> k, tensor_view<const void, 3> v, const Executor& executor) {
+  report append(tensor_view<const void, 3> k, tensor_view<const void, 3> v, executor_ref executor) {
     append_args args;
     args.k = k;
     args.v = v;
     args.kv = kv();
     args.position = position;
     const std::int64_t Tq = k.extents[0], room = kv().capacity - kv().tokens;
-    if (Tq > room) return detail::fault(status::bad_extent, "k.extents[0]", Tq, room, "at most");
+    if (Tq > room) return fault(status::bad_extent, "k.extents[0]", Tq, room, "at most");
     if (Tq > 0) args.kv.tokens += Tq;
     if (report r = skim::check(args); !r) return r;
-    if (settings.budgets && !lengths) return detail::null_fault("lengths");
+    if (settings.budgets && !lengths) return null_fault("lengths");
     if (lengths) {
       executor.parallel_for(kv().heads,
                             [&](std::int64_t head, unsigned) { lengths[head] += static_cast<std::int32_t>(Tq); });
@@ -60,8 +59,7 @@ struct bounded_cache {
 
   /// Observes the chunk that `attended` has just attended with (its `kv` is replaced by this cache) and `read`, and evicts
   /// down to the budget. Statuses: those of `eviction::run`.
-  template <class Executor>
-  report evict(const attention_args& attended, const index_lists* read, memory workspace, const Executor& executor) {
+  report evict(const attention_args& attended, const index_lists* read, memory workspace, executor_ref executor) {
     eviction_args args = settings;
     args.attended = attended;
     args.attended.kv = kv();
@@ -82,5 +80,5 @@ struct bounded_cache {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -8,14 +8,14 @@
 #include <skim/cpu/kernel/keep.hpp>
 #include <skim/eviction.hpp>
 #include <skim/index_lists.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -75,25 +75,22 @@ struct eviction {
   }
 
   /// Makes the state that of an empty cache. Statuses: those of `check`, short_state.
-  template <class Executor>
-  report reset(const eviction_args& args, memory state, const Executor& executor) const {
+  report reset(const eviction_args& args, memory state, executor_ref executor) const {
     if (report r = check_call(args, state, {}, 0); !r) return r;
     kernel::reset(evictor, args, state, executor);
     return {};
   }
 
   /// Takes in the chunk: all that the evictor wants to know of its attention, so that q and the log-sum-exp may go.
-  template <class Executor>
-  report observe(const eviction_args& args, memory state, memory workspace, const Executor& executor) const {
+  report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     kernel::observe(evictor, args, state, workspace, executor);
     return {};
   }
 
   /// scores [Hk, n]: of every token, by slot; the highest stay. Entries beyond a head's length are not written.
-  template <class Executor>
   report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
-               const Executor& executor) const {
+               executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_scores(args, scores, args.attended.kv.heads); !r) return r;
     kernel::score(evictor, args, scores, state, workspace, executor);
@@ -103,9 +100,8 @@ struct eviction {
   /// Writes the slots that stay: the tokens that the policy protects and the highest scores, as many as the budget.
   /// scores [Hk, n], or [1, n] with `share_heads`, where they have been pooled over heads and, perhaps, layers.
   /// Entries of `lists` need `list_capacity(args)`. NaN ranks below -inf, -0 = +0.
-  template <class Executor>
   report keep(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists, memory workspace,
-              const Executor& executor) const {
+              executor_ref executor) const {
     if (report r = check_call(args, {}, workspace, executor.concurrency(), false); !r) return r;
     const bool pooled = args.share_heads && scores.extents[0] == 1;
     if (report r = check_scores(args, scores, pooled ? 1 : args.attended.kv.heads); !r) return r;
@@ -116,9 +112,8 @@ struct eviction {
 
   /// Lets everything follow `lists`: the state, then keys, values, positions and inverse norms (or pages). Lists as `keep`
   /// writes them are its precondition: ascending, without repeats, of slots that exist.
-  template <class Executor>
   report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-                 const Executor& executor) const {
+                 executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     kernel::compact(evictor, args, lists, state, workspace, executor);
@@ -129,9 +124,8 @@ struct eviction {
   /// Observes the chunk and, where a head holds more than its budget, evicts. `lists` then tells which slots stayed; its
   /// counts are the new lengths. The report's path is `dense` where nothing had to leave.
   /// Statuses: those of `check`, short_workspace, short_state.
-  template <class Executor>
   report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-             const Executor& executor) const {
+             executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     const auto [scores, used] = scores_in(args, workspace.data);
@@ -177,9 +171,9 @@ struct eviction {
       return r;
     }
     if (scores.extents[0] != rows)
-      return detail::fault(status::bad_extent, "scores.extents[0]", scores.extents[0], rows);
+      return fault(status::bad_extent, "scores.extents[0]", scores.extents[0], rows);
     if (scores.extents[1] < kv.tokens) {
-      return detail::fault(status::bad_extent, "scores.extents[1]", scores.extents[1], kv.tokens, "at least");
+      return fault(status::bad_extent, "scores.extents[1]", scores.extents[1], kv.tokens, "at least");
     }
     return {};
   }
@@ -194,8 +188,7 @@ eviction(Evictor) -> eviction<Evictor>;
 
 /// pooled [1, n] = mean over all rows of scores [rows, n]: of a layer's heads, or of all heads of several layers whose
 /// scores stand one after another. For `eviction::keep` with `share_heads`.
-template <class Executor>
-report pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, const Executor& executor) {
+report pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
   if (report r =
           detail::check_tensor(scores, {"scores.extents[0]", "scores.extents[1]", "scores.strides[1]", "scores.data"});
       !r) {
@@ -206,16 +199,16 @@ report pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> poo
       !r) {
     return r;
   }
-  if (pooled.extents[0] != 1) return detail::fault(status::bad_extent, "pooled.extents[0]", pooled.extents[0], 1);
+  if (pooled.extents[0] != 1) return fault(status::bad_extent, "pooled.extents[0]", pooled.extents[0], 1);
   if (pooled.extents[1] != scores.extents[1]) {
-    return detail::fault(status::bad_extent, "pooled.extents[1]", pooled.extents[1], scores.extents[1]);
+    return fault(status::bad_extent, "pooled.extents[1]", pooled.extents[1], scores.extents[1]);
   }
-  if (scores.extents[0] == 0) return detail::fault(status::bad_extent, "scores.extents[0]", 0, 1, "at least");
+  if (scores.extents[0] == 0) return fault(status::bad_extent, "scores.extents[0]", 0, 1, "at least");
   detail::pool_rows(scores, pooled, executor);
   return {};
 }
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

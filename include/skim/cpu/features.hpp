@@ -14,7 +14,7 @@
 #define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -35,5 +35,5 @@ inline accumulate::amx request_amx() {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

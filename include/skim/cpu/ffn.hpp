@@ -17,7 +17,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -111,8 +111,7 @@ struct ffn {
   }
 
   /// Makes the state that of a prompt's beginning. Statuses: those of `check`, short_state.
-  template <class Executor>
-  report reset(const ffn_args& args, memory state, const Executor& executor) const {
+  report reset(const ffn_args& args, memory state, executor_ref executor) const {
     if (report r = check(args); !r) return r;
     if (report r = detail::check_state(state, state_bytes(args)); !r) return r;
     kernel::reset(selector, args, state, executor);
@@ -121,8 +120,7 @@ struct ffn {
 
   /// Computes the block: dense where the policy's `keep` says so. Statuses: those of `check`, short_workspace,
   /// short_state.
-  template <class Executor>
-  report run(const ffn_args& args, memory state, memory workspace, const Executor& executor) const {
+  report run(const ffn_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     report answer;
     answer.taken = runs_dense(args) ? path::dense : path::sparse;
@@ -143,9 +141,8 @@ struct ffn {
   }
 
   /// scores [f]: what the policy thinks of each neuron for this block; the highest are computed.
-  template <class Executor>
   report predict(const ffn_args& args, tensor_view<float, 1> scores, memory state, memory workspace,
-                 const Executor& executor) const {
+                 executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_scores(args, scores); !r) return r;
     kernel::predict(selector, args, scores, state, workspace, executor);
@@ -154,9 +151,8 @@ struct ffn {
 
   /// Writes the neurons of highest score, as many as the policy keeps, ascending, ties to the lower one, NaN last.
   /// `lists` is one row of at least `list_capacity(args)`.
-  template <class Executor>
   report choose(const ffn_args& args, tensor_view<const float, 1> scores, const index_lists& lists, memory workspace,
-                const Executor& executor) const {
+                executor_ref executor) const {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, executor.concurrency()); !r) return r;
     if (report r = check_scores(args, scores); !r) return r;
@@ -167,8 +163,7 @@ struct ffn {
 
   /// out = the FFN of the listed neurons, zeros for an empty list. Statuses: those of `check`, short_workspace, and
   /// bad_index for a list that does not ascend within [0, f).
-  template <class Executor>
-  report compute(const ffn_args& args, const index_lists& lists, memory workspace, const Executor& executor) const {
+  report compute(const ffn_args& args, const index_lists& lists, memory workspace, executor_ref executor) const {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, executor.concurrency()); !r) return r;
     if (report r = detail::check_room(lists, 1, 0); !r) return r;
@@ -180,8 +175,7 @@ struct ffn {
   }
 
   /// out += the policy's compensation of this block; nothing where it has none.
-  template <class Executor>
-  report compensate(const ffn_args& args, memory workspace, const Executor& executor) const {
+  report compensate(const ffn_args& args, memory workspace, executor_ref executor) const {
     if (report r = check(args); !r) return r;
     if (report r = check_workspace(args, workspace, executor.concurrency()); !r) return r;
     if (compensates(kernel::compensator(selector))) add_compensation(args, workspace.data, executor);
@@ -205,9 +199,8 @@ struct ffn {
 
   bool runs_dense(const ffn_args& args) const { return skim::runs_dense(kernel::keep(selector), args); }
 
-  template <class Executor>
   void choose_list(const ffn_args& args, tensor_view<const float, 1> scores, const index_lists& lists, void* workspace,
-                   const Executor& executor) const {
+                   executor_ref executor) const {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       detail::arena arena(workspace);
       const detail::rank_scratch scratch(arena, args.up.extents[0]);
@@ -215,16 +208,14 @@ struct ffn {
     });
   }
 
-  template <class Executor>
   void compute_list(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
-                    const Executor& executor) const {
+                    executor_ref executor) const {
     detail::with_math(accumulate, args.up.type, [&](auto math) {
       detail::compute_neurons<decltype(math)>(args, list, count, workspace, executor);
     });
   }
 
-  template <class Executor>
-  void add_compensation(const ffn_args& args, void* workspace, const Executor& executor) const {
+  void add_compensation(const ffn_args& args, void* workspace, executor_ref executor) const {
     const neuron_compensator compensator = kernel::compensator(selector);
     detail::with_math(accumulate, compensator.c1.type, [&](auto math) {
       detail::compensate_neurons<decltype(math)>(args, compensator, workspace, executor);
@@ -245,7 +236,7 @@ struct ffn {
     const std::int64_t f = args.up.extents[0];
     if (report r = detail::check_tensor(scores, {"scores.extents[0]", "scores.strides[0]", "scores.data"}); !r)
       return r;
-    if (scores.extents[0] != f) return detail::fault(status::bad_extent, "scores.extents[0]", scores.extents[0], f);
+    if (scores.extents[0] != f) return fault(status::bad_extent, "scores.extents[0]", scores.extents[0], f);
     return {};
   }
 };
@@ -257,5 +248,5 @@ ffn(NeuronSelector, Accumulate) -> ffn<NeuronSelector, Accumulate>;
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 namespace detail {
 
 /// Flops of the weights of `queries` tokens' queries, and K read once.
@@ -18,5 +18,5 @@ inline cost_estimate weights_cost(const eviction_args& args, std::int64_t querie
 }
 
 }  // namespace detail
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 namespace detail {
 
 /// The base's cost, and V read twice.
@@ -62,5 +62,5 @@ caote(Base, bool) -> caote<Base>;
 template <class Base>
 fast_caote(Base) -> fast_caote<Base>;
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

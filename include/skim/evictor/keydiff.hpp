@@ -5,7 +5,7 @@
 #include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// What a key is compared with, per KV head, over all `n` tokens. Norms are at least 1e-12.
 namespace anchor {
@@ -52,5 +52,5 @@ template <class Anchor>
 keydiff(retention, Anchor) -> keydiff<Anchor>;
 keydiff(retention)->keydiff<>;
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -4,7 +4,7 @@
 #include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Evictor that draws lots, anew at each eviction: a control. The draw of a token depends on the seed, its KV head, its
 /// position and the newest position. Give each layer its own seed.
@@ -15,5 +15,5 @@ struct random_tokens {
   report check(const eviction_args&) const { return {}; }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

@@ -9,7 +9,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// One layer's parts, row-major; c = `compensator_width(d)`, and r the predictor's rank.
@@ -63,5 +63,5 @@ struct fitted_model {
 };
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -6,7 +6,7 @@
 #include <skim/interop/safetensors.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace safetensors {
 
 /// Collects tensors, then makes the file.
@@ -74,5 +74,5 @@ class writer {
 };
 
 }  // namespace safetensors
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

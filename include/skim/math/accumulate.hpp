@@ -3,7 +3,7 @@
 #pragma once
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace accumulate {
 
 /// Widens every element to f32 and uses fused multiply-add where the processor has it. The default: the same
@@ -23,5 +23,5 @@ struct amx {
 };
 
 }  // namespace accumulate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

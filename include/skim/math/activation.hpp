@@ -7,7 +7,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 enum class activation : std::uint8_t {
   silu,          ///< x / (1 + exp(-x))
@@ -50,5 +50,5 @@ inline double activate(activation act, double x) {
   return x;
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -3,10 +3,10 @@
 #pragma once
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Neuron selector: every block computes every neuron.
 struct all_neurons {};
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

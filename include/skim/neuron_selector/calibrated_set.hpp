@@ -5,7 +5,7 @@
 #include <skim/neuron_selector/fastforward.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Neuron selector: the top `keep` of `statistic`, such as the mean of the oracle's over calibration data; the same for
 /// every block. It may have a compensator of its own, so that a comparison with `fastforward` is about the set alone.
@@ -15,5 +15,5 @@ struct calibrated_set {
   neuron_compensator compensator;
 };
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/ffn.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// One logit per neuron from one block (section 3.1):
 ///
@@ -110,5 +110,5 @@ SKIM_INLINE constexpr report check(const neuron_compensator& compensator, std::i
   return check_same_type(compensator.c2.type, compensator.c1.type, "compensator.c2.type");
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/ffn.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Neuron selector: the top `keep` of GRIFFIN's statistic of the block itself. With Z = act(x gate^T) * (x up^T) [M, f] and
 /// every row divided by its L2 norm, stat[j] = |Z[:, j]|_2. Rows of norm 0 count as zeros. No compensation.
@@ -13,5 +13,5 @@ struct oracle {
   neuron_retention keep = neuron_retention::share(0.5);
 };
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/ffn.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Neuron selector: `keep` neurons drawn without replacement, anew for each block; the same for the same seed and block.
 struct random_neurons {
@@ -13,5 +13,5 @@ struct random_neurons {
   std::uint64_t seed = 0;
 };
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -6,7 +6,7 @@
 #include <skim/ffn.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// How a mean kept fraction is spread over layers.
 struct neuron_schedule {
@@ -38,8 +38,8 @@ SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t
 inline report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
                              double* fractions) {
   if (report r = check(schedule, layers, 1); !r) return r;
-  if (layers > 0 && !importance) return detail::null_fault("importance");
-  if (layers > 0 && !fractions) return detail::null_fault("fractions");
+  if (layers > 0 && !importance) return null_fault("importance");
+  if (layers > 0 && !fractions) return null_fault("fractions");
   // A fraction of -1 is not settled yet. Each round settles the layers that the proportional share of what is left would
   // put below `least`, or, if there are none, those above 1; the rest is spread again.
   double left = schedule.mean * static_cast<double>(layers);
@@ -92,8 +92,8 @@ inline report kept_fractions(const double* importance, std::int64_t layers, cons
 inline report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
                            const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
   if (report r = check(schedule, layers, f); !r) return r;
-  if (layers > 0 && !scratch) return detail::null_fault("scratch");
-  if (layers > 0 && !neurons) return detail::null_fault("neurons");
+  if (layers > 0 && !scratch) return null_fault("scratch");
+  if (layers > 0 && !neurons) return null_fault("neurons");
   if (report r = kept_fractions(importance, layers, schedule, scratch); !r) return r;
   const std::int64_t multiple = schedule.multiple < f ? schedule.multiple : f;
   double left = schedule.mean * static_cast<double>(layers) * static_cast<double>(f);
@@ -122,5 +122,5 @@ inline report kept_neurons(const double* importance, std::int64_t layers, std::i
   }
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -5,7 +5,7 @@
 #include <skim/ffn.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Neuron selector: block 0 runs dense and leaves its statistic (see `oracle`) in the state, f32 [f]; later blocks compute
 /// its top `keep`. A state that has seen no block 0 names the lowest neurons.
@@ -13,5 +13,5 @@ struct static_set {
   neuron_retention keep = neuron_retention::share(0.5);
 };
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

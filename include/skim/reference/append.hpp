@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cache.hpp>
+#include <skim/append.hpp>
 #include <skim/view.hpp>
 
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// Writes a chunk into the cache (see `append_args`), element by element; the norm is summed in double.
@@ -38,5 +38,5 @@ inline void append(const append_args& args) {
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -12,7 +12,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// Slots that a chunk reads for one KV head: the listed past slots (all of them if `lists` is null), then its own.
@@ -96,5 +96,5 @@ inline void attend(const attention_args& args, const index_lists* lists, tensor_
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -13,7 +13,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// The part of the row of query `t`, head `h` that falls on keys at positions from `first` on. A sink logit takes its part
@@ -54,5 +54,5 @@ inline double attention_importance(const attention_importance_args& args) {
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

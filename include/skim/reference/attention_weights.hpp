@@ -19,7 +19,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// The softmax weights `[n]` that query `t`, head `h` gives to its KV head's tokens, by the row's log-sum-exp. Keys that
@@ -101,5 +101,5 @@ inline std::vector<double> score(const snapkv& policy, const kv_view& kv, std::i
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

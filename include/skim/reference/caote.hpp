@@ -15,7 +15,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// hn = h / sum h. Protected tokens have h = 0, as has an h that is NaN or negative; where no h is positive, the
@@ -118,5 +118,5 @@ inline std::vector<std::int64_t> leave_jointly(const kv_view& kv, std::int64_t h
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

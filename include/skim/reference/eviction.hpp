@@ -5,7 +5,7 @@
 
 #include <skim/eviction.hpp>
 #include <skim/reference/vectors.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// Slots of a head by ascending position.
@@ -115,5 +115,5 @@ inline std::vector<std::int64_t> slots_after(compaction how, const std::vector<s
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -13,7 +13,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// The predictor's logits, [f]; an empty block gives those of a = 0.
@@ -79,5 +79,5 @@ inline std::vector<double> neuron_statistic(const ffn_args& args) {
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -11,7 +11,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// Element (i, j) of a matrix.
@@ -73,5 +73,5 @@ inline std::vector<std::int32_t> top_neurons(const std::vector<float>& scores, s
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

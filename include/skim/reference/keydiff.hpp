@@ -12,7 +12,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// x / max(|x|, 1e-12); NaN for a row with an infinity or NaN.
@@ -72,5 +72,5 @@ inline std::vector<double> score(const keydiff<anchor::pairwise>&, const vector_
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <skim/reference/vectors.hpp>
 #include <skim/selector/queries.hpp>
 #include <skim/selector/quoka.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/selector/sink_window.hpp>
 #include <skim/view.hpp>
 
@@ -19,7 +19,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 /// The chunk's queries of one query head, `[Tq][D]`.
@@ -210,5 +210,5 @@ inline std::vector<std::int64_t> select(const sink_window& policy, const attenti
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -11,7 +11,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
 using vector_list = std::vector<std::vector<double>>;
@@ -75,5 +75,5 @@ inline vector_list rows_of(const kv_view& kv, const kv_tensor& tensor, std::int6
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -4,7 +4,7 @@
 #include <skim/attention.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Selector that leaves nothing out: every chunk reads all past keys.
 struct dense {
@@ -12,5 +12,5 @@ struct dense {
   report check(const attention_args&) const { return {}; }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

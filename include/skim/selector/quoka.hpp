@@ -7,7 +7,7 @@
 #include <skim/selector/queries.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// How a key is compared with a chosen query.
 enum class similarity : std::uint8_t {
@@ -59,5 +59,5 @@ struct quoka {
   constexpr policy_needs needs() const { return {false, false, similarity == skim::similarity::cosine}; }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

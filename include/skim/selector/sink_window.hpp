@@ -4,7 +4,7 @@
 #include <skim/retention.hpp>
 
 namespace skim {
-inline namespace v1 {
+inline namespace v0_2 {
 
 /// Selector and evictor that scores nothing: the `sinks` lowest positions and, for the rest of the budget, the highest
 /// (StreamingLLM, arXiv 2309.17453). `keep.recent` need not be set.
@@ -23,5 +23,5 @@ struct sink_window {
   }
 };
 
-}  // namespace v1
+}  // namespace v0_2
 }  // namespace skim

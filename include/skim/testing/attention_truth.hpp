@@ -5,7 +5,7 @@
 #include <skim/reference/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// The arithmetic that a kernel is allowed. With `S = sum_j p_j |v_j|` (per output element), `A` the row's largest
@@ -199,5 +199,5 @@ inline attention_truth attend_exactly(const attention_args& args, const index_li
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -20,7 +20,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Masses of one query head, ascending.
@@ -87,5 +87,5 @@ inline captured_mass_report captured_mass(tensor_view<const float, 2> lse_select
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

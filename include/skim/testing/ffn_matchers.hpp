@@ -6,7 +6,7 @@
 #include <skim/testing/matchers.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Matches outputs [M, d] of any type within the truth's bounds and the type's rounding. `roundings`: how often an output
@@ -54,5 +54,5 @@ inline ffn_matcher matches_ffn(const ffn_args& args, const arithmetic& rounding 
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

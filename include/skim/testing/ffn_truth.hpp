@@ -7,7 +7,7 @@
 #include <skim/testing/attention_truth.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Exact results [M, d] and bounds, without the output's own rounding.
@@ -133,5 +133,5 @@ inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensat
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -18,7 +18,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// What EXPECT_THAT does, for programs without GoogleMock.
@@ -253,5 +253,5 @@ inline top_k_matcher matches_top_k(const retention& keep, const attention_sequen
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

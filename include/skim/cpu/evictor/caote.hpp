@@ -11,14 +11,14 @@
 #include <skim/eviction.hpp>
 #include <skim/evictor/caote.hpp>
 #include <skim/index_lists.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -193,24 +193,20 @@ struct caote_kernel {
            cost_estimate{5 * values, 2 * values * static_cast<double>(element_bytes(kv.v.type))};
   }
 
-  template <class Executor>
-  static void reset(const Policy& policy, const eviction_args& args, memory state, const Executor& executor) {
+  static void reset(const Policy& policy, const eviction_args& args, memory state, executor_ref executor) {
     base::reset(policy.base, args, state, executor);
   }
-  template <class Executor>
   static void observe(const Policy& policy, const eviction_args& args, memory state, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     base::observe(policy.base, args, state, workspace, executor);
   }
-  template <class Executor>
   static void compact(const Policy& policy, const eviction_args& args, const index_lists& lists, memory state,
-                      memory workspace, const Executor& executor) {
+                      memory workspace, executor_ref executor) {
     base::compact(policy.base, args, lists, state, workspace, executor);
   }
 
-  template <class Executor>
   static void score(const Policy& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
-                    memory workspace, const Executor& executor) {
+                    memory workspace, executor_ref executor) {
     base::score(policy.base, args, scores, state, workspace, executor);
     const kv_view& kv = args.attended.kv;
     float* const centers = static_cast<float*>(workspace.data);
@@ -262,5 +258,5 @@ struct evictor_kernel<fast_caote<Base>> : detail::caote_kernel<fast_caote<Base>,
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -21,8 +21,7 @@ struct evictor_kernel<h2o> : detail::weight_evictor<h2o> {
   }
   static cost_estimate cost(const h2o&, const eviction_args& args) { return weights_cost(args, new_tokens(args)); }
 
-  template <class Executor>
-  static void observe(const h2o&, const eviction_args& args, memory state, memory workspace, const Executor& executor) {
+  static void observe(const h2o&, const eviction_args& args, memory state, memory workspace, executor_ref executor) {
     const float share = 1 / static_cast<float>(group_size(args.attended));
     detail::observe_weights(args, {0, share, true}, state, workspace, executor);
   }
@@ -30,5 +29,5 @@ struct evictor_kernel<h2o> : detail::weight_evictor<h2o> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -19,7 +19,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -195,8 +195,7 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
     return {2 * keys * D * passes, keys * (D * static_cast<double>(element_bytes(kv.k.type)) + 2 * sizeof(float))};
   }
 
-  template <class Executor>
-  static void reset(const policy_type&, const eviction_args& args, memory state, const Executor& executor) {
+  static void reset(const policy_type&, const eviction_args& args, memory state, executor_ref executor) {
     if constexpr (has_sums) {
       const kv_view& kv = args.attended.kv;
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
@@ -207,9 +206,8 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
   }
 
   /// Adds the chunk's unit keys.
-  template <class Executor>
   static void observe(const policy_type&, const eviction_args& args, memory state, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     if constexpr (has_sums) {
       const kv_view& kv = args.attended.kv;
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
@@ -222,9 +220,8 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
     }
   }
 
-  template <class Executor>
   static void score(const policy_type& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
-                    memory workspace, const Executor& executor) {
+                    memory workspace, executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     if constexpr (std::is_same_v<Anchor, anchor::pairwise>) {
       const std::int64_t tiles = (kv.tokens + detail::pair_rows - 1) / detail::pair_rows;
@@ -249,9 +246,8 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
   }
 
   /// Takes the evicted unit keys out of the sums.
-  template <class Executor>
   static void compact(const policy_type&, const eviction_args& args, const index_lists& lists, memory state,
-                      memory workspace, const Executor& executor) {
+                      memory workspace, executor_ref executor) {
     if constexpr (has_sums) {
       const kv_view& kv = args.attended.kv;
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
@@ -279,5 +275,5 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

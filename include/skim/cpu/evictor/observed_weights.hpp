@@ -16,7 +16,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -48,9 +48,8 @@ struct weight_rule {
 };
 
 /// Brings the state up to date with the chunk's attention. Work unit = (KV head, 512 keys): each weight has one writer.
-template <class Executor>
 void observe_weights(const eviction_args& args, const weight_rule& what, memory state, memory workspace,
-                     const Executor& executor) {
+                     executor_ref executor) {
   const attention_args& call = args.attended;
   const kv_view& kv = call.kv;
   const std::int64_t Tq = new_tokens(args);
@@ -103,8 +102,7 @@ struct weight_evictor : plain_evictor<Policy> {
     return weight_state::bytes(args.attended.kv);
   }
 
-  template <class Executor>
-  static void reset(const Policy&, const eviction_args& args, memory state, const Executor& executor) {
+  static void reset(const Policy&, const eviction_args& args, memory state, executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     float* const weights = weight_state::at(kv, state).weights;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
@@ -112,9 +110,8 @@ struct weight_evictor : plain_evictor<Policy> {
     });
   }
 
-  template <class Executor>
   static void score(const Policy&, const eviction_args& args, tensor_view<float, 2> scores, memory state, memory,
-                    const Executor& executor) {
+                    executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     const float* const weights = weight_state::at(kv, state).weights;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
@@ -124,9 +121,8 @@ struct weight_evictor : plain_evictor<Policy> {
     });
   }
 
-  template <class Executor>
   static void compact(const Policy&, const eviction_args& args, const index_lists& lists, memory state, memory,
-                      const Executor& executor) {
+                      executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     float* const weights = weight_state::at(kv, state).weights;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
@@ -152,5 +148,5 @@ struct weight_evictor : plain_evictor<Policy> {
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -9,15 +9,14 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct evictor_kernel<random_tokens> : detail::plain_evictor<random_tokens> {
-  template <class Executor>
   static void score(const random_tokens& policy, const eviction_args& args, tensor_view<float, 2> scores, memory,
-                    memory, const Executor& executor) {
+                    memory, executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
       std::int64_t newest = 0;
@@ -36,5 +35,5 @@ struct evictor_kernel<random_tokens> : detail::plain_evictor<random_tokens> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

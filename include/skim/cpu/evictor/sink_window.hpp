@@ -9,7 +9,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -20,12 +20,11 @@ struct evictor_kernel<sink_window> : detail::plain_evictor<sink_window> {
 
   static report check(const sink_window& policy, const eviction_args&) {
     if (policy.keep.recent == 0) return {};
-    return detail::fault(status::bad_value, "keep.recent (sink_window derives it)", policy.keep.recent, 0);
+    return fault(status::bad_value, "keep.recent (sink_window derives it)", policy.keep.recent, 0);
   }
 
-  template <class Executor>
   static void score(const sink_window&, const eviction_args& args, tensor_view<float, 2> scores, memory, memory,
-                    const Executor& executor) {
+                    executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) *scores.at(head, slot) = 0;
@@ -35,5 +34,5 @@ struct evictor_kernel<sink_window> : detail::plain_evictor<sink_window> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,12 +10,12 @@
 #include <skim/cpu/kernel/top_k.hpp>
 #include <skim/eviction.hpp>
 #include <skim/evictor/snapkv.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -85,17 +85,15 @@ struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
     return weights_cost(args, new_tokens(args) - first(policy, args));
   }
 
-  template <class Executor>
   static void observe(const snapkv& policy, const eviction_args& args, memory state, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     const std::int64_t rows = (new_tokens(args) - first(policy, args)) * group_size(args.attended);
     const float share = 1 / static_cast<float>(detail::greater(rows, 1));
     detail::observe_weights(args, {first(policy, args), share, false}, state, workspace, executor);
   }
 
-  template <class Executor>
   static void score(const snapkv& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
-                    memory workspace, const Executor& executor) {
+                    memory workspace, executor_ref executor) {
     const kv_view& kv = args.attended.kv;
     const float* const weights = detail::weight_state::at(kv, state).weights;
     detail::arena sizes;
@@ -124,5 +122,5 @@ struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -21,9 +21,8 @@ struct evictor_kernel<tova> : detail::weight_evictor<tova> {
   }
   static cost_estimate cost(const tova&, const eviction_args& args) { return weights_cost(args, 1); }
 
-  template <class Executor>
   static void observe(const tova&, const eviction_args& args, memory state, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     const float share = 1 / static_cast<float>(group_size(args.attended));
     detail::observe_weights(args, {last(args), share, false}, state, workspace, executor);
   }
@@ -34,5 +33,5 @@ struct evictor_kernel<tova> : detail::weight_evictor<tova> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

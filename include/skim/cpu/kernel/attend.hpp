@@ -19,7 +19,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -192,8 +192,8 @@ inline void merge_pieces(const attend_unit& unit, const attention_args& args, co
 }
 
 /// Attention of checked arguments; `lists` null reads all keys. `workspace` holds `attend_bytes`.
-template <class Math, class Executor>
-void attend_with(const attention_args& args, const index_lists* lists, void* workspace, const Executor& executor) {
+template <class Math>
+void attend_with(const attention_args& args, const index_lists* lists, void* workspace, executor_ref executor) {
   const std::int64_t capacity = lists ? lists->capacity : -1;
   const attend_layout layout = layout_attend<Math>(args, capacity);
   char* const scratches = static_cast<char*>(workspace);
@@ -239,8 +239,8 @@ std::size_t attend_bytes(const attention_args& args, unsigned workers) {
   return bytes(layout_attend<simd::tile_math<accumulate::widen_fma>>(args, -1));
 }
 
-template <class Accumulate, class Executor>
-void attend(const attention_args& args, const index_lists* lists, void* workspace, const Executor& executor) {
+template <class Accumulate>
+void attend(const attention_args& args, const index_lists* lists, void* workspace, executor_ref executor) {
 #if SKIM_CPU_DOT_PAIRS
   if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
     if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
@@ -254,5 +254,5 @@ void attend(const attention_args& args, const index_lists* lists, void* workspac
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -13,7 +13,7 @@
 #include <skim/cpu/simd/math.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -173,5 +173,5 @@ SKIM_NOINLINE void attend_tile(const row_block<typename Math::step>& rows, std::
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <cstring>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -51,8 +51,7 @@ SKIM_INLINE void close_up_pages(const eviction_args& args, const std::int32_t* l
 }
 
 /// Moves what belongs to the listed tokens. Work unit = (KV head, one of K, V and metadata).
-template <class Executor>
-void compact_cache(const eviction_args& args, const index_lists& lists, const Executor& executor) {
+void compact_cache(const eviction_args& args, const index_lists& lists, executor_ref executor) {
   const kv_view& kv = args.attended.kv;
   constexpr std::int64_t parts = 3;
   executor.parallel_for(kv.heads * parts + 1, [&](std::int64_t unit, unsigned) {
@@ -75,5 +74,5 @@ void compact_cache(const eviction_args& args, const index_lists& lists, const Ex
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

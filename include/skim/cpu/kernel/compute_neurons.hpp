@@ -21,7 +21,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -219,9 +219,9 @@ void for_batches(const ffn_args& args, neuron_scratch<Math> scratch, const Body&
 }
 
 /// out = the FFN of `count` listed neurons, or of all.
-template <class Math, class Executor>
+template <class Math>
 void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
-                     const Executor& executor) {
+                     executor_ref executor) {
   arena arena(workspace);
   const neuron_scratch<Math> scratch(arena, args, count, executor.concurrency());
   const gathered_rows gate = gathered_rows::of(args.gate, list, count), up = gathered_rows::of(args.up, list, count);
@@ -240,9 +240,9 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
 }
 
 /// out += act(x c1) c2
-template <class Math, class Executor>
+template <class Math>
 void compensate_neurons(const ffn_args& args, const neuron_compensator& compensator, void* workspace,
-                        const Executor& executor) {
+                        executor_ref executor) {
   const std::int64_t d = args.x.extents[1], c = compensator.c1.extents[1];
   arena arena(workspace);
   const neuron_scratch<Math> scratch(arena, args, c, executor.concurrency());
@@ -291,5 +291,5 @@ std::size_t compute_bytes(const Accumulate& arithmetic, const ffn_args& args, el
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

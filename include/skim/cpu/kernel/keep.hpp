@@ -8,19 +8,18 @@
 #include <skim/eviction.hpp>
 #include <skim/index_lists.hpp>
 #include <skim/math/order.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 /// pooled [1, n] = mean over the rows of scores [rows, n].
-template <class Executor>
-void pool_rows(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, const Executor& executor) {
+void pool_rows(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
   constexpr std::int64_t piece = 4096;
   const std::int64_t n = pooled.extents[1], rows = scores.extents[0];
   const float share = 1 / static_cast<float>(greater(rows, 1));
@@ -125,9 +124,8 @@ SKIM_NOINLINE inline std::int64_t keep_row(const eviction_args& args, const keep
   return keep_ranked(kv, row, n, n, keep, keep.count, rule.prefers_later, scratch, list);
 }
 
-template <class Executor>
 void keep_highest(const eviction_args& args, const keep_rule& rule, tensor_view<const float, 2> scores,
-                  const index_lists& lists, memory workspace, const Executor& executor) {
+                  const index_lists& lists, memory workspace, executor_ref executor) {
   const kv_view& kv = args.attended.kv;
   arena arena(workspace.data);
   const keep_scratch shared(arena, args);
@@ -146,8 +144,7 @@ void keep_highest(const eviction_args& args, const keep_rule& rule, tensor_view<
 }
 
 /// Lists every token.
-template <class Executor>
-void keep_everything(const eviction_args& args, const index_lists& lists, const Executor& executor) {
+void keep_everything(const eviction_args& args, const index_lists& lists, executor_ref executor) {
   executor.parallel_for(list_rows(args), [&](std::int64_t row, unsigned) {
     const std::int64_t n = args.attended.kv.length(row);
     for (std::int64_t slot = 0; slot < n; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
@@ -158,5 +155,5 @@ void keep_everything(const eviction_args& args, const index_lists& lists, const 
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <limits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -32,5 +32,5 @@ SKIM_INLINE char* worker_piece(void* workspace, std::size_t bytes, unsigned work
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -9,11 +9,11 @@
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/math/mask.hpp>
 #include <skim/math/order.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/view.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -164,5 +164,5 @@ SKIM_INLINE std::int64_t top_k(const attention_args& args, const attention_seque
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -9,7 +9,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -18,9 +18,8 @@ template <>
 struct neuron_selector_kernel<all_neurons> : detail::plain_neuron_selector<all_neurons> {
   static neuron_retention keep(const all_neurons&) { return neuron_retention::share(1); }
   static report check(const all_neurons&, const ffn_args&) { return {}; }
-  template <class Executor>
   static void predict(const all_neurons&, const ffn_args&, tensor_view<float, 1> scores, memory, memory,
-                      const Executor& executor) {
+                      executor_ref executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       for (std::int64_t j = 0; j < scores.extents[0]; ++j) *scores.at(j) = 0;
     });
@@ -29,5 +28,5 @@ struct neuron_selector_kernel<all_neurons> : detail::plain_neuron_selector<all_n
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -25,11 +25,10 @@ struct neuron_selector_kernel<calibrated_set> : detail::plain_neuron_selector<ca
     }
     const std::int64_t f = args.up.extents[0];
     if (policy.statistic.extents[0] == f) return {};
-    return detail::fault(status::bad_extent, "statistic.extents[0]", policy.statistic.extents[0], f);
+    return fault(status::bad_extent, "statistic.extents[0]", policy.statistic.extents[0], f);
   }
-  template <class Executor>
   static void predict(const calibrated_set& policy, const ffn_args&, tensor_view<float, 1> scores, memory, memory,
-                      const Executor& executor) {
+                      executor_ref executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       for (std::int64_t j = 0; j < scores.extents[0]; ++j) *scores.at(j) = *policy.statistic.at(j);
     });
@@ -38,5 +37,5 @@ struct neuron_selector_kernel<calibrated_set> : detail::plain_neuron_selector<ca
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -13,7 +13,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -82,17 +82,16 @@ SKIM_NOINLINE inline void softmax(float* logits, std::int64_t n) {
 }
 
 /// Calls `body(first, count)` for pieces of [0, n).
-template <class Executor, class Body>
-void in_pieces(std::int64_t n, std::int64_t piece, const Executor& executor, const Body& body) {
+template <class Body>
+void in_pieces(std::int64_t n, std::int64_t piece, executor_ref executor, const Body& body) {
   executor.parallel_for((n + piece - 1) / piece, [&](std::int64_t index, unsigned) {
     body(index * piece, n - index * piece < piece ? n - index * piece : piece);
   });
 }
 
 /// logits [f] of the block; those of a = 0 for an empty one.
-template <class Executor>
 void predict_neurons(const neuron_predictor& predictor, const ffn_args& args, float* logits, void* workspace,
-                     const Executor& executor) {
+                     executor_ref executor) {
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1];
   const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
   arena arena(workspace);
@@ -142,14 +141,13 @@ struct neuron_selector_kernel<fastforward> : detail::plain_neuron_selector<fastf
             rank * (d * static_cast<double>(element_bytes(policy.predictor.w1.type)) +
                     f * static_cast<double>(element_bytes(policy.predictor.w2.type)))};
   }
-  template <class Executor>
   static void predict(const fastforward& policy, const ffn_args& args, tensor_view<float, 1> scores, memory,
-                      memory workspace, const Executor& executor) {
+                      memory workspace, executor_ref executor) {
     detail::predict_neurons(policy.predictor, args, scores.data, workspace.data, executor);
   }
 };
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -21,14 +21,13 @@ struct neuron_selector_kernel<oracle> : detail::statistic_selector<oracle> {
     const double share = is_gated(args) ? 2.0 / 3 : 0.5;  // all but the down projection
     return {all.flops * share, all.bytes * share};
   }
-  template <class Executor>
   static void predict(const oracle&, const ffn_args& args, tensor_view<float, 1> scores, memory, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     detail::neuron_statistic(args, scores.data, workspace.data, executor);
   }
 };
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

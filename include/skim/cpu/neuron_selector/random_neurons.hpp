@@ -10,15 +10,14 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct neuron_selector_kernel<random_neurons> : detail::plain_neuron_selector<random_neurons> {
-  template <class Executor>
   static void predict(const random_neurons& policy, const ffn_args& args, tensor_view<float, 1> scores, memory, memory,
-                      const Executor& executor) {
+                      executor_ref executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       const std::uint64_t stream = draw(policy.seed, static_cast<std::uint64_t>(args.block));
       for (std::int64_t j = 0; j < scores.extents[0]; ++j) {
@@ -30,5 +29,5 @@ struct neuron_selector_kernel<random_neurons> : detail::plain_neuron_selector<ra
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

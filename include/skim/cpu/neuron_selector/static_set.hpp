@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -19,21 +19,18 @@ struct neuron_selector_kernel<static_set> : detail::statistic_selector<static_se
   static std::size_t state_bytes(const static_set&, const ffn_args& args) {
     return static_cast<std::size_t>(args.up.extents[0]) * sizeof(float);
   }
-  template <class Executor>
-  static void reset(const static_set&, const ffn_args& args, memory state, const Executor& executor) {
+  static void reset(const static_set&, const ffn_args& args, memory state, executor_ref executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       for (std::int64_t j = 0; j < args.up.extents[0]; ++j) static_cast<float*>(state.data)[j] = 0;
     });
   }
-  template <class Executor>
   static void observe(const static_set&, const ffn_args& args, memory state, memory workspace,
-                      const Executor& executor) {
+                      executor_ref executor) {
     if (args.block != 0 || args.decode) return;
     detail::neuron_statistic(args, static_cast<float*>(state.data), workspace.data, executor);
   }
-  template <class Executor>
   static void predict(const static_set&, const ffn_args& args, tensor_view<float, 1> scores, memory state, memory,
-                      const Executor& executor) {
+                      executor_ref executor) {
     executor.parallel_for(1, [&](std::int64_t, unsigned) {
       for (std::int64_t j = 0; j < args.up.extents[0]; ++j) *scores.at(j) = static_cast<const float*>(state.data)[j];
     });
@@ -42,5 +39,5 @@ struct neuron_selector_kernel<static_set> : detail::statistic_selector<static_se
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -15,7 +15,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -65,8 +65,7 @@ SKIM_NOINLINE inline void statistic_unit(const packed_tokens<statistic_math>& va
 }
 
 /// scores [f] = the statistic of the block (see `oracle`).
-template <class Executor>
-void neuron_statistic(const ffn_args& args, float* scores, void* workspace, const Executor& executor) {
+void neuron_statistic(const ffn_args& args, float* scores, void* workspace, executor_ref executor) {
   const std::int64_t f = args.up.extents[0], pieces = (f + gemm_outputs - 1) / gemm_outputs;
   arena arena(workspace);
   const statistic_scratch scratch(arena, args, executor.concurrency());
@@ -111,5 +110,5 @@ struct statistic_selector : plain_neuron_selector<Policy> {
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,7 +10,7 @@
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -23,9 +23,8 @@ struct selector_kernel<dense> {
   static std::size_t state_bytes(const dense&, const attention_args&) { return 0; }
   static bool runs_dense(const dense&, const attention_args&, std::int64_t) { return true; }
   static cost_estimate cost(const dense&, const attention_args&) { return {}; }
-  template <class Executor>
   static void select(const dense&, const attention_args& args, const index_lists& lists, memory, memory,
-                     const Executor& executor) {
+                     executor_ref executor) {
     const std::int64_t heads = first_view(args).heads;
     executor.parallel_for(lists.rows, [&](std::int64_t row, unsigned) {
       const attention_sequence sequence = sequence_at(args, row / heads);
@@ -38,5 +37,5 @@ struct selector_kernel<dense> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

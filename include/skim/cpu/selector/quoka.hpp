@@ -17,7 +17,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -51,7 +51,7 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
 
   static report check(const policy_type& policy, const attention_args&) {
     if constexpr (!std::is_same_v<Queries, queries::all>) {
-      if (policy.queries.n < 1) return detail::fault(status::bad_value, "queries.n", policy.queries.n, 1, "at least");
+      if (policy.queries.n < 1) return fault(status::bad_value, "queries.n", policy.queries.n, 1, "at least");
     }
     return skim::check(policy.keep);
   }
@@ -92,9 +92,8 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
     return quoka_stages(arena, args, most_kept(policy, args));
   }
 
-  template <class Executor>
   static void select(const policy_type& policy, const attention_args& args, const index_lists& lists, memory,
-                     memory workspace, const Executor& executor) {
+                     memory workspace, executor_ref executor) {
     detail::arena arena(workspace.data);
     const quoka_stages stage(arena, args, most_kept(policy, args));
     char* const scratches = static_cast<char*>(workspace.data) + arena.used();
@@ -173,5 +172,5 @@ struct selector_kernel<quoka<Queries, Similarity, Reduce>> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -14,7 +14,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -204,5 +204,5 @@ SKIM_INLINE void choose_queries(const Queries& rule, const attention_args& args,
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

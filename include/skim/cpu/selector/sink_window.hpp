@@ -8,12 +8,12 @@
 #include <skim/cpu/kernel/top_k.hpp>
 #include <skim/cpu/selector.hpp>
 #include <skim/index_lists.hpp>
-#include <skim/selector/retention.hpp>
+#include <skim/retention.hpp>
 #include <skim/selector/sink_window.hpp>
 #include <skim/workspace.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -22,7 +22,7 @@ struct selector_kernel<sink_window> {
   static report check(const sink_window& policy, const attention_args&) {
     report r = skim::check(policy.keep);
     if (r && policy.keep.recent != 0) {
-      return detail::fault(status::bad_value, "keep.recent (sink_window derives it)", policy.keep.recent, 0);
+      return fault(status::bad_value, "keep.recent (sink_window derives it)", policy.keep.recent, 0);
     }
     return r;
   }
@@ -38,9 +38,8 @@ struct selector_kernel<sink_window> {
     return scratch_bytes(args) * workers;
   }
 
-  template <class Executor>
   static void select(const sink_window& policy, const attention_args& args, const index_lists& lists, memory,
-                     memory workspace, const Executor& executor) {
+                     memory workspace, executor_ref executor) {
     const std::size_t scratch = scratch_bytes(args);
     executor.parallel_for(lists.rows, [&](std::int64_t row, unsigned worker) {
       const std::int64_t heads = first_view(args).heads, head = row % heads;
@@ -64,5 +63,5 @@ struct selector_kernel<sink_window> {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

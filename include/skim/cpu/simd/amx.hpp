@@ -9,7 +9,7 @@
 #include <atomic>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -122,5 +122,5 @@ SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::ui
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -77,7 +77,7 @@
 #define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_AMX_NAME)
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -180,5 +180,5 @@ SKIM_INLINE void unroll(const Body& body) {
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

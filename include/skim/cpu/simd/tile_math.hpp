@@ -10,7 +10,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace simd {
@@ -40,12 +40,14 @@ struct tile_math<accumulate::widen_fma> {
     for (std::int64_t d = 0; d < n; ++d) target[d * stride] = row[d] * scale;
   }
   /// A stored row as steps along it: `target [n]`.
-  static SKIM_INLINE void load_row(const void* source, element type, std::int64_t n, float* target) {
-    widen_row(source, type, n, target);
+  template <class T>
+  static SKIM_INLINE void load_row(const T* source, std::int64_t n, float* target) {
+    widen(source, n, target);
   }
   /// The stored rows of one step, `target [n]`; a null row counts as zeros.
-  static SKIM_INLINE void load_row_pair(const void* source, const void*, element type, std::int64_t n, float* target) {
-    if (source) return widen_row(source, type, n, target);
+  template <class T>
+  static SKIM_INLINE void load_row_pair(const T* source, const T*, std::int64_t n, float* target) {
+    if (source) return widen(source, n, target);
     for (std::int64_t d = 0; d < n; ++d) target[d] = 0;
   }
   /// Zeroes the value that row `which` of the step contributes.
@@ -89,13 +91,11 @@ struct tile_math<accumulate::dot_pairs> {
       target[d / 2 * stride] = even | odd << 16;
     }
   }
-  static SKIM_INLINE void load_row(const void* source, element, std::int64_t n, std::uint32_t* target) {
+  static SKIM_INLINE void load_row(const bf16* source, std::int64_t n, std::uint32_t* target) {
     if (n % 2 != 0) target[n / 2] = 0;  // an odd D ends in half a step
     std::memcpy(target, source, static_cast<std::size_t>(n) * 2);
   }
-  static SKIM_INLINE void load_row_pair(const void* source, const void* next, element, std::int64_t n,
-                                        std::uint32_t* target) {
-    const bf16 *low = static_cast<const bf16*>(source), *high = static_cast<const bf16*>(next);
+  static SKIM_INLINE void load_row_pair(const bf16* low, const bf16* high, std::int64_t n, std::uint32_t* target) {
     std::int64_t d = 0;
     for (; low && high && d + lanes <= n; d += lanes) {
       const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + d)));
@@ -121,14 +121,27 @@ struct tile_math<accumulate::amx> : tile_math<accumulate::dot_pairs> {
 };
 #endif
 
-/// True where pairs of bf16 are multiplied: the instruction is there and the storage is bf16.
-template <class Accumulate>
-SKIM_INLINE bool multiplies_pairs(element type) {
-  return SKIM_CPU_DOT_PAIRS && !std::is_same_v<Accumulate, accumulate::widen_fma> && type == element::bf16;
+/// Calls `body(tile_math<...>{})` with the arithmetic of a call: the one place that decides it. `type` is that of what is
+/// stored, `none` where rows have scales or two types meet.
+template <class Accumulate, class Body>
+SKIM_INLINE auto with_math(const Accumulate& wish, element type, const Body& body) {
+  static_cast<void>(wish);
+  static_cast<void>(type);
+#if SKIM_CPU_AMX
+  if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
+    if (wish.granted && type == element::bf16) return body(tile_math<accumulate::amx>{});
+  }
+#endif
+#if SKIM_CPU_DOT_PAIRS
+  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
+    if (type == element::bf16) return body(tile_math<accumulate::dot_pairs>{});
+  }
+#endif
+  return body(tile_math<accumulate::widen_fma>{});
 }
 
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim
