@@ -52,17 +52,17 @@ struct attention_args {
   tensor_view<float, 2> lse;            ///< [Tq, Hq], optional: natural log of the row's denominator, sink included
 };
 
-/// Rows of q that belong together, and the cache that they see: one sequence of a call, or a block of its rows.
+/// Rows of q that belong together, and the cache that they see, their own keys last: one sequence of a call, or a block of
+/// its rows.
 struct attention_sequence {
   kv_view kv;
   std::int64_t first_row = 0;  ///< of q and out
   std::int64_t Tq = 0;
-  std::int64_t later = 0;  ///< the sequence's rows behind these, whose keys are the cache's last and not theirs to see
 
   /// Past tokens, the largest over the heads.
-  SKIM_HD SKIM_INLINE std::int64_t Tk() const { return kv.tokens - later - Tq; }
+  SKIM_HD SKIM_INLINE std::int64_t Tk() const { return kv.tokens - Tq; }
   /// Past tokens of a head.
-  SKIM_HD SKIM_INLINE std::int64_t past(std::int64_t head) const { return kv.length(head) - later - Tq; }
+  SKIM_HD SKIM_INLINE std::int64_t past(std::int64_t head) const { return kv.length(head) - Tq; }
 };
 
 SKIM_HD SKIM_INLINE std::int64_t sequence_count(const attention_args& args) {
@@ -89,17 +89,30 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t block_count(std::int64_t Tq, std::int
   return block_rows <= 0 || Tq <= block_rows ? 1 : (Tq + block_rows - 1) / block_rows;
 }
 
-/// Block `b` of a sequence; see `index_lists`.
+/// Block `b` of a sequence; see `index_lists`. Without rows where there is no such block.
 SKIM_HD SKIM_INLINE attention_sequence block_of(const attention_sequence& sequence, std::int64_t b,
                                                 std::int64_t block_rows) {
-  if (block_rows <= 0) return sequence;
   attention_sequence block = sequence;
+  if (b >= block_count(sequence.Tq, block_rows)) block.Tq = 0;
+  if (block_rows <= 0 || block.Tq == 0) return block;
   const std::int64_t first = b * block_rows, left = sequence.Tq - first;
   block.first_row += first;
   block.Tq = left < block_rows ? left : block_rows;
-  block.later = left - block.Tq;
+  block.kv = prefix(block.kv, left - block.Tq);
   return block;
 }
+
+/// Blocks that are scored together: block `round` of each sequence of a call.
+struct attention_blocks {
+  const attention_args* args;
+  std::int64_t block_rows;
+  std::int64_t round;
+
+  SKIM_HD SKIM_INLINE std::int64_t count() const { return sequence_count(*args); }
+  SKIM_HD SKIM_INLINE attention_sequence at(std::int64_t i) const {
+    return block_of(sequence_at(*args, i), round, block_rows);
+  }
+};
 
 /// Calls `body(block, index)` for the blocks of all sequences, in the order of lists.
 template <class Body>
@@ -147,6 +160,27 @@ SKIM_HD SKIM_INLINE std::int64_t most_rows(const attention_args& args) {
   return most;
 }
 
+/// From how long a past and from how many rows of q on a back-end's sparse path is faster than its dense one.
+struct dense_crossing {
+  std::int64_t past = 0, rows = 0;
+};
+
+/// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
+SKIM_HD SKIM_INLINE constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
+                                              dense_crossing measured) {
+  if (past <= keep.keys(past)) return true;
+  return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
+         rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);
+}
+
+/// The longest list that `keep` can give in this call, or in a smaller one.
+SKIM_HD SKIM_INLINE std::int64_t list_capacity(const retention& keep, std::int64_t past, dense_crossing measured) {
+  const std::int64_t dense = keep.dense_below >= 0 ? keep.dense_below : measured.past;
+  std::int64_t longest = keep.keys(past) > dense - 1 ? keep.keys(past) : dense - 1;
+  if (keep.rows_below > 0 || (keep.rows_below < 0 && measured.rows > 0)) longest = past;  // blocks of few rows read all
+  return longest < past ? longest : past;
+}
+
 /// The longest past of the call's blocks; of a batch at least that.
 SKIM_HD SKIM_INLINE std::int64_t longest_past(const attention_args& args, std::int64_t block_rows) {
   if (!args.sequences && args.batch.sequences > 0) return args.kv.tokens;
@@ -170,19 +204,6 @@ SKIM_HD SKIM_INLINE float logit_scale(const attention_args& args) {
 
 SKIM_HD SKIM_INLINE constexpr bool has_bias(const attention_args& args) {
   return args.bias.extents[0] > 0;
-}
-
-/// From how long a past and from how many rows of q on a back-end's sparse path is faster than its dense one.
-struct dense_crossing {
-  std::int64_t past = 0, rows = 0;
-};
-
-/// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
-SKIM_HD SKIM_INLINE constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
-                                              dense_crossing measured) {
-  if (past <= keep.keys(past)) return true;
-  return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
-         rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);
 }
 
 namespace detail {
@@ -229,6 +250,10 @@ SKIM_INLINE constexpr report check_sequences(const attention_args& args, pointer
     if (view.v.dim != first.v.dim) return fault(status::bad_extent, "sequences[s].v.dim", view.v.dim, first.v.dim);
     if (report r = check_same_type(view.k.type, first.k.type, "sequences[s].k"); !r) return r;
     if (report r = check_same_type(view.v.type, first.v.type, "sequences[s].v"); !r) return r;
+    if ((view.k.scales != nullptr) != (first.k.scales != nullptr) ||
+        (view.v.scales != nullptr) != (first.v.scales != nullptr)) {
+      return fault(status::bad_value, "sequences[s].k.scales and v.scales (where others have none)", 1, 0);
+    }
   }
   if (args.offsets[args.sequence_count] != args.q.extents[0]) {
     return fault(status::bad_value, "offsets[sequence_count]", args.offsets[args.sequence_count], args.q.extents[0]);

@@ -256,6 +256,7 @@ SKIM_INLINE constexpr report check_kv(const basic_kv_view<Void>& view, std::int6
   } else if (report r = check_metadata("kv.positions_stride", view.positions_stride, view); !r) {
     return r;
   }
+  if (report r = check_range("kv.lengths_ahead", view.lengths_ahead, 0, largest_index); !r) return r;
   if (!view.inverse_norms) return {};
   return check_metadata("kv.inverse_norms_stride", view.inverse_norms_stride, view);
 }
@@ -270,7 +271,7 @@ inline report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t Tq)
       return r;
   }
   for (std::int64_t head = 0; view.lengths && head < view.heads; ++head) {
-    if (report r = check_range("kv.lengths[h]", view.lengths[head], Tq, view.tokens, status::bad_index); !r) return r;
+    if (report r = check_range("kv.lengths[h]", view.length(head), Tq, view.tokens, status::bad_index); !r) return r;
   }
   return {};
 }

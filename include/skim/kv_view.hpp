@@ -68,6 +68,11 @@ struct basic_kv_tensor {
         scale_page_stride(other.scale_page_stride) {}
 };
 
+/// A page of the pool, 0 where there are none, and a row of it.
+struct kv_place {
+  std::int64_t page, row;
+};
+
 /// `Tk` past tokens and, last, the chunk's own `Tq`, already appended.
 ///
 /// A *slot* is a token's place in logical order: 0 is the oldest that survives, `tokens - 1` the newest. Index lists
@@ -99,6 +104,7 @@ struct basic_kv_view {
   std::int64_t pages = 0;                     ///< paged: pages in the pool; bounds the table's entries
 
   const std::int32_t* lengths = nullptr;  ///< [Hk], optional: tokens of each head, at most `tokens`, at least Tq
+  std::int64_t lengths_ahead = 0;         ///< what `lengths` count beyond the view (see `prefix`)
 
   index* positions = nullptr;         ///< [Hk, capacity], optional; without it slot i has `first_position + i`
   std::int64_t positions_stride = 0;  ///< elements from one head to the next; 0 = all heads share one row
@@ -123,6 +129,7 @@ struct basic_kv_view {
         page_size(other.page_size),
         pages(other.pages),
         lengths(other.lengths),
+        lengths_ahead(other.lengths_ahead),
         positions(other.positions),
         positions_stride(other.positions_stride),
         first_position(other.first_position),
@@ -130,7 +137,9 @@ struct basic_kv_view {
         inverse_norms_stride(other.inverse_norms_stride) {}
 
   /// Tokens that `head` holds, the chunk's own included.
-  SKIM_HD SKIM_INLINE std::int64_t length(std::int64_t head) const { return lengths ? lengths[head] : tokens; }
+  SKIM_HD SKIM_INLINE std::int64_t length(std::int64_t head) const {
+    return lengths ? lengths[head] - lengths_ahead : tokens;
+  }
 
   SKIM_HD SKIM_INLINE std::int64_t metadata_row(std::int64_t slot) const {
     if (layout != kv_layout::ring) return slot;
@@ -142,9 +151,19 @@ struct basic_kv_view {
     return positions ? positions[head * positions_stride + metadata_row(slot)] : first_position + slot;
   }
 
+  /// Where a slot is stored, found once for all that belongs to the token.
+  SKIM_HD SKIM_INLINE kv_place place(std::int64_t slot) const {
+    if (layout != kv_layout::paged) return {0, metadata_row(slot)};
+    const std::int64_t page = slot / page_size;
+    return {block_table[page], slot - page * page_size};
+  }
+
   /// Element offset of a token's row in `tensor`, which is `k` or `v`.
+  SKIM_HD SKIM_INLINE std::int64_t row_offset(const tensor& of, std::int64_t head, kv_place at) const {
+    return at.page * of.page_stride + at.row * of.row_stride + head * of.head_stride;
+  }
   SKIM_HD SKIM_INLINE std::int64_t row_offset(const tensor& of, std::int64_t head, std::int64_t slot) const {
-    return offset(slot, of.page_stride, of.row_stride) + head * of.head_stride;
+    return row_offset(of, head, place(slot));
   }
 
   /// Address of a token's row in `tensor`.
@@ -154,19 +173,21 @@ struct basic_kv_view {
 
   /// Place of a row's scale; call it only where the tensor has scales.
   SKIM_HD SKIM_INLINE number& scale(const tensor& of, std::int64_t head, std::int64_t slot) const {
-    return of.scales[offset(slot, of.scale_page_stride, of.scale_row_stride) + head * of.scale_head_stride];
+    return of.scales[scale_offset(of, head, place(slot))];
   }
 
   /// The row of a token as it is stored.
+  SKIM_HD SKIM_INLINE stored_row row(const tensor& of, std::int64_t head, kv_place at) const {
+    return {static_cast<byte*>(of.data) + bytes_of(of.type, row_offset(of, head, at)), of.type,
+            of.scales ? of.scales[scale_offset(of, head, at)] : 1.0f};
+  }
   SKIM_HD SKIM_INLINE stored_row row(const tensor& of, std::int64_t head, std::int64_t slot) const {
-    return {row_address(of, head, slot), of.type, of.scales ? scale(of, head, slot) : 1.0f};
+    return row(of, head, place(slot));
   }
 
  private:
-  SKIM_HD SKIM_INLINE std::int64_t offset(std::int64_t slot, std::int64_t page_stride, std::int64_t row_stride) const {
-    if (layout != kv_layout::paged) return metadata_row(slot) * row_stride;
-    const std::int64_t page = slot / page_size;
-    return block_table[page] * page_stride + (slot - page * page_size) * row_stride;
+  SKIM_HD SKIM_INLINE static std::int64_t scale_offset(const tensor& of, std::int64_t head, kv_place at) {
+    return at.page * of.scale_page_stride + at.row * of.scale_row_stride + head * of.scale_head_stride;
   }
 };
 
@@ -275,10 +296,11 @@ SKIM_HD constexpr basic_kv_view<Void> with_values_in_keys(basic_kv_view<Void> vi
   return view;
 }
 
-/// The view as it was when it held `tokens` tokens: its first ones, in order of slots. A view with `lengths` has no such.
+/// The view without its newest `count` tokens: as it was before they came.
 template <class Void>
-SKIM_HD constexpr basic_kv_view<Void> prefix(basic_kv_view<Void> view, std::int64_t tokens) {
-  view.tokens = tokens;
+SKIM_HD SKIM_INLINE constexpr basic_kv_view<Void> prefix(basic_kv_view<Void> view, std::int64_t count) {
+  view.tokens -= count;
+  view.lengths_ahead += count;
   return view;
 }
 

@@ -9,6 +9,7 @@
 ///   `report check(const Args& args)`: of its own parameters;
 /// and may say
 ///   `cost_estimate cost(const Args& args)`: of scoring, and of observing (default: zero);
+///   `static constexpr bool scores_alike`: all score the same, `keep` alone decides, and there is no `score`;
 ///   `static constexpr bool prefers_later`: of equal scores the later position stays (default: the earlier);
 ///   `needs()`, or a static constexpr member `needs`: a `policy_needs`, what of the call it reads or gains from;
 ///   `float caote_weight(float score)`, an evictor: turns a score into CAOTE's h >= 0 (default: it cannot be CAOTE's base);
@@ -16,9 +17,9 @@
 ///
 /// A back-end adds the work. `On` is where it runs: `executor_ref` on the CPU.
 ///   `void score(const Args& args, tensor_view<float, 2> scores, memory state, memory workspace, On on)`: the highest stay.
-///    A selector scores the past slots of each block and KV head, scores [blocks * Hk, longest past]; an evictor the tokens
-///    of each KV head by slot, scores [Hk, tokens]; a neuron selector the neurons for each block, scores [blocks, f].
-///    Entries beyond a head's own length are never read;
+///    A selector is given `attention_blocks` here, and scores the past slots of block i and KV head h in row i * Hk + h,
+///    scores [blocks * Hk, longest past]; an evictor scores the tokens of each KV head by slot, scores [Hk, tokens]; a
+///    neuron selector the neurons for each block, scores [blocks, f]. Entries beyond a head's own length are never read;
 ///   `std::size_t workspace_bytes(const Args& args, unsigned workers)`: scratch of its steps (default: 0), which for smaller
 ///    arguments or fewer workers is no larger;
 /// and, for what it keeps between calls,
@@ -67,12 +68,18 @@ template <class P>
 using keep_member = decltype(std::declval<const P&>().keep);
 template <class P>
 using kept_member = decltype(std::declval<const P&>().kept(std::int64_t{}));
+/// Says what it keeps, in one of the two ways.
+template <class P>
+inline constexpr bool keeps = has<keep_member, P> || has<kept_member, P>;
+
 template <class P, class Args>
 using check_member = decltype(report{std::declval<const P&>().check(std::declval<const Args&>())});
 template <class P, class Args>
 using cost_member = decltype(cost_estimate{std::declval<const P&>().cost(std::declval<const Args&>())});
 template <class P>
 using later_member = std::enable_if_t<P::prefers_later>;
+template <class P>
+using alike_member = std::enable_if_t<P::scores_alike>;
 template <class P>
 using needs_member = decltype(policy_needs{std::declval<const P&>().needs()});
 template <class P>
@@ -123,6 +130,8 @@ cost_estimate cost_of(const Policy& policy, const Args& args) {
   return {};
 }
 
+template <class Policy>
+inline constexpr bool scores_alike = detail::has<detail::alike_member, Policy>;
 template <class Policy>
 inline constexpr bool prefers_later = detail::has<detail::later_member, Policy>;
 

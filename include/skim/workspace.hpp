@@ -30,11 +30,18 @@ class arena {
  public:
   SKIM_HD SKIM_INLINE explicit arena(void* block = nullptr) : block_(static_cast<char*>(block)) {}
 
+  /// A size beyond all memory leaves `used` at the largest number, which no block has.
   template <class T>
   SKIM_HD SKIM_INLINE T* take(std::int64_t count) {
     static_assert(std::is_trivially_copyable_v<T>, "scratch holds plain values");
+    constexpr std::size_t most = ~std::size_t{0};
     T* piece = block_ ? reinterpret_cast<T*>(block_ + used_) : nullptr;
-    used_ += round_up_bytes(static_cast<std::size_t>(count) * sizeof(T));
+    if (static_cast<std::size_t>(count) > (most - memory_alignment) / sizeof(T)) {
+      used_ = most;
+      return piece;
+    }
+    const std::size_t bytes = round_up_bytes(static_cast<std::size_t>(count) * sizeof(T));
+    used_ = bytes > most - used_ ? most : used_ + bytes;
     return piece;
   }
 

@@ -8,6 +8,8 @@ inline namespace v0_2 {
 
 /// Selector that leaves nothing out: every chunk reads all past keys.
 struct dense {
+  static constexpr bool scores_alike = true;
+
   retention kept(std::int64_t) const { return retention::share(1); }
   report check(const attention_args&) const { return {}; }
 };

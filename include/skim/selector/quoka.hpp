@@ -48,10 +48,9 @@ struct quoka {
       const double heads = static_cast<double>(block.kv.heads);
       const double n = reduce == reduction::mean ? 1 : static_cast<double>(queries.kept(block.Tq));
       const double rows = static_cast<double>(block.Tq) * static_cast<double>(args.q.extents[1]);
-      total = total +
-              cost_estimate{2 * heads * n * D * Tk + 6 * rows * D,
-                            heads * Tk * (static_cast<double>(bytes_of(block.kv.k.type, block.kv.k.dim)) + 4) +
-                                rows * static_cast<double>(bytes_of(args.q.type, args.q.extents[2]))};
+      total = total + cost_estimate{2 * heads * n * D * Tk + 6 * rows * D,
+                                    heads * Tk * (static_cast<double>(bytes_of(block.kv.k.type, block.kv.k.dim)) + 4) +
+                                        rows * static_cast<double>(bytes_of(args.q.type, args.q.extents[2]))};
     });
     return total;
   }

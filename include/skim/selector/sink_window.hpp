@@ -11,6 +11,8 @@ inline namespace v0_2 {
 struct sink_window {
   retention keep = retention::budget(1024, 4);
 
+  static constexpr bool scores_alike = true;
+
   SKIM_HD SKIM_INLINE retention kept(std::int64_t tokens) const {
     retention all = keep;
     if (keep.sinks >= 0 && keep.sinks <= keep.keys(tokens)) all.recent = keep.keys(tokens) - keep.sinks;

@@ -1,22 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The attention kernel: dense, over index lists, over any cache layout. It does not know who chose the keys.
 ///
-/// Work unit = (sequence, KV head, row block, key piece), split by shape alone, so that any number of workers and any
-/// executor give the same bits. Key pieces are merged in order by a second loop.
+/// The query rows that share a KV head are cut into strips, and the keys of a block of rows (see `index_lists`) into pieces,
+/// by the block's own keys and heads alone. A strip's pieces are attended one by one and merged in order, so that bits
+/// depend on nothing else; who does that is another matter: one worker for the whole strip where there are strips enough,
+/// else one for each piece, and the results are merged by a second loop.
 #pragma once
 
-#include <skim/attention.hpp>
 #include <skim/cpu/kernel/attend_rows.hpp>
-#include <skim/cpu/kernel/attend_tile.hpp>
-#include <skim/cpu/kernel/multiply_tile.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
-#include <skim/cpu/simd/math.hpp>
-#include <skim/cpu/simd/tile_math.hpp>
-#include <skim/index_lists.hpp>
-#include <skim/math/accumulate.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
+#include <skim/executor.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -24,231 +16,273 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-/// How one sequence is cut. A function of shape only.
-struct attend_plan {
-  std::int64_t heads, rows, row_blocks, block_rows, stride;  // rows = G * Tq; stride = block_rows rounded up to lanes
-  std::int64_t key_pieces, piece_keys;
-  std::int64_t most_pieces;  // at least key_pieces, and no fewer for more keys: what the workspace provides for
-
-  std::int64_t blocks() const { return heads * row_blocks; }
-  bool merges() const { return key_pieces > 1; }
-};
-
-/// The two loops of the kernel.
-enum class attend_stage { pieces, merge };
-
-SKIM_INLINE std::int64_t unit_count(const attend_plan& plan, attend_stage stage) {
-  return plan.blocks() * (stage == attend_stage::pieces ? plan.key_pieces : plan.merges() ? 1 : 0);
-}
-
-inline constexpr std::int64_t block_floats =
-    65536;  // packed q and output of a row block: 256 KiB, within one core's L2
-inline constexpr std::int64_t wanted_units =
-    64;  // enough for the host's cores to balance; a shape with fewer splits keys
+inline constexpr std::int64_t strip_floats = 65536;     // packed q and output of a strip: 256 KiB, within one core's L2
+inline constexpr std::int64_t wanted_pieces = 64;       // over the heads of one row: for hosts of as many cores
 inline constexpr std::int64_t fewest_piece_keys = 512;  // below this the merge of partial outputs shows
 
-/// `most_keys`: the most keys any head of the sequence reads, its own included.
-inline attend_plan plan_attend(const attention_args& args, std::int64_t s, std::int64_t most_keys) {
-  const attention_sequence sequence = sequence_at(args, s);
-  attend_plan plan;
-  plan.heads = sequence.kv->heads;
-  plan.rows = sequence.Tq * group_size(args);
-  const std::int64_t dims = sequence.kv->k.dim + sequence.kv->v.dim;
-  const std::int64_t most_rows = smaller(greater(block_floats / dims / 32 * 32, 32), 512);
-  plan.row_blocks = (plan.rows + most_rows - 1) / most_rows;
-  plan.block_rows =
-      plan.row_blocks == 0 ? 0 : round_up((plan.rows + plan.row_blocks - 1) / plan.row_blocks, simd::lanes);
-  plan.stride = plan.block_rows;
-  const std::int64_t units = greater(plan.blocks() * sequence_count(args), 1);
-  const std::int64_t wanted = (wanted_units + units - 1) / units;
-  plan.most_pieces = greater(smaller(wanted, most_keys / fewest_piece_keys), 1);
-  plan.piece_keys = greater(round_up((most_keys + plan.most_pieces - 1) / plan.most_pieces, tile_keys), tile_keys);
-  plan.key_pieces = greater((most_keys + plan.piece_keys - 1) / plan.piece_keys, 1);
+/// Rows of a strip at most: a multiple of 32, at least one of these.
+SKIM_INLINE std::int64_t most_strip_rows(std::int64_t dims) {
+  return smaller(greater(strip_floats / dims / 32 * 32, 32), 512);
+}
+
+/// Pieces that `keys` keys are cut into at most: no fewer for more keys.
+SKIM_INLINE std::int64_t most_pieces(std::int64_t keys, std::int64_t heads) {
+  const std::int64_t wanted = (wanted_pieces + heads - 1) / heads;
+  return greater(smaller(wanted, keys / fewest_piece_keys), 1);
+}
+
+/// How one block is cut.
+struct attend_plan {
+  std::int64_t s, b;                      // the sequence, and which of its blocks
+  std::int64_t index;                     // of the block in the call
+  std::int64_t rows, strips, stride;      // rows = G * Tq; stride = rows of a strip, rounded up to lanes
+  std::int64_t pieces, piece_keys;        // in every strip
+  std::int64_t first_strip, first_piece;  // of this block, among those of all heads and blocks of the call
+};
+
+/// `keys`: the most that a head of the block reads, its own included.
+inline attend_plan plan_block(const attention_args& args, const attention_sequence& block, std::int64_t keys) {
+  const std::int64_t heads = block.kv.heads, most = most_strip_rows(block.kv.k.dim + block.kv.v.dim);
+  attend_plan plan{};
+  plan.rows = block.Tq * group_size(args);
+  plan.strips = (plan.rows + most - 1) / most;
+  plan.stride = plan.strips == 0 ? 0 : round_up((plan.rows + plan.strips - 1) / plan.strips, simd::lanes);
+  const std::int64_t pieces = most_pieces(keys, heads);
+  plan.piece_keys = greater(round_up((keys + pieces - 1) / pieces, tile_keys), tile_keys);
+  plan.pieces = greater((keys + plan.piece_keys - 1) / plan.piece_keys, 1);
   return plan;
 }
 
-/// Past keys and own keys at most, for the plan: `list_capacity` -1 = all keys are read.
-inline std::int64_t most_keys(const attention_sequence& sequence, std::int64_t list_capacity) {
-  const std::int64_t past = sequence.Tk();
-  return (list_capacity < 0 ? past : smaller(list_capacity, past)) + sequence.Tq;
-}
-
-/// What the pieces of a row block leave behind to be merged.
-struct partial_rows {
-  float *out, *largest, *sum;
-
-  partial_rows(arena& arena, std::int64_t Dv, std::int64_t stride) {
-    out = arena.take<float>(round_up(Dv, padded_to) * stride);
-    largest = arena.take<float>(stride);
-    sum = arena.take<float>(stride);
+/// The most keys that a head of the block reads.
+SKIM_INLINE std::int64_t keys_read(const attention_sequence& block, const index_lists* lists, std::int64_t list_row) {
+  std::int64_t most = 0;
+  for (std::int64_t head = 0; head < block.kv.heads; ++head) {
+    most = greater(most, lists ? lists->counts[list_row + head] : block.past(head));
   }
-};
-
-SKIM_INLINE std::size_t partial_bytes(const attend_plan& plan, std::int64_t Dv) {
-  arena arena;
-  partial_rows(arena, Dv, plan.stride);
-  return arena.used();
+  return most + block.Tq;
 }
 
-/// Bytes of one worker's scratch and of all partial results; the first `workers * scratch` bytes are the workers'.
-struct attend_layout {
-  std::size_t scratch = 0, partials = 0;
-};
-
-template <class Math>
-inline attend_layout layout_attend(const attention_args& args, std::int64_t list_capacity) {
-  attend_layout layout;
+/// Plans all blocks of the call; `plans [blocks + 1]`, of which the last counts strips and pieces.
+inline void plan_call(const attention_args& args, const index_lists* lists, std::int64_t block_rows,
+                      attend_plan* plans) {
+  const std::int64_t heads = first_view(args).heads;
+  attend_plan total{};
   for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    const attend_plan plan = plan_attend(args, s, most_keys(sequence_at(args, s), list_capacity));
-    arena arena;
-    attend_scratch<Math>(arena, args.q.extents[2], args.out.extents[2], plan.stride);
-    if (arena.used() > layout.scratch) layout.scratch = arena.used();
-    if (plan.most_pieces > 1) {
-      layout.partials +=
-          static_cast<std::size_t>(plan.blocks() * plan.most_pieces) * partial_bytes(plan, args.out.extents[2]);
+    const attention_sequence sequence = sequence_at(args, s);
+    for (std::int64_t b = 0; b < block_count(sequence.Tq, block_rows); ++b) {
+      const attention_sequence block = block_of(sequence, b, block_rows);
+      attend_plan plan = plan_block(args, block, keys_read(block, lists, total.index * heads));
+      plan.s = s;
+      plan.b = b;
+      plan.index = total.index++;
+      plan.first_strip = total.first_strip;
+      plan.first_piece = total.first_piece;
+      total.first_strip += heads * plan.strips;
+      total.first_piece += heads * plan.strips * plan.pieces;
+      plans[plan.index] = plan;
     }
   }
-  return layout;
+  plans[total.index] = total;
 }
 
-/// A unit of a loop flattened over sequences, KV heads, row blocks and, in the first stage, key pieces.
-struct attend_unit {
-  attend_plan plan;
-  std::int64_t s, block, piece;
-  std::size_t partial;  // where the row block's partial results begin
+/// The plan of the block that holds strip (or piece) `index` of the call; `count` blocks.
+SKIM_INLINE const attend_plan& plan_of(const attend_plan* plans, std::int64_t count, std::int64_t index,
+                                       std::int64_t attend_plan::*first) {
+  std::int64_t low = 0, high = count;  // plans[low].*first <= index < plans[high].*first
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (plans[middle].*first <= index ? low : high) = middle;
+  }
+  return plans[low];
+}
 
-  static attend_unit at(const attention_args& args, std::int64_t list_capacity, std::int64_t index,
-                        attend_stage stage) {
-    attend_unit unit{};
-    for (unit.s = 0;; ++unit.s) {
-      unit.plan = plan_attend(args, unit.s, most_keys(sequence_at(args, unit.s), list_capacity));
-      const std::int64_t count = unit_count(unit.plan, stage);
-      std::size_t block_bytes = 0;
-      if (unit.plan.merges()) {
-        block_bytes = partial_bytes(unit.plan, args.out.extents[2]) * static_cast<std::size_t>(unit.plan.key_pieces);
-      }
-      if (index < count) {
-        const std::int64_t parts = stage == attend_stage::pieces ? unit.plan.key_pieces : 1;
-        unit.block = index / parts;
-        unit.piece = index % parts;
-        unit.partial += static_cast<std::size_t>(unit.block) * block_bytes;
-        return unit;
-      }
-      index -= count;
-      unit.partial += static_cast<std::size_t>(unit.plan.blocks()) * block_bytes;
-    }
+/// The workspace of one call. Sizes are bounds that do not shrink with any size of the call.
+template <class Math>
+struct attend_workspace {
+  attend_plan* plans;
+  char* scratches;  // [workers]
+  char* partials;   // [pieces]: where workers share strips
+  std::size_t scratch_bytes, partial_bytes;
+  std::int64_t strips;  // from how many on each is one worker's
+
+  attend_workspace(arena& arena, const attention_args& args, std::int64_t block_rows, unsigned workers) {
+    const kv_view& kv = first_view(args);
+    const std::int64_t D = kv.k.dim, Dv = kv.v.dim, most = most_strip_rows(D + Dv);
+    const std::int64_t own = block_rows > 0 ? smaller(block_rows, most_rows(args)) : most_rows(args);
+    const std::int64_t rows = own * group_size(args), stride = round_up(smaller(rows, most), simd::lanes);
+    const std::int64_t blocks = block_count(args, block_rows);
+    plans = arena.take<attend_plan>(blocks + 1);
+    detail::arena scratch, partial;
+    attend_scratch<Math>(scratch, D, Dv, stride);
+    strip_sums(scratch, Dv, stride);
+    strip_sums(scratch, Dv, stride);
+    strip_sums(partial, Dv, stride);
+    scratch_bytes = scratch.used();
+    partial_bytes = partial.used();
+    strips = 2 * static_cast<std::int64_t>(workers);
+    const std::int64_t pieces = most_pieces(most_tokens(args), kv.heads);
+    const std::int64_t shared = smaller(strips - 1, saturated(blocks * kv.heads, (rows + most - 1) / most));
+    scratches = arena.take<char>(saturated(static_cast<std::int64_t>(scratch_bytes), workers));
+    partials = arena.take<char>(pieces > 1 ? shared * pieces * static_cast<std::int64_t>(partial_bytes) : 0);
   }
 
-  attend_job job(const attention_args& args, const index_lists* lists) const {
+  char* scratch_of(unsigned worker) const { return worker_piece(scratches, scratch_bytes, worker); }
+  char* partial(std::int64_t piece) const { return partials + partial_bytes * static_cast<std::size_t>(piece); }
+};
+
+/// Folds the sums of the next piece of a strip into those of the pieces before it.
+SKIM_NOINLINE inline void merge_sums(const strip_sums& before, const strip_sums& next, std::int64_t Dv,
+                                     std::int64_t stride) {
+  for (std::int64_t r = 0; r < stride; r += simd::lanes) {
+    const simd::floats a = simd::load(before.largest + r), b = simd::load(next.largest + r);
+    const simd::floats most = simd::larger(a, b);
+    const simd::floats base = xsimd::select(most == simd::floats(minus_infinity), simd::floats(0.0f), most);
+    const simd::floats keep = simd::exp2_nonpositive(a - base), add = simd::exp2_nonpositive(b - base);
+    simd::store(before.largest + r, most);
+    simd::store(before.sum + r, simd::fma(simd::load(next.sum + r), add, simd::load(before.sum + r) * keep));
+    const row_lanes place = row_lanes::of(r, stride);
+    for (std::int64_t d = 0; d < Dv; ++d) {
+      const std::int64_t offset = place.offset(r, round_up(Dv, padded_to), d);
+      const simd::floats more = simd::load(next.out + offset) * add;
+      simd::store(before.out + offset, simd::fma(simd::load(before.out + offset), keep, more));
+    }
+  }
+}
+
+/// One call's strips and pieces.
+template <class Math>
+struct attend_call {
+  const attention_args* args;
+  const index_lists* lists;
+  std::int64_t block_rows;
+  attend_workspace<Math> workspace;
+  const attend_plan* plans;
+  std::int64_t blocks;
+  logit_rule rule;
+
+  attend_job job(const attend_plan& plan, std::int64_t strip) const {
     attend_job job{};
-    job.args = &args;
+    job.args = args;
     job.lists = lists;
-    job.sequence = sequence_at(args, s);
-    job.s = s;
-    job.head = block / plan.row_blocks;
-    job.G = group_size(args);
-    job.row = block % plan.row_blocks * plan.block_rows;
-    job.rows = smaller(plan.block_rows, plan.rows - job.row);
+    job.sequence = block_of(sequence_at(*args, plan.s), plan.b, block_rows);
+    job.list_row = plan.index * job.sequence.kv.heads;
+    job.head = strip / plan.strips;
+    job.G = group_size(*args);
+    job.row = strip % plan.strips * plan.stride;
+    job.rows = smaller(plan.stride, plan.rows - job.row);
     job.stride = plan.stride;
-    job.key_begin = piece * plan.piece_keys;
-    job.key_end = job.key_begin + plan.piece_keys;
     return job;
   }
+
+  attend_scratch<Math> load(const attend_job& job, arena& arena) const {
+    const attend_scratch<Math> scratch(arena, job.sequence.kv.k.dim, job.sequence.kv.v.dim, job.stride);
+    load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
+    return scratch;
+  }
+
+  void attend_piece(attend_job job, const attend_plan& plan, std::int64_t piece, const attend_scratch<Math>& scratch,
+                    const strip_sums& sums) const {
+    job.key_begin = piece * plan.piece_keys;
+    job.key_end = job.key_begin + plan.piece_keys;
+    attend_rows<Math>(job, scratch, rule, sums);
+  }
+
+  /// All pieces of strip `index`, one after another.
+  void attend_strip(std::int64_t index, unsigned worker) const {
+    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_strip);
+    const attend_job job = this->job(plan, index - plan.first_strip);
+    const std::int64_t Dv = job.sequence.kv.v.dim;
+    arena arena(workspace.scratch_of(worker));
+    const attend_scratch<Math> scratch = load(job, arena);
+    const strip_sums total(arena, Dv, plan.stride), next(arena, Dv, plan.stride);
+    attend_piece(job, plan, 0, scratch, total);
+    for (std::int64_t piece = 1; piece < plan.pieces; ++piece) {
+      attend_piece(job, plan, piece, scratch, next);
+      merge_sums(total, next, Dv, plan.stride);
+    }
+    store_rows(job, total, scratch.row);
+  }
+
+  strip_sums partial(const attend_plan& plan, std::int64_t piece, std::int64_t Dv) const {
+    arena arena(workspace.partial(piece));
+    return {arena, Dv, plan.stride};
+  }
+
+  /// Piece `index` of all strips' pieces.
+  void attend_partly(std::int64_t index, unsigned worker) const {
+    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_piece);
+    const std::int64_t piece = index - plan.first_piece;
+    const attend_job job = this->job(plan, piece / plan.pieces);
+    arena arena(workspace.scratch_of(worker));
+    const attend_scratch<Math> scratch = load(job, arena);
+    attend_piece(job, plan, piece % plan.pieces, scratch, partial(plan, index, job.sequence.kv.v.dim));
+  }
+
+  /// What `attend_partly` left of strip `index`.
+  void merge_strip(std::int64_t index, unsigned worker) const {
+    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_strip);
+    const attend_job job = this->job(plan, index - plan.first_strip);
+    const std::int64_t Dv = job.sequence.kv.v.dim;
+    const std::int64_t first = plan.first_piece + (index - plan.first_strip) * plan.pieces;
+    const strip_sums total = partial(plan, first, Dv);
+    for (std::int64_t piece = 1; piece < plan.pieces; ++piece) {
+      merge_sums(total, partial(plan, first + piece, Dv), Dv, plan.stride);
+    }
+    arena arena(workspace.scratch_of(worker));
+    store_rows(job, total, arena.take<float>(round_up(Dv, padded_to)));
+  }
 };
 
-inline std::int64_t count_units(const attention_args& args, std::int64_t list_capacity, attend_stage stage) {
-  std::int64_t units = 0;
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    units += unit_count(plan_attend(args, s, most_keys(sequence_at(args, s), list_capacity)), stage);
-  }
-  return units;
-}
-
-/// Folds the pieces of one row block, in order, into the first.
-inline void merge_pieces(const attend_unit& unit, const attention_args& args, const attend_job& job, char* partials,
-                         float* row) {
-  const std::int64_t Dv = args.out.extents[2];
-  arena arena(partials + unit.partial);
-  const partial_rows merged(arena, Dv, unit.plan.stride);
-  for (std::int64_t piece = 1; piece < unit.plan.key_pieces; ++piece) {
-    const partial_rows next(arena, Dv, unit.plan.stride);
-    for (std::int64_t r = 0; r < unit.plan.stride; r += simd::lanes) {
-      const simd::floats a = simd::load(merged.largest + r), b = simd::load(next.largest + r);
-      const simd::floats most = simd::larger(a, b);
-      const simd::floats base = xsimd::select(most == simd::floats(minus_infinity), simd::floats(0.0f), most);
-      const simd::floats keep = simd::exp2_nonpositive(a - base), add = simd::exp2_nonpositive(b - base);
-      simd::store(merged.largest + r, most);
-      simd::store(merged.sum + r, simd::fma(simd::load(next.sum + r), add, simd::load(merged.sum + r) * keep));
-      const row_lanes place = row_lanes::of(r, unit.plan.stride);
-      for (std::int64_t d = 0; d < Dv; ++d) {
-        const std::int64_t offset = place.offset(r, round_up(Dv, padded_to), d);
-        float* const at = merged.out + offset;
-        const simd::floats more = simd::load(next.out + offset) * add;
-        simd::store(at, simd::fma(simd::load(at), keep, more));
-      }
-    }
-  }
-  store_rows(job, merged.out, merged.largest, merged.sum, row);
-}
-
-/// Attention of checked arguments; `lists` null reads all keys. `workspace` holds `attend_bytes`.
+/// Attention of checked arguments, in blocks of `block_rows` rows; `lists` null reads all keys. `workspace` holds
+/// `attend_bytes`.
 template <class Math>
-void attend_with(const attention_args& args, const index_lists* lists, void* workspace, executor_ref executor) {
-  const std::int64_t capacity = lists ? lists->capacity : -1;
-  const attend_layout layout = layout_attend<Math>(args, capacity);
-  char* const scratches = static_cast<char*>(workspace);
-  char* const partials = scratches + layout.scratch * executor.concurrency();
-  const std::int64_t Dv = args.out.extents[2];
+void attend_with(const attention_args& args, const index_lists* lists, std::int64_t block_rows, void* workspace,
+                 executor_ref executor) {
+  arena arena(workspace);
+  const attend_workspace<Math> parts(arena, args, block_rows, executor.concurrency());
+  std::int64_t blocks = 0;
+  for (std::int64_t s = 0; s < sequence_count(args); ++s) blocks += block_count(sequence_at(args, s).Tq, block_rows);
+  attend_plan one[2];  // a call of one block is planned by everyone for himself
+  if (blocks == 1) {
+    plan_call(args, lists, block_rows, one);
+  } else {
+    executor.parallel_for(1, [&](std::int64_t, unsigned) { plan_call(args, lists, block_rows, parts.plans); });
+  }
+  const attend_plan* const plans = blocks == 1 ? one : parts.plans;
+  const attend_call<Math> call{&args, lists, block_rows, parts, plans, blocks, logit_rule::of(args)};
+  const std::int64_t strips = plans[blocks].first_strip, pieces = plans[blocks].first_piece;
+  if (strips >= parts.strips || pieces == strips) {
+    executor.parallel_for(strips, [&](std::int64_t index, unsigned worker) { call.attend_strip(index, worker); });
+    return;
+  }
+  executor.parallel_for(pieces, [&](std::int64_t index, unsigned worker) { call.attend_partly(index, worker); });
+  executor.parallel_for(strips, [&](std::int64_t index, unsigned worker) { call.merge_strip(index, worker); });
+}
 
-  const logit_rule rule = logit_rule::of(args);
-  executor.parallel_for(count_units(args, capacity, attend_stage::pieces), [&](std::int64_t index, unsigned worker) {
-    const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::pieces);
-    const attend_job job = unit.job(args, lists);
-    arena arena(worker_piece(scratches, layout.scratch, worker));
-    attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
-    if (unit.plan.merges()) {
-      const std::size_t piece = static_cast<std::size_t>(unit.piece) * partial_bytes(unit.plan, Dv);
-      detail::arena place(partials + unit.partial + piece);
-      const partial_rows partial(place, Dv, unit.plan.stride);
-      scratch.out = partial.out;
-      scratch.largest = partial.largest;
-      scratch.sum = partial.sum;
-    }
-    load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
-    attend_rows<Math>(job, scratch, rule);
-    if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.row);
-  });
+/// Calls `body(tile_math<...>{})` with a call's arithmetic; attention has no use for AMX.
+template <class Accumulate, class Body>
+SKIM_INLINE auto with_attention_math(const attention_args& args, const Body& body) {
+  using wish = std::conditional_t<std::is_same_v<Accumulate, accumulate::amx>, accumulate::dot_pairs, Accumulate>;
+  const kv_view& kv = first_view(args);
+  const bool plain = kv.k.type == kv.v.type && !kv.k.scales && !kv.v.scales;
+  return simd::with_math(wish{}, plain ? kv.k.type : element::none, body);
+}
 
-  executor.parallel_for(count_units(args, capacity, attend_stage::merge), [&](std::int64_t index, unsigned worker) {
-    const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::merge);
-    arena arena(worker_piece(scratches, layout.scratch, worker));
-    const attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
-    merge_pieces(unit, args, unit.job(args, lists), partials, scratch.row);
+/// Scratch for lists of any content, in blocks of `block_rows`; nor do smaller calls need more.
+template <class Accumulate>
+std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) {
+  return with_attention_math<Accumulate>(args, [&](auto math) {
+    arena arena;
+    attend_workspace<decltype(math)>(arena, args, block_rows, workers);
+    return arena.used();
   });
 }
 
-/// Scratch for any lists: reading every key needs the most.
 template <class Accumulate>
-std::size_t attend_bytes(const attention_args& args, unsigned workers) {
-  const auto bytes = [&](attend_layout layout) { return layout.scratch * workers + layout.partials; };
-#if SKIM_CPU_DOT_PAIRS
-  if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
-    return bytes(layout_attend<simd::tile_math<accumulate::dot_pairs>>(args, -1));
-  }
-#endif
-  return bytes(layout_attend<simd::tile_math<accumulate::widen_fma>>(args, -1));
-}
-
-template <class Accumulate>
-void attend(const attention_args& args, const index_lists* lists, void* workspace, executor_ref executor) {
-#if SKIM_CPU_DOT_PAIRS
-  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
-    if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
-      return attend_with<simd::tile_math<accumulate::dot_pairs>>(args, lists, workspace, executor);
-    }
-  }
-#endif
-  attend_with<simd::tile_math<accumulate::widen_fma>>(args, lists, workspace, executor);
+void attend_keys(const attention_args& args, const index_lists* lists, std::int64_t block_rows, void* workspace,
+                 executor_ref executor) {
+  with_attention_math<Accumulate>(
+      args, [&](auto math) { attend_with<decltype(math)>(args, lists, block_rows, workspace, executor); });
 }
 
 }  // namespace detail

@@ -24,16 +24,31 @@ static_assert(padded_to % broadcasts == 0 && tile_keys % padded_to == 0, "paddin
 
 inline constexpr double log2_e = 1.4426950408889634074;
 
+/// The bias of the query rows of one work unit: row r is query head `head * G + r % G` of the token in row
+/// `first_row + r / G` of q, r counted from `begin`.
+struct row_bias {
+  tensor_view<const void, 3> values;  // [1 or Hq, Tq, tokens]
+  std::int64_t first_row = 0, head = 0, G = 1, begin = 0, rows = 0;
+
+  SKIM_INLINE float at(std::int64_t r, std::int64_t slot) const {
+    const std::int64_t query_head = values.extents[0] == 1 ? 0 : head * G + (begin + r) % G;
+    return load_element(values.data, values.type, values.offset(query_head, first_row + (begin + r) / G, slot));
+  }
+};
+
 /// The query rows of one work unit: packed once, then met by every tile.
 template <class Step>
 struct row_block {
-  const Step* qt;             // [steps of D, rows] by `row_lanes`, scaled unless that would round them
-  float* out;                 // [round_up(Dv, 8), rows] by `row_lanes`, unnormalised
-  float* largest;             // [stride], running maximum of the logits, base 2
-  float* sum;                 // [stride], running denominator
-  const std::int32_t* first;  // [stride], lowest visible position
-  const std::int32_t* last;   // [stride], highest visible position
-  std::int64_t stride;        // rows, rounded up to the lane count
+  const Step* qt;                 // [steps of D, rows] by `row_lanes`, scaled unless that would round them
+  float* out;                     // [round_up(Dv, 8), rows] by `row_lanes`, unnormalised
+  float* largest;                 // [stride], running maximum of the logits, base 2
+  float* sum;                     // [stride], running denominator
+  const std::int32_t* first;      // [stride], lowest visible position
+  const std::int32_t* last;       // [stride], highest visible position
+  std::int64_t stride;            // rows, rounded up to the lane count
+  const float* slopes;            // [stride], base 2; null: none
+  const std::int32_t* positions;  // [stride], where there are slopes
+  const row_bias* bias;           // null: none
 };
 
 /// The keys of one tile, widened once for all rows of the group.
@@ -42,6 +57,7 @@ struct key_tile {
   const Step* k;                  // [round_up(keys, 8), k_stride]
   const Step* v;                  // [steps of keys, v_stride]
   const std::int32_t* positions;  // [keys]
+  const std::int64_t* slots;      // [keys]
   std::int64_t keys, k_stride, v_stride, k_steps, v_steps;
 };
 
@@ -62,6 +78,34 @@ struct logit_rule {
     return rule;
   }
 };
+
+/// scores [keys, width] -= slope * distance of positions, for the rows from `row` on.
+template <class Step>
+SKIM_NOINLINE void add_slopes(const row_block<Step>& rows, std::int64_t row, const key_tile<Step>& tile,
+                              std::int64_t width, float* scores) {
+  for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
+    const simd::floats slope = simd::load(rows.slopes + row + lane);
+    const simd::ints query = simd::load(rows.positions + row + lane);
+    for (std::int64_t key = 0; key < tile.keys; ++key) {
+      float* const at = scores + key * width + lane;
+      const simd::floats distance = xsimd::abs(xsimd::to_float(query - simd::ints(tile.positions[key])));
+      simd::store(at, simd::fma(distance, simd::floats(0.0f) - slope, simd::load(at)));
+    }
+  }
+}
+
+/// scores [keys, width] += bias, for the rows from `row` on; where that is -inf, what stands there is hidden, NaN too.
+template <class Step>
+SKIM_NOINLINE void add_bias(const row_block<Step>& rows, std::int64_t row, const key_tile<Step>& tile,
+                            std::int64_t width, float* scores) {
+  for (std::int64_t r = row; r < smaller(row + width, rows.bias->rows); ++r) {
+    for (std::int64_t key = 0; key < tile.keys; ++key) {
+      float& score = scores[key * width + r - row];
+      const float bias = rows.bias->at(r, tile.slots[key]);
+      score = bias == minus_infinity ? minus_infinity : score + bias * static_cast<float>(log2_e);
+    }
+  }
+}
 
 /// scores [keys, Vectors * lanes] = logits of a block of rows, base 2; masked entries -inf.
 template <class Math, int Vectors>
@@ -89,6 +133,8 @@ SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int
                                              simd::floats(rule.soft_cap_input)));
     }
   }
+  if (rows.slopes) add_slopes(rows, row, tile, width, scores);
+  if (rows.bias) add_bias(rows, row, tile, width, scores);
   if (!masked) return;
   for (std::int64_t v = 0; v < Vectors; ++v) {
     const simd::ints first = simd::load(rows.first + row + v * simd::lanes);

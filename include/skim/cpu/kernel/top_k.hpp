@@ -7,6 +7,8 @@
 
 #include <skim/attention.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/executor.hpp>
 #include <skim/math/mask.hpp>
 #include <skim/math/order.hpp>
 #include <skim/retention.hpp>
@@ -21,20 +23,29 @@ namespace detail {
 inline constexpr std::uint32_t kept_anyway = 0xffffffffu;  // sinks and recent keys; above the rank of every score
 inline constexpr std::uint32_t no_candidate = 0;
 
-/// The longest past of the call's sequences.
-inline std::int64_t longest_past(const attention_args& args) {
-  std::int64_t longest = 0;
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    if (sequence_at(args, s).Tk() > longest) longest = sequence_at(args, s).Tk();
-  }
-  return longest;
+/// Where the CPU's sparse path begins to win: twice the budget is the length from which reading all keys to score them and
+/// then the budget moves fewer bytes than reading everything. The number of rows has not been measured yet: 0.
+SKIM_INLINE dense_crossing crossing_of(const retention& keep, std::int64_t past) {
+  return {smaller(keep.keys(past), largest_index) * 2, 0};
+}
+
+/// Whether a block reads everything that is behind it.
+SKIM_INLINE bool reads_all(const retention& keep, const attention_sequence& block) {
+  return runs_dense(keep, block.Tk(), block.Tq, crossing_of(keep, block.Tk()));
+}
+
+/// scores = 0, for policies that score nothing.
+inline void score_alike(tensor_view<float, 2> scores, executor_ref executor) {
+  executor.parallel_for(scores.extents[0], [&](std::int64_t row, unsigned) {
+    for (std::int64_t slot = 0; slot < scores.extents[1]; ++slot) *scores.at(row, slot) = 0;
+  });
 }
 
 /// Answers whether some query of the chunk may see a position.
 class chunk_sight {
  public:
   SKIM_INLINE chunk_sight(const attention_args& args, const attention_sequence& sequence, std::int64_t head)
-      : kv_(sequence.kv), see_(args.mask), head_(head), past_(kv_->length(head) - sequence.Tq), Tq_(sequence.Tq) {
+      : kv_(&sequence.kv), see_(args.mask), head_(head), past_(sequence.past(head)), Tq_(sequence.Tq) {
     queries_ = {largest_position, -1};
     for (std::int64_t t = 0; t < Tq_; ++t) {
       const std::int64_t position = kv_->position(head, past_ + t);
@@ -86,8 +97,8 @@ SKIM_INLINE auto age_rank(const kv_view& kv, std::int64_t head, bool newest, con
 }
 
 /// Sets the ranks of the `count` candidates of lowest (or, `newest`, highest) position to `kept_anyway`.
-SKIM_INLINE void keep_ends(const kv_view& kv, std::int64_t head, std::int64_t past, std::int64_t count, bool newest,
-                           bool ascend, const rank_scratch& scratch) {
+SKIM_NOINLINE inline void keep_ends(const kv_view& kv, std::int64_t head, std::int64_t past, std::int64_t count,
+                                    bool newest, bool ascend, const rank_scratch& scratch) {
   if (count == 0) return;
   std::uint32_t* const ranks = scratch.ranks;
   if (ascend) {
@@ -106,10 +117,10 @@ SKIM_INLINE void keep_ends(const kv_view& kv, std::int64_t head, std::int64_t pa
 }
 
 /// Writes ranks of all past slots and returns how many are candidates. `scores` null: all candidates rank equal.
-SKIM_INLINE std::int64_t rank_candidates(const attention_args& args, const attention_sequence& sequence,
-                                         std::int64_t head, const float* scores, std::uint32_t* ranks) {
-  const kv_view& kv = *sequence.kv;
-  const std::int64_t past = kv.length(head) - sequence.Tq;
+SKIM_NOINLINE inline std::int64_t rank_candidates(const attention_args& args, const attention_sequence& sequence,
+                                                  std::int64_t head, const float* scores, std::uint32_t* ranks) {
+  const kv_view& kv = sequence.kv;
+  const std::int64_t past = sequence.past(head);
   const chunk_sight sight(args, sequence, head);
   std::int64_t candidates = 0;
   for (std::int64_t slot = 0; slot < past; ++slot) {
@@ -122,9 +133,9 @@ SKIM_INLINE std::int64_t rank_candidates(const attention_args& args, const atten
 
 /// Writes the slots of [0, n) to keep, ascending: `sinks`, `recent` and the highest of `scratch.ranks`, `budget` in all;
 /// every candidate where there are no more. Equal ranks prefer the earlier position, or the later. Returns their number.
-SKIM_INLINE std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::int64_t n, std::int64_t candidates,
-                                     const retention& keep, std::int64_t budget, bool later,
-                                     const rank_scratch& scratch, std::int32_t* list) {
+SKIM_NOINLINE inline std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::int64_t n,
+                                              std::int64_t candidates, const retention& keep, std::int64_t budget,
+                                              bool later, const rank_scratch& scratch, std::int32_t* list) {
   std::uint32_t* const ranks = scratch.ranks;
   std::int64_t length = 0;
   const auto append = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { list[length++] = static_cast<std::int32_t>(slot); };
@@ -152,13 +163,20 @@ SKIM_INLINE std::int64_t keep_ranked(const kv_view& kv, std::int64_t head, std::
 }
 
 /// The list of one KV head: sinks, recent keys and the highest scores, `keep.keys(Tk)` in all. Returns its length.
-SKIM_INLINE std::int64_t top_k(const attention_args& args, const attention_sequence& sequence, std::int64_t head,
-                               const retention& keep, const float* scores, const rank_scratch& scratch,
-                               std::int32_t* list) {
-  const kv_view& kv = *sequence.kv;
-  const std::int64_t past = kv.length(head) - sequence.Tq;
+SKIM_NOINLINE inline std::int64_t top_k(const attention_args& args, const attention_sequence& sequence,
+                                        std::int64_t head, const retention& keep, const float* scores,
+                                        const rank_scratch& scratch, std::int32_t* list) {
+  const kv_view& kv = sequence.kv;
+  const std::int64_t past = sequence.past(head);
   const std::int64_t candidates = rank_candidates(args, sequence, head, scores, scratch.ranks);
   return keep_ranked(kv, head, past, candidates, keep, keep.keys(past), false, scratch, list);
+}
+
+/// Lists all `past` keys of a block that leaves nothing out: those that the mask hides too, so that it reads what it would
+/// read without lists, tile by tile.
+inline void list_all(std::int64_t past, const index_lists& lists, std::int64_t row) {
+  for (std::int64_t slot = 0; slot < past; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
+  lists.counts[row] = static_cast<std::int32_t>(past);
 }
 
 }  // namespace detail

@@ -6,19 +6,9 @@
 /// the lanes instead.
 #pragma once
 
-#include <skim/cpu/kernel/attend_tile.hpp>
 #include <skim/cpu/kernel/multiply_tile.hpp>
-#include <skim/cpu/kernel/rows.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/selector/quoka_queries.hpp>
-#include <skim/cpu/simd/convert.hpp>
-#include <skim/math/accumulate.hpp>
-#include <skim/math/mask.hpp>
 #include <skim/selector/quoka.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
 
 namespace skim {
 inline namespace v0_2 {
@@ -27,6 +17,7 @@ inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 inline constexpr std::int64_t fewest_packed_queries = 4;
+inline constexpr std::int64_t keys_of_tile = 64;  // widened together: within the first-level cache up to D = 128
 inline constexpr std::int64_t score_keys = 2048;  // keys of a work unit: packing the queries costs under 2 % of it
 
 /// Scratch for scoring, one a worker.
@@ -36,7 +27,7 @@ struct score_scratch {
 
   score_scratch(arena& arena, std::int64_t n, std::int64_t D) {
     packed = arena.take<float>(padded_row(greater(n, fewest_packed_queries)) * padded_row(D));
-    keys = arena.take<float>(tile_keys * padded_row(D));
+    keys = arena.take<float>(keys_of_tile * padded_row(D));
   }
 };
 
@@ -48,12 +39,13 @@ struct packed_queries {
   bool in_lanes;
 };
 
-template <class Reduce>
-SKIM_INLINE packed_queries pack_queries(Reduce, const float* qbar, std::int64_t n, std::int64_t D, float* target) {
+inline packed_queries pack_queries(reduction reduce, const float* qbar, std::int64_t n, std::int64_t D, float* target) {
   const std::int64_t length = padded_row(D);
-  if constexpr (std::is_same_v<Reduce, reduce::mean>) {  // the mean of dot products is the dot product with the mean
+  if (reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
     clear_row(target, length);
-    for (std::int64_t i = 0; i < n; ++i) add_row(target, qbar + i * length, 1.0f / static_cast<float>(n), length);
+    for (std::int64_t i = 0; i < n; ++i) {
+      add_scaled_of(qbar + i * length, 1.0f / static_cast<float>(n), target, length);
+    }
     return {target, 1, D, false};
   }
   if (n < fewest_packed_queries) {
@@ -90,9 +82,9 @@ SKIM_NOINLINE inline void score_keys_of_tile(const packed_queries& queries, cons
   const std::int64_t stride = padded_row(queries.D);
   if (!queries.in_lanes) {
     for (std::int64_t i = 0; i < count; ++i) {
-      float best = dot_rows(queries.data, keys + i * stride, stride);
+      float best = dot_of(queries.data, keys + i * stride, stride);
       for (std::int64_t j = 1; j < queries.n; ++j) {
-        const float dot = dot_rows(queries.data + j * stride, keys + i * stride, stride);
+        const float dot = dot_of(queries.data + j * stride, keys + i * stride, stride);
         best = dot > best ? dot : best;
       }
       dots[i] = best;
@@ -112,13 +104,11 @@ SKIM_NOINLINE inline void score_keys_of_tile(const packed_queries& queries, cons
 }
 
 /// The factor that turns q . k into the similarity: 1 / |k|, or 1.
-SKIM_INLINE float key_factor(similarity::cosine, const kv_view& kv, std::int64_t head, std::int64_t slot,
+SKIM_INLINE float key_factor(similarity measure, const kv_view& kv, std::int64_t head, std::int64_t slot,
                              const float* key) {
+  if (measure == similarity::dot) return 1;
   if (kv.inverse_norms) return kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
   return inverse_length(key, padded_row(kv.k.dim));
-}
-SKIM_INLINE float key_factor(similarity::dot, const kv_view&, std::int64_t, std::int64_t, const float*) {
-  return 1;
 }
 
 /// Past keys of one head that a unit scores, and what the whole chunk sees.
@@ -140,14 +130,13 @@ SKIM_INLINE bool out_of_sight(const score_job& job, std::int64_t begin, std::int
 }
 
 /// scores [slot] for the job's slots; -inf, unread, where a whole tile lies outside every window.
-template <class Similarity>
-SKIM_INLINE void score_slots(const score_job& job, Similarity measure, const packed_queries& queries,
-                             const score_scratch& scratch, float* scores) {
+SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, const packed_queries& queries,
+                                      const score_scratch& scratch, float* scores) {
   const kv_view& kv = *job.kv;
   const std::int64_t D = kv.k.dim, stride = padded_row(D);
-  float dots[tile_keys];
-  for (std::int64_t begin = job.begin; begin < job.end; begin += tile_keys) {
-    const std::int64_t count = smaller(tile_keys, job.end - begin);
+  float dots[keys_of_tile];
+  for (std::int64_t begin = job.begin; begin < job.end; begin += keys_of_tile) {
+    const std::int64_t count = smaller(keys_of_tile, job.end - begin);
     if (out_of_sight(job, begin, begin + count)) {
       for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
       continue;
@@ -155,7 +144,7 @@ SKIM_INLINE void score_slots(const score_job& job, Similarity measure, const pac
     for (std::int64_t i = 0; i < count; ++i) {
       float* const key = scratch.keys + i * stride;
       simd::store(key + stride - simd::lanes, simd::floats(0.0f));
-      simd::widen_row(row_address(kv, kv.k, job.head, begin + i), kv.k.type, D, key);
+      widen(kv.row(kv.k, job.head, begin + i), D, key);
     }
     for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
     score_keys_of_tile(queries, scratch.keys, count, dots);

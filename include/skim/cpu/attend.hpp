@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Attention over given index lists on the CPU: `cpu::attend<Accumulate>`.
+#pragma once
+
+#include <skim/cpu/kernel/attend.hpp>
+#include <skim/cpu/kernel/check_once.hpp>
+
+namespace skim {
+inline namespace v0_2 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+
+/// Attention of a chunk to the past keys that somebody's lists name, and to its own. It does not know who chose them.
+///
+/// Storage f32, f16 or bf16; logits, softmax and output accumulate in f32. With `widen_fma` an output differs from exact
+/// arithmetic on the stored values by at most (expm1(2 delta) + 2^-24 (32 + n / 16)) sum_j p_j |v_j|, where
+/// delta = 2^-24 (D + 8) A, A is the row's largest `scale * sum_d |q_d k_d|` and n its number of keys; NMSE <= 1e-10
+/// over 64 outputs or more; 16-bit outputs add their rounding. `dot_pairs`: see there (bounds by element:
+/// testing/attention_truth.hpp).
+///
+/// Nothing here allocates, throws or starts a thread. `out` and `lse` must not overlap the inputs or each other. With
+/// equal arguments every executor and every number of workers gives the same bits; so does a sequence alone, in any batch,
+/// and as a block of a longer call.
+template <class Accumulate = accumulate::widen_fma>
+struct attend {
+  Accumulate accumulate{};
+
+  /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors and a batch's numbers.
+  report check(const attention_args& args) const { return detail::check_attention_once(args); }
+  report check_shape(const attention_args& args) const { return detail::check_shape_once(args); }
+
+  /// Scratch of `run`, for lists of any content; 64-byte aligned, any contents. A call with fewer rows, tokens, sequences or
+  /// workers needs no more. 0 for what `check_shape` refuses.
+  std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
+    if (!check_shape(args) || sequence_count(args) == 0) return 0;
+    return detail::attend_bytes<Accumulate>(args, block_rows, workers);
+  }
+
+  /// Of attending to as many past keys per KV head and block as the lists have room for.
+  cost_estimate cost(const attention_args& args, const index_lists& lists) const {
+    cost_estimate total;
+    for_each_block(args, lists.block_rows, [&](const attention_sequence& block, std::int64_t) {
+      total = total + attend_cost(args, block, detail::smaller(block.Tk(), lists.capacity));
+    });
+    return total;
+  }
+
+  /// Valid list contents are its precondition (`check_indices`). Statuses: those of `check`, short_workspace.
+  report run(const attention_args& args, const index_lists& lists, memory workspace, executor_ref executor) const {
+    if (report r = check(args); !r) return r;
+    report answer;
+    answer.taken = path::sparse;
+    if (sequence_count(args) == 0) return answer;
+    if (report r = detail::check_range("lists.block_rows", lists.block_rows, 0, detail::largest_index); !r) return r;
+    if (report r = detail::check_room(lists, list_rows(args, lists.block_rows), 0); !r) return r;
+    const std::size_t needed = detail::attend_bytes<Accumulate>(args, lists.block_rows, executor.concurrency());
+    if (report r = detail::check_workspace(workspace, needed); !r) return r;
+    detail::attend_keys<Accumulate>(args, &lists, lists.block_rows, workspace.data, executor);
+    return answer;
+  }
+};
+
+template <class Accumulate>
+attend(Accumulate) -> attend<Accumulate>;
+
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0_2
+}  // namespace skim
