@@ -3,15 +3,7 @@
 /// log-sum-exp that attention left, tile by tile; no [Tq, Tk] matrix is stored. H2O, TOVA and SnapKV differ in the rows.
 #pragma once
 
-#include <skim/attention.hpp>
 #include <skim/cpu/kernel/attend_rows.hpp>
-#include <skim/cpu/kernel/attend_tile.hpp>
-#include <skim/cpu/kernel/multiply_tile.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
-#include <skim/cpu/simd/math.hpp>
-#include <skim/math/accumulate.hpp>
-#include <skim/math/mask.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -67,7 +59,8 @@ SKIM_NOINLINE void add_weights(const row_block<float>& rows, std::int64_t row, c
 SKIM_INLINE void load_weight_rows(const attend_job& job, const logit_rule& rule, const weight_scratch& scratch) {
   load_queries<weight_scratch::math>(job, scratch.tile, rule.scale);
   for (std::int64_t r = 0; r < job.stride; ++r) {
-    const float lse = r < job.rows ? *job.args->lse.at(job.token(r), job.query_head(r)) : minus_infinity;
+    const float lse =
+        r < job.rows ? *job.args->lse.at(job.sequence.first_row + job.token(r), job.query_head(r)) : minus_infinity;
     scratch.lse[r] = lse == minus_infinity ? -minus_infinity : static_cast<float>(static_cast<double>(lse) * log2_e);
   }
 }
@@ -78,17 +71,17 @@ template <class Add>
 inline void sum_job_weights(const attend_job& job, const logit_rule& rule, position_range wanted,
                             const weight_scratch& scratch, const Add& add) {
   const mask see = job.args->mask;
-  const row_block<float> rows{scratch.tile.qt,    nullptr,           nullptr,   nullptr,
-                              scratch.tile.first, scratch.tile.last, job.stride};
+  const row_bias bias = job.bias();
+  const row_block<float> rows = rows_of(job, scratch.tile, bias);
   const position_range queries = query_range(job, 0, job.rows);
-  std::int64_t slots[tile_keys];
+  stored_tile stored;
   for (std::int64_t begin = job.key_begin; begin < job.key_end; begin += tile_keys) {
     const std::int64_t keys = smaller(tile_keys, job.key_end - begin);
-    const position_range range = list_tile(job, begin, keys, slots, scratch.tile.positions);
-    if (disjoint(see.keys(queries), range) || disjoint(wanted, range)) continue;
-    const bool masked = !see.covers(queries, range);
+    find_tile(job, begin, keys, scratch.tile.positions, stored);
+    if (disjoint(see.keys(queries), stored.range) || disjoint(wanted, stored.range)) continue;
+    const bool masked = !see.covers(queries, stored.range);
     key_tile<float> tile{};
-    load_tile_keys<weight_scratch::math>(job, slots, keys, scratch.tile, tile);
+    load_tile_keys<weight_scratch::math>(job, stored, scratch.tile, tile);
     for (std::int64_t i = 0; i < keys * simd::lanes; ++i) scratch.columns[i] = 0;
     for (std::int64_t r = 0; r < job.rows;) {
       const bool wide = job.stride - r >= row_vectors * simd::lanes;
@@ -100,7 +93,7 @@ inline void sum_job_weights(const attend_job& job, const logit_rule& rule, posit
       r += (wide ? row_vectors : 1) * simd::lanes;
     }
     for (std::int64_t i = 0; i < keys; ++i) {
-      add(slots[i], simd::sum(simd::load(scratch.columns + i * simd::lanes)));
+      add(stored.slots[i], simd::sum(simd::load(scratch.columns + i * simd::lanes)));
     }
   }
 }
