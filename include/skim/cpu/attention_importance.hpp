@@ -7,6 +7,7 @@
 #include <skim/cpu/kernel/attend_rows.hpp>
 #include <skim/cpu/kernel/attend_tile.hpp>
 #include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/executor.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/compat.hpp>
 #include <skim/view.hpp>
