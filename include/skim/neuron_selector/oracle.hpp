@@ -11,6 +11,15 @@ inline namespace v0_2 {
 /// every row divided by its L2 norm, stat[j] = |Z[:, j]|_2. Rows of norm 0 count as zeros. No compensation.
 struct oracle {
   neuron_retention keep = neuron_retention::share(0.5);
+
+  SKIM_INLINE report check(const ffn_args&) const { return {}; }
+
+  /// All but the down projection.
+  SKIM_INLINE cost_estimate cost(const ffn_args& args) const {
+    const cost_estimate all = ffn_cost(args, args.up.extents[0]);
+    const double share = is_gated(args) ? 2.0 / 3 : 0.5;
+    return {all.flops * share, all.bytes * share};
+  }
 };
 
 }  // namespace v0_2

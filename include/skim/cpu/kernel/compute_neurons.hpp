@@ -1,24 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The FFN of some neurons, and a compensator's part: two passes of the gathered matrix product each.
 ///
-/// Blocks are cut into batches of 512 tokens, which bounds the workspace, and those into tiles of 128. First pass: a work
-/// unit makes the values of 32 neurons for one tile. Second pass: a unit adds up to 1024 columns of the output. Each
-/// number is summed by one unit in one order, so results depend on no number of workers.
+/// First pass: a work unit makes the values of 32 neurons for one tile of tokens. Second pass: a unit adds up to 1024
+/// columns of the output.
 #pragma once
 
 #include <skim/cpu/kernel/gathered_gemm.hpp>
-#include <skim/cpu/kernel/multiply_tile.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
-#include <skim/cpu/simd/amx.hpp>
 #include <skim/cpu/simd/math.hpp>
 #include <skim/ffn.hpp>
-#include <skim/math/accumulate.hpp>
-#include <skim/math/activation.hpp>
-#include <skim/neuron_selector/fastforward.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
-
-#include <type_traits>
+#include <skim/neuron_selector/compensator.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -26,57 +16,28 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
-inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
-
-/// The tokens of a batch, in tiles of 128, and a width of values held for them.
-template <class Math>
-struct packed_batch {
-  typename Math::step* data;
-  std::int64_t steps, rows;
-
-  static packed_batch take(arena& arena, std::int64_t width, std::int64_t rows) {
-    const std::int64_t steps = steps_of<Math>(width), room = packed_tokens<Math>::room(steps);
-    return {arena.take<typename Math::step>(room * round_up(rows, simd::lanes)), steps, rows};
-  }
-  SKIM_INLINE std::int64_t tiles() const { return (rows + gemm_rows - 1) / gemm_rows; }
-  SKIM_INLINE std::int64_t rows_of(std::int64_t tile) const { return smaller(gemm_rows, rows - tile * gemm_rows); }
-  SKIM_INLINE packed_tokens<Math> tile(std::int64_t index) const {
-    return {data + index * gemm_rows * packed_tokens<Math>::room(steps), steps, round_up(rows_of(index), simd::lanes)};
-  }
-};
-
 /// Packed inputs and neuron values of a batch, and scratch of each worker.
 template <class Math>
-struct neuron_scratch {
-  packed_batch<Math> x, values;
-  float* rows;  // [workers, row_stride]: a token in f32
-  std::int64_t row_stride;
-  gemm_scratches<Math> gemm;
+struct neuron_scratch : batch_scratch<Math> {
+  packed_batch<Math> values;
   std::int64_t columns;  // of a work unit
 
   neuron_scratch(arena& arena, const ffn_args& args, std::int64_t neurons, unsigned workers)
-      : gemm(arena, args.x.extents[1], workers), columns(columns_per_unit(args.x.extents[1], workers)) {
-    const std::int64_t rows_of_batch = smaller(args.x.extents[0], batch_rows);
-    x = packed_batch<Math>::take(arena, args.x.extents[1], rows_of_batch);
-    values = packed_batch<Math>::take(arena, neurons, rows_of_batch);
-    row_stride = round_up(args.x.extents[1], simd::lanes);
-    rows = arena.take<float>(row_stride * workers);
-  }
+      : batch_scratch<Math>(arena, args.x, args.x.extents[1], workers),
+        values(packed_batch<Math>::take(arena, neurons, smaller(args.x.extents[0], batch_rows))),
+        columns(columns_per_unit(args.x.extents[1], workers)) {}
 };
 
-/// One call: whose neurons, for which batch of the block.
+/// One batch of a call.
 template <class Math>
 struct neuron_job {
-  const ffn_args* args;
+  ffn_args args;
   neuron_scratch<Math> scratch;
-  std::int64_t first_row;  // of the batch
 
   /// The rows of one tile.
   template <class T>
-  tensor_view<T, 2> rows_of(tensor_view<T, 2> matrix, std::int64_t tile) const {
-    matrix.data = matrix.at(first_row + tile * gemm_rows);
-    matrix.extents[0] = scratch.x.rows_of(tile);
-    return matrix;
+  SKIM_INLINE tensor_view<T, 2> rows_of(const tensor_view<T, 2>& matrix, std::int64_t tile) const {
+    return rows(matrix, tile * gemm_rows, scratch.x.rows_of(tile));
   }
 };
 
@@ -84,34 +45,6 @@ struct neuron_job {
 inline constexpr std::int64_t hidden_columns = 64;
 static_assert(hidden_columns % gemm_outputs == 0 && hidden_columns <= 2 * gemm_outputs,
               "whole tiles that sums have room for");
-
-enum class token_order { lanes, rows };
-
-/// Lane blocks of a batch.
-template <class Math>
-SKIM_INLINE std::int64_t pack_units(const packed_batch<Math>& batch) {
-  return (batch.rows + row_vectors * simd::lanes - 1) / (row_vectors * simd::lanes);
-}
-
-template <class Math>
-SKIM_NOINLINE void pack_unit(const neuron_job<Math>& job, token_order order, std::int64_t index, unsigned worker) {
-  constexpr std::int64_t wide = row_vectors * simd::lanes;
-  const std::int64_t tile = index * wide / gemm_rows, begin = index * wide % gemm_rows;
-  const packed_tokens<Math> target = job.scratch.x.tile(tile);
-  const tensor_view<const void, 2> x = job.rows_of(job.args->x, tile);
-  float* const scratch = job.scratch.rows + worker * job.scratch.row_stride;
-  for (std::int64_t token = begin; token < begin + wide && token < target.stride;
-       token += row_lanes::of(token, target.stride).width) {
-    if constexpr (Math::amx) {
-      if (order == token_order::rows) {
-        pack_rows(x, x.extents[0], token, target, scratch);
-        continue;
-      }
-    }
-    static_cast<void>(order);  // without AMX there is one
-    pack_lanes(x, x.extents[0], token, target, scratch);
-  }
-}
 
 /// Sums of `count` <= 32 neurons from `first` on: [height, tokens], for the gate too if there is one.
 struct neuron_sums {
@@ -141,11 +74,9 @@ SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const pa
     for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
       const std::int64_t at = token * sums.height + lane;
       if constexpr (Math::amx) {
-#if SKIM_CPU_AMX
         std::uint32_t steps[16][16];
         for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, steps[i]);
         simd::store_transposed(steps, target.row_at(token + lane, step), packed_tokens<Math>::room(target.steps));
-#endif
       } else {
         for (std::int64_t i = 0; i < sums.count; i += Math::values) {
           weigh_step<Math>(sums, act, i, at, width, target.lanes_at(token, step + i / Math::values) + lane);
@@ -160,7 +91,7 @@ template <class Math>
 SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& gate, const gathered_rows& up,
                               std::int64_t index, unsigned worker) {
   const std::int64_t tiles = job.scratch.x.tiles(), tile = index % tiles, first = index / tiles * gemm_outputs;
-  const std::int64_t d = job.args->x.extents[1];
+  const std::int64_t d = job.args.x.extents[1];
   const math_registers<Math> registers;
   const gemm_scratch<Math> scratch = job.scratch.gemm.of(worker);
   float* const gate_sums = scratch.sums + gemm_outputs * gemm_rows;
@@ -168,7 +99,7 @@ SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& 
   multiply_outputs(up, first, d, tokens, scratch, scratch.sums);
   if (gate.data) multiply_outputs(gate, first, d, tokens, scratch, gate_sums);
   const std::int64_t count = smaller(gemm_outputs, up.count - first);
-  weigh_neurons({gate.data ? gate_sums : nullptr, scratch.sums, gemm_outputs, first, count}, job.args->act,
+  weigh_neurons({gate.data ? gate_sums : nullptr, scratch.sums, gemm_outputs, first, count}, job.args.act,
                 job.scratch.values.tile(tile));
 }
 
@@ -176,20 +107,20 @@ SKIM_NOINLINE void weigh_unit(const neuron_job<Math>& job, const gathered_rows& 
 template <class Math>
 SKIM_NOINLINE void gather_unit(const neuron_job<Math>& job, const gathered_rows& down, bool add, std::int64_t index,
                                unsigned worker) {
-  const std::int64_t d = job.args->x.extents[1], tiles = job.scratch.x.tiles(), tile = index % tiles;
+  const std::int64_t d = job.args.x.extents[1], tiles = job.scratch.x.tiles(), tile = index % tiles;
   const std::int64_t first = index / tiles * job.scratch.columns, columns = smaller(job.scratch.columns, d - first);
   const math_registers<Math> registers;
   const gemm_scratch<Math> scratch = job.scratch.gemm.of(worker);
   const packed_tokens<Math> tokens = job.scratch.values.tile(tile);
   multiply_steps(down, first, columns, tokens, scratch);
-  store_tokens(columns, tokens.stride, job.rows_of(job.args->out, tile), first, add, scratch);
+  store_tokens(columns, tokens.stride, job.rows_of(job.args.out, tile), first, add, scratch);
 }
 
 /// A compensator's first pass: act(x c1), in which the rows of c1 [d, c] are steps.
 template <class Math>
 SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compensator& compensator, std::int64_t index,
                                unsigned worker) {
-  const std::int64_t d = job.args->x.extents[1], c = compensator.c1.extents[1];
+  const std::int64_t d = job.args.x.extents[1], c = compensator.c1.extents[1];
   const std::int64_t tiles = job.scratch.x.tiles(), tile = index % tiles, first = index / tiles * hidden_columns;
   const std::int64_t columns = smaller(hidden_columns, c - first), height = round_up(columns, output_block<Math>);
   const math_registers<Math> registers;
@@ -209,16 +140,20 @@ SKIM_NOINLINE void hidden_unit(const neuron_job<Math>& job, const neuron_compens
   }
 }
 
-/// Calls `body(job)` for each batch of the block.
+/// Calls `body(job)` for each batch of the call's rows.
 template <class Math, class Body>
 void for_batches(const ffn_args& args, neuron_scratch<Math> scratch, const Body& body) {
   for (std::int64_t row = 0; row < args.x.extents[0]; row += batch_rows) {
-    scratch.x.rows = scratch.values.rows = smaller(batch_rows, args.x.extents[0] - row);
-    body(neuron_job<Math>{&args, scratch, row});
+    const std::int64_t count = smaller(batch_rows, args.x.extents[0] - row);
+    neuron_job<Math> job{args, scratch};
+    job.args.x = rows(args.x, row, count);
+    job.args.out = rows(args.out, row, count);
+    job.scratch.x.rows = job.scratch.values.rows = count;
+    body(job);
   }
 }
 
-/// out = the FFN of `count` listed neurons, or of all.
+/// out [M, d] = the FFN of `count` listed neurons, or of all, whatever blocks the rows belong to.
 template <class Math>
 void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_t count, void* workspace,
                      executor_ref executor) {
@@ -229,9 +164,7 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
   const std::int64_t d = args.x.extents[1];
   for_batches<Math>(args, scratch, [&](const neuron_job<Math>& job) {
     const std::int64_t tiles = job.scratch.x.tiles();
-    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
-      pack_unit(job, token_order::lanes, index, worker);
-    });
+    pack_tokens(job.args.x, token_order::lanes, job.scratch, executor);
     executor.parallel_for((count + gemm_outputs - 1) / gemm_outputs * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
     executor.parallel_for((d + scratch.columns - 1) / scratch.columns * tiles,
@@ -239,7 +172,7 @@ void compute_neurons(const ffn_args& args, const std::int32_t* list, std::int64_
   });
 }
 
-/// out += act(x c1) c2
+/// out [M, d] += act(x c1) c2
 template <class Math>
 void compensate_neurons(const ffn_args& args, const neuron_compensator& compensator, void* workspace,
                         executor_ref executor) {
@@ -249,9 +182,7 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
   const gathered_rows c2 = gathered_rows::of(compensator.c2, nullptr, c);
   for_batches<Math>(args, scratch, [&](const neuron_job<Math>& job) {
     const std::int64_t tiles = job.scratch.x.tiles();
-    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
-      pack_unit(job, token_order::rows, index, worker);
-    });
+    pack_tokens(job.args.x, token_order::rows, job.scratch, executor);
     executor.parallel_for((c + hidden_columns - 1) / hidden_columns * tiles,
                           [&](std::int64_t index, unsigned worker) { hidden_unit(job, compensator, index, worker); });
     executor.parallel_for((d + scratch.columns - 1) / scratch.columns * tiles,
@@ -259,29 +190,11 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
   });
 }
 
-/// Calls `body(tile_math<...>{})` with the way in which weights of `type` are multiplied.
-template <class Accumulate, class Body>
-SKIM_INLINE auto with_math(const Accumulate& arithmetic, element type, const Body& body) {
-  static_cast<void>(arithmetic);
-  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
-#if SKIM_CPU_AMX
-    if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
-      if (arithmetic.granted && type == element::bf16) return body(simd::tile_math<accumulate::amx>{});
-    }
-#endif
-#if SKIM_CPU_DOT_PAIRS
-    if (type == element::bf16) return body(simd::tile_math<accumulate::dot_pairs>{});
-#endif
-  }
-  static_cast<void>(type);
-  return body(simd::tile_math<accumulate::widen_fma>{});
-}
-
-/// Scratch of `compute_neurons` for lists of up to `count` neurons.
+/// Scratch of `compute_neurons` for lists of up to `count` neurons of weights of `type`.
 template <class Accumulate>
 std::size_t compute_bytes(const Accumulate& arithmetic, const ffn_args& args, element type, std::int64_t count,
                           unsigned workers) {
-  return with_math(arithmetic, type, [&](auto math) {
+  return simd::with_math(arithmetic, type, [&](auto math) {
     arena arena;
     neuron_scratch<decltype(math)>(arena, args, count, workers);
     return arena.used();

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The FFN's matrix product: rows of weights, gathered by a list, against the tokens of a block.
+/// \file The matrix product of FFN and linear layers: rows of weights, gathered by a list or all, against tokens.
 ///
 /// Tokens lie in the SIMD lanes, weights are broadcast from a tile that is widened once per 128 tokens. A row found
 /// through a list costs what the next row costs: nothing is copied first, and dense and sparse are one kernel.
 ///
-/// A weight's rows are used in two ways. In the gate and up projections a row is an *output*: its dot product with every
-/// token. In the down projection, stored [f, d], and in a compensator's matrices a row is a *step*: its multiple is added
-/// to every token's output.
+/// A weight's rows are used in two ways. In the gate and up projections and in a linear layer a row is an *output*: its
+/// dot product with every token. In the down projection, stored [f, d], and in a compensator's matrices a row is a *step*:
+/// its multiple is added to every token's output.
+///
+/// Calls are cut into batches of 512 tokens, which bounds the workspace, and those into tiles of 128. Each number is
+/// summed by one work unit in one order, so results depend on no number of workers.
 #pragma once
 
 #include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/rows.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/amx.hpp>
-#include <skim/cpu/simd/convert.hpp>
+#include <skim/executor.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 
@@ -31,6 +35,7 @@ namespace detail {
 // rows side by side are fetched at full speed, of more rows only if a piece is 1 KiB, and only if what follows it in its
 // row is wanted soon.
 inline constexpr std::int64_t gemm_rows = 128;      // tokens: widening a weight once then costs a few percent
+inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
 inline constexpr std::int64_t gemm_outputs = 32;    // rows, where rows are outputs
 inline constexpr std::int64_t column_depth = 128;   // steps, where rows are steps
 inline constexpr std::int64_t unit_columns = 1024;  // columns of a work unit at most: tile after tile, along the rows
@@ -52,11 +57,12 @@ struct gathered_rows {
   std::int64_t count;  // rows
 
   static gathered_rows of(const tensor_view<const void, 2>& matrix, const std::int32_t* list, std::int64_t count) {
-    return {static_cast<const char*>(matrix.data), matrix.type, matrix.strides[0] * element_bytes(matrix.type), list,
-            count};
+    return {static_cast<const char*>(matrix.data), matrix.type, bytes_of(matrix.type, matrix.strides[0]), list, count};
   }
-  SKIM_INLINE const char* at(std::int64_t i, std::int64_t column) const {
-    return data + (list ? list[i] : i) * row_bytes + column * element_bytes(type);
+  /// Row i from a column on; without data if there is none.
+  SKIM_INLINE stored_row at(std::int64_t i, std::int64_t column) const {
+    if (i >= count) return {nullptr, type};
+    return {data + (list ? list[i] : i) * row_bytes + bytes_of(type, column), type};
   }
 };
 
@@ -162,15 +168,12 @@ SKIM_NOINLINE void multiply_block(const typename Math::step* broadcast, Across a
   }
 }
 
+struct no_registers {
+  no_registers() {}  // NOLINT: not trivial, so that it counts as used
+};
 /// The tile registers, for the `Math` that uses them.
 template <class Math>
-struct math_registers {
-  math_registers() {}  // NOLINT: not trivial, so that it counts as used
-};
-#if SKIM_CPU_AMX
-template <>
-struct math_registers<simd::tile_math<accumulate::amx>> : simd::amx_registers {};
-#endif
+using math_registers = std::conditional_t<Math::amx, simd::amx_registers, no_registers>;
 
 /// Outputs of a unit are computed in blocks of this many.
 template <class Math>
@@ -184,7 +187,6 @@ SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t 
   for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
     float* const target = sums + token * gemm_outputs;
     if constexpr (Math::amx) {
-#if SKIM_CPU_AMX
       constexpr std::int64_t width = vectors * simd::lanes;
       const simd::amx_matrix<const std::uint32_t> left{tile, stride}, right{tokens.lanes_at(token, step), width};
       if (outputs > simd::amx_rows) {
@@ -192,7 +194,6 @@ SKIM_INLINE void multiply_lanes(const packed_tokens<Math>& tokens, std::int64_t 
       } else {
         simd::multiply_amx<1, vectors>(left, right, {target, width}, steps, step == 0);
       }
-#endif
     } else {
       multiply_block<Math, vectors>(tile, std::integral_constant<std::int64_t, stride>{}, unit_stride{}, outputs,
                                     tokens.lanes_at(token, step), steps, step == 0, target);
@@ -213,7 +214,7 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
     for (std::int64_t i = 0; i < count; ++i) {
       typename Math::step* const target = scratch.tile + i * stride;
       for (std::int64_t s = values / Math::values; s < steps; ++s) target[s] = 0;
-      Math::load_row(weights.at(first + i, column), weights.type, values, target);
+      load_row<Math>(weights.at(first + i, column), values, target);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) scratch.tile[i] = 0;
     multiply_lanes(tokens, step, steps, scratch.tile, outputs, sums);
@@ -229,13 +230,11 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
   for (std::int64_t i = 0; i < steps; ++i) {
     typename Math::step* const target = scratch.tile + i * stride;
     const std::int64_t row = (step + i) * Math::values;
-    const auto address = [&](std::int64_t r) { return r < weights.count ? weights.at(r, first) : nullptr; };
-    Math::load_row_pair(address(row), Math::values == 2 ? address(row + 1) : nullptr, weights.type, columns, target);
+    load_row_pair<Math>(weights.at(row, first), weights.at(row + 1, first), columns, target);
     for (std::int64_t c = columns; c < outputs; ++c) target[c] = 0;
   }
 }
 
-#if SKIM_CPU_AMX
 /// sums [tokens, outputs] (+)= tokens in rows, from `step` on, . tile [steps, outputs]. The 32 columns that stay in L1 meet
 /// all tokens.
 template <class Math>
@@ -256,7 +255,6 @@ SKIM_INLINE void multiply_rows(const packed_tokens<Math>& tokens, std::int64_t s
     });
   }
 }
-#endif
 
 /// Calls `body(column, columns, sums)` for a unit's columns, as many at a time as a tile has, with the place of their sums.
 template <class Math, class Body>
@@ -279,9 +277,7 @@ SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t fir
           const std::int64_t outputs = round_up(some, output_block<Math>);
           load_steps(weights, step, steps, first + c, some, scratch);
           if constexpr (Math::amx) {
-#if SKIM_CPU_AMX
             multiply_rows(tokens, step, steps, scratch.tile, outputs, sums);
-#endif
           } else {
             for_lane_blocks(tokens.stride, [&](std::int64_t token, auto vectors) SKIM_LAMBDA_INLINE {
               multiply_block<Math, vectors>(scratch.tile, unit_stride{}, std::integral_constant<std::int64_t, stride>{},
@@ -293,40 +289,79 @@ SKIM_NOINLINE void multiply_steps(const gathered_rows& weights, std::int64_t fir
   }
 }
 
-/// Packs the lane block that begins with token `token` in lanes; tokens beyond `rows`, and steps beyond d, are zeros.
+/// The tokens of a batch, in tiles of 128, or a width of values held for them.
 template <class Math>
-SKIM_NOINLINE void pack_lanes(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
-                              const packed_tokens<Math>& target, float* scratch) {
-  const row_lanes block = row_lanes::of(token, target.stride);
+struct packed_batch {
+  typename Math::step* data;
+  std::int64_t steps, rows;
+
+  static packed_batch take(arena& arena, std::int64_t width, std::int64_t rows) {
+    const std::int64_t steps = steps_of<Math>(width), room = packed_tokens<Math>::room(steps);
+    return {arena.take<typename Math::step>(room * round_up(rows, simd::lanes)), steps, rows};
+  }
+  SKIM_INLINE std::int64_t tiles() const { return (rows + gemm_rows - 1) / gemm_rows; }
+  SKIM_INLINE std::int64_t rows_of(std::int64_t tile) const { return smaller(gemm_rows, rows - tile * gemm_rows); }
+  SKIM_INLINE packed_tokens<Math> tile(std::int64_t index) const {
+    return {data + index * gemm_rows * packed_tokens<Math>::room(steps), steps, round_up(rows_of(index), simd::lanes)};
+  }
+};
+
+/// Packed inputs of a batch, and scratch of each worker.
+template <class Math>
+struct batch_scratch {
+  packed_batch<Math> x;
+  float* tokens;  // [workers, token_stride]: a token in f32
+  std::int64_t token_stride;
+  gemm_scratches<Math> gemm;
+
+  /// `width`: columns of the product whose rows are steps; 0 where there is none.
+  batch_scratch(arena& arena, const tensor_view<const void, 2>& inputs, std::int64_t width, unsigned workers)
+      : x(packed_batch<Math>::take(arena, inputs.extents[1], smaller(inputs.extents[0], batch_rows))),
+        token_stride(round_up(inputs.extents[1], simd::lanes)),
+        gemm(arena, width, workers) {
+    tokens = arena.take<float>(token_stride * workers);
+  }
+};
+
+enum class token_order { lanes, rows };
+
+/// Packs token `t` of the inputs: a row of zeros where there is none, zeros in steps beyond its width.
+template <class Math>
+SKIM_INLINE void pack_token(const tensor_view<const void, 2>& x, std::int64_t t, token_order order,
+                            const packed_tokens<Math>& target, float* scratch) {
   const std::int64_t d = x.extents[1];
-  for (std::int64_t t = token; t < token + block.width; ++t) {
-    if (t < rows) {
-      simd::widen_row(x.at(t), x.type, d, scratch);
-    } else {
-      for (std::int64_t i = 0; i < d; ++i) scratch[i] = 0;
+  const bool given = t < x.extents[0];
+  if (given) widen({x.at(t), x.type}, d, scratch);
+  if constexpr (Math::amx) {
+    if (order == token_order::rows) {
+      bf16* const row = reinterpret_cast<bf16*>(target.row_at(t, 0));  // bf16 may alias the pair that holds it
+      if (given) simd::narrow(scratch, d, row);
+      for (std::int64_t i = given ? d : 0; i < 2 * target.steps; ++i) row[i] = bf16{0};
+      return;
     }
-    Math::pack_lane(scratch, d, 1.0f, target.lanes_at(t, 0), block.width);
-    for (std::int64_t step = (d + Math::values - 1) / Math::values; step < target.steps; ++step)
-      *target.lanes_at(t, step) = 0;
+  }
+  static_cast<void>(order);  // without AMX there is one
+  const std::int64_t width = row_lanes::of(t, target.stride).width;
+  if (given) Math::pack_lane(scratch, d, 1.0f, target.lanes_at(t, 0), width);
+  for (std::int64_t s = given ? (d + Math::values - 1) / Math::values : 0; s < target.steps; ++s) {
+    *target.lanes_at(t, s) = 0;
   }
 }
 
-/// The same in rows.
+/// Packs the tokens of a batch, a lane block in a work unit.
 template <class Math>
-SKIM_NOINLINE void pack_rows(const tensor_view<const void, 2>& x, std::int64_t rows, std::int64_t token,
-                             const packed_tokens<Math>& target, float* scratch) {
-  const row_lanes block = row_lanes::of(token, target.stride);
-  const std::int64_t d = x.extents[1];
-  for (std::int64_t t = token; t < token + block.width; ++t) {
-    bf16* const row = reinterpret_cast<bf16*>(target.row_at(t, 0));  // bf16 may alias the pair that holds it
-    std::int64_t i = 0;
-    if (t < rows) {
-      simd::widen_row(x.at(t), x.type, d, scratch);
-      simd::narrow_row_of(scratch, d, row);
-      i = d;
+void pack_tokens(const tensor_view<const void, 2>& x, token_order order, const batch_scratch<Math>& scratch,
+                 executor_ref executor) {
+  constexpr std::int64_t wide = row_vectors * simd::lanes;
+  executor.parallel_for((scratch.x.rows + wide - 1) / wide, [&](std::int64_t index, unsigned worker) {
+    const std::int64_t tile = index * wide / gemm_rows, begin = index * wide % gemm_rows;
+    const packed_tokens<Math> target = scratch.x.tile(tile);
+    const tensor_view<const void, 2> inputs = rows(x, tile * gemm_rows, scratch.x.rows_of(tile));
+    float* const token = scratch.tokens + worker * scratch.token_stride;
+    for (std::int64_t t = begin; t < smaller(begin + wide, target.stride); ++t) {
+      pack_token(inputs, t, order, target, token);
     }
-    for (; i < 2 * target.steps; ++i) row[i] = bf16{0};
-  }
+  });
 }
 
 /// Writes (or adds) columns [first, first + columns) of the tokens of `out` from the sums of `multiply_steps`.
@@ -341,12 +376,12 @@ SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const
       const std::int64_t step = Math::amx ? 1 : block.width;
       void* const target = out.at(t, first + c);
       if (add) {
-        simd::widen_row(target, out.type, some, scratch.row);
+        widen({target, out.type}, some, scratch.row);
         for (std::int64_t i = 0; i < some; ++i) scratch.row[i] += source[i * step];
       } else {
         for (std::int64_t i = 0; i < some; ++i) scratch.row[i] = source[i * step];
       }
-      simd::narrow_row(scratch.row, some, target, out.type);
+      narrow(scratch.row, some, target, out.type);
     }
   });
 }

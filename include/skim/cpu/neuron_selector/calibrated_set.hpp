@@ -2,12 +2,8 @@
 /// \file The constant set that FastForward is compared with, on the CPU.
 #pragma once
 
-#include <skim/attention.hpp>
-#include <skim/cpu/neuron_selector.hpp>
-#include <skim/ffn.hpp>
+#include <skim/cpu/score_kernel.hpp>
 #include <skim/neuron_selector/calibrated_set.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -15,22 +11,11 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 template <>
-struct neuron_selector_kernel<calibrated_set> : detail::plain_neuron_selector<calibrated_set> {
-  static report check(const calibrated_set& policy, const ffn_args& args) {
-    if (report r = skim::check(policy.keep); !r) return r;
-    if (report r =
-            detail::check_tensor(policy.statistic, {"statistic.extents[0]", "statistic.strides[0]", "statistic.data"});
-        !r) {
-      return r;
-    }
-    const std::int64_t f = args.up.extents[0];
-    if (policy.statistic.extents[0] == f) return {};
-    return fault(status::bad_extent, "statistic.extents[0]", policy.statistic.extents[0], f);
-  }
-  static void predict(const calibrated_set& policy, const ffn_args&, tensor_view<float, 1> scores, memory, memory,
-                      executor_ref executor) {
-    executor.parallel_for(1, [&](std::int64_t, unsigned) {
-      for (std::int64_t j = 0; j < scores.extents[0]; ++j) *scores.at(j) = *policy.statistic.at(j);
+struct score_kernel<calibrated_set> : own_hooks<calibrated_set, executor_ref> {
+  static void score(const calibrated_set& policy, const ffn_args&, tensor_view<float, 2> scores, memory, memory,
+                    executor_ref executor) {
+    executor.parallel_for(scores.extents[0], [&](std::int64_t block, unsigned) {
+      for (std::int64_t j = 0; j < scores.extents[1]; ++j) *scores.at(block, j) = *policy.statistic.at(j);
     });
   }
 };

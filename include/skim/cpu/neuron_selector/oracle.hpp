@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The oracle on the CPU: the block's own statistic.
+/// \file The oracle on the CPU: the statistic of each block.
 #pragma once
 
-#include <skim/cpu/neuron_selector.hpp>
 #include <skim/cpu/neuron_selector/statistic.hpp>
-#include <skim/ffn.hpp>
+#include <skim/cpu/score_kernel.hpp>
 #include <skim/neuron_selector/oracle.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -15,15 +12,15 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 template <>
-struct neuron_selector_kernel<oracle> : detail::statistic_selector<oracle> {
-  static cost_estimate cost(const oracle&, const ffn_args& args) {
-    const cost_estimate all = ffn_cost(args, args.up.extents[0]);
-    const double share = is_gated(args) ? 2.0 / 3 : 0.5;  // all but the down projection
-    return {all.flops * share, all.bytes * share};
+struct score_kernel<oracle> : own_hooks<oracle, executor_ref> {
+  static std::size_t workspace_bytes(const oracle&, const ffn_args& args, unsigned workers) {
+    return detail::statistic_bytes(args, workers);
   }
-  static void predict(const oracle&, const ffn_args& args, tensor_view<float, 1> scores, memory, memory workspace,
-                      executor_ref executor) {
-    detail::neuron_statistic(args, scores.data, workspace.data, executor);
+  static void score(const oracle&, const ffn_args& args, tensor_view<float, 2> scores, memory, memory workspace,
+                    executor_ref executor) {
+    for_each_block(args, [&](const ffn_args& block, std::int64_t index) {
+      detail::neuron_statistic(block, scores.at(index), workspace.data, executor);
+    });
   }
 };
 

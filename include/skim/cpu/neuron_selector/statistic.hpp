@@ -3,14 +3,6 @@
 #pragma once
 
 #include <skim/cpu/kernel/compute_neurons.hpp>
-#include <skim/cpu/kernel/gathered_gemm.hpp>
-#include <skim/cpu/kernel/multiply_tile.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
-#include <skim/cpu/neuron_selector.hpp>
-#include <skim/cpu/simd/compat.hpp>
-#include <skim/ffn.hpp>
-#include <skim/math/accumulate.hpp>
-#include <skim/workspace.hpp>
 
 #include <cmath>
 
@@ -64,8 +56,9 @@ SKIM_NOINLINE inline void statistic_unit(const packed_tokens<statistic_math>& va
   }
 }
 
-/// scores [f] = the statistic of the block (see `oracle`).
-void neuron_statistic(const ffn_args& args, float* scores, void* workspace, executor_ref executor) {
+/// scores [f] = the statistic of a call of one block (see `oracle`), summed in f32: off by some 2^-20 sqrt(M) and, for
+/// each token, by the error of its values' directions.
+inline void neuron_statistic(const ffn_args& args, float* scores, void* workspace, executor_ref executor) {
   const std::int64_t f = args.up.extents[0], pieces = (f + gemm_outputs - 1) / gemm_outputs;
   arena arena(workspace);
   const statistic_scratch scratch(arena, args, executor.concurrency());
@@ -75,9 +68,7 @@ void neuron_statistic(const ffn_args& args, float* scores, void* workspace, exec
   });
   for_batches<statistic_math>(args, scratch.neurons, [&](const neuron_job<statistic_math>& job) {
     const std::int64_t tiles = job.scratch.x.tiles();
-    executor.parallel_for(pack_units(job.scratch.x), [&](std::int64_t index, unsigned worker) {
-      pack_unit(job, token_order::lanes, index, worker);
-    });
+    pack_tokens(job.args.x, token_order::lanes, job.scratch, executor);
     executor.parallel_for(pieces * tiles,
                           [&](std::int64_t index, unsigned worker) { weigh_unit(job, gate, up, index, worker); });
     executor.parallel_for(tiles, [&](std::int64_t tile, unsigned) {
@@ -97,15 +88,11 @@ void neuron_statistic(const ffn_args& args, float* scores, void* workspace, exec
   });
 }
 
-/// What the two policies share.
-template <class Policy>
-struct statistic_selector : plain_neuron_selector<Policy> {
-  static std::size_t workspace_bytes(const Policy&, const ffn_args& args, unsigned workers) {
-    arena arena;
-    statistic_scratch(arena, args, workers);
-    return arena.used();
-  }
-};
+inline std::size_t statistic_bytes(const ffn_args& args, unsigned workers) {
+  arena arena;
+  statistic_scratch(arena, args, workers);
+  return arena.used();
+}
 
 }  // namespace detail
 }  // namespace SKIM_CPU_FEATURES

@@ -2,6 +2,7 @@
 /// \file Matrix tiles of Intel AMX: bf16 pairs, f32 sums.
 ///
 /// A tile is 16 rows of 64 bytes: 16 x 16 sums, or 16 rows of 16 pairs. One instruction multiplies 16 x 32 by 32 x 16.
+/// Units compiled without AMX see declarations only, for branches that they discard.
 #pragma once
 
 #include <skim/cpu/simd/compat.hpp>
@@ -13,11 +14,19 @@ inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-#if SKIM_CPU_AMX
 namespace simd {
 
 inline constexpr std::int64_t amx_rows = 16;   ///< of a tile
 inline constexpr std::int64_t amx_units = 16;  ///< pairs, or sums, in a tile's row
+
+/// One operand or result of `multiply_amx`: its first element and the elements from one row of it to the next.
+template <class T>
+struct amx_matrix {
+  T* data;
+  std::int64_t stride;
+};
+
+#if SKIM_CPU_AMX
 
 /// Eight tiles of full size.
 struct alignas(64) amx_shapes {
@@ -36,13 +45,6 @@ class amx_registers {
   amx_registers(const amx_registers&) = delete;
   amx_registers& operator=(const amx_registers&) = delete;
   ~amx_registers() { _tile_release(); }
-};
-
-/// One operand or result of `multiply_amx`: its first element and the elements from one row of it to the next.
-template <class T>
-struct amx_matrix {
-  T* data;
-  std::int64_t stride;
 };
 
 /// sums [16 Rows, 16 Columns] (+)= left [16 Rows, steps] . right [steps, 16 Columns]; steps in whole tiles. Two by two
@@ -117,8 +119,17 @@ SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::ui
   }
 }
 
-}  // namespace simd
+#else
+
+class amx_registers;
+template <int Rows, int Columns>
+void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<const std::uint32_t> right, amx_matrix<float> sums,
+                  std::int64_t steps, bool fresh);
+void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride);
+
 #endif
+
+}  // namespace simd
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
