@@ -41,66 +41,89 @@ inline const std::vector<cache_form> sampled_forms{{skim::kv_layout::contiguous,
                                                    {skim::kv_layout::ring, 1}};
 inline const std::vector<skim::mask> sampled_masks{skim::mask::causal(), skim::mask::window(5), skim::mask::window(100),
                                                    skim::mask::full(), skim::mask{9, 3}};
+inline const std::vector<std::int64_t> sampled_block_rows{0, 3, 64};
 
-/// Values of the parameters, in the order in which `attention_case_of` reads them.
-inline std::vector<int> attention_parameters() {
+/// A parameter of a call: how many values it has, and how to set the i-th.
+struct attention_parameter {
+  const char* name;
+  int count;
+  void (*set)(attention_case& c, std::size_t i);
+};
+
+inline std::vector<attention_parameter> attention_parameters() {
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
-  return {3,
-          count(sampled_dims()),
-          count(sampled_Tq()),
-          count(sampled_Tk),
-          count(sampled_groups),  // the product
-          3,
-          3,
-          3,
-          3,
-          2,
-          3,
-          2,
-          count(sampled_forms),
-          count(sampled_masks),
-          2,
-          2,
-          2,
-          2,
-          2,
-          5,
-          4,
-          2,
-          2};
+  return {
+      {"type of K", 3, [](auto& c, std::size_t i) { c.kv_type = element_types[i]; }},
+      {"D and Dv", count(sampled_dims()),
+       [](auto& c, std::size_t i) {
+         c.D = sampled_dims()[i].D;
+         c.Dv = sampled_dims()[i].Dv;
+       }},
+      {"Tq", count(sampled_Tq()), [](auto& c, std::size_t i) { c.Tq = sampled_Tq()[i]; }},
+      {"Tk", count(sampled_Tk), [](auto& c, std::size_t i) { c.Tk = sampled_Tk[i]; }},
+      {"group", count(sampled_groups), [](auto& c, std::size_t i) { c.G = sampled_groups[i]; }},
+      // Up to here the full product is tested, see exhaustive_attention.
+      {"type of q", 3, [](auto& c, std::size_t i) { c.q_type = element_types[i]; }},
+      {"type of out", 3, [](auto& c, std::size_t i) { c.out_type = element_types[i]; }},
+      {"type of V", 4, [](auto& c, std::size_t i) { c.v_type = static_cast<skim::element>(i); }},
+      {"KV heads", 3, [](auto& c, std::size_t i) { c.Hk = static_cast<std::int64_t>(i) + 1; }},
+      {"order of K and V", 3, [](auto& c, std::size_t i) { c.kv_order = static_cast<memory_order>(i); }},
+      {"order of q", 2, [](auto& c, std::size_t i) { c.q_order = static_cast<memory_order>(i); }},
+      {"padding", 3, [](auto& c, std::size_t i) { c.padding = static_cast<std::int64_t>(i) * 3; }},
+      {"shift", 2, [](auto& c, std::size_t i) { c.shift = static_cast<std::int64_t>(i); }},
+      {"layout", count(sampled_forms),
+       [](auto& c, std::size_t i) {
+         c.layout = sampled_forms[i].layout;
+         c.page_size = sampled_forms[i].page_size;
+       }},
+      {"mask", count(sampled_masks), [](auto& c, std::size_t i) { c.mask = sampled_masks[i]; }},
+      {"scale", 2, [](auto& c, std::size_t i) { c.scale = i ? 0.3f : 0.0f; }},
+      {"soft cap", 2, [](auto& c, std::size_t i) { c.soft_cap = i ? 5.0f : 0.0f; }},
+      {"sinks", 2, [](auto& c, std::size_t i) { c.sinks = i; }},
+      {"lse", 2, [](auto& c, std::size_t i) { c.lse = i; }},
+      {"lengths", 2, [](auto& c, std::size_t i) { c.lengths = i; }},
+      {"positions", 5, [](auto& c, std::size_t i) { c.positions = static_cast<positions_kind>(i); }},
+      {"lists", 4, [](auto& c, std::size_t i) { c.lists = static_cast<lists_kind>(i); }},
+      {"rows of a block", count(sampled_block_rows),
+       [](auto& c, std::size_t i) { c.block_rows = sampled_block_rows[i]; }},
+      {"sequences", 3,
+       [](auto& c, std::size_t i) {
+         c.sequences = i == 0 ? 1 : 3;
+         c.batch = i == 2;
+       }},
+      {"arithmetic", 2, [](auto& c, std::size_t i) { c.dot_pairs = i; }},
+      {"bias", 3, [](auto& c, std::size_t i) { c.bias = static_cast<bias_kind>(i); }},
+      {"slopes", 2, [](auto& c, std::size_t i) { c.slopes = i; }},
+      {"values in keys", 2, [](auto& c, std::size_t i) { c.values_in_keys = i; }},
+  };
+}
+
+inline std::vector<int> attention_counts() {
+  std::vector<int> counts;
+  for (const attention_parameter& parameter : attention_parameters()) counts.push_back(parameter.count);
+  return counts;
+}
+
+/// What does not go together gives way.
+inline void make_valid(attention_case& c) {
+  if (c.values_in_keys) {
+    c.v_type = c.kv_type;
+    c.Dv = std::min(c.Dv, c.D);
+  }
+  if (c.type_of_v() != c.kv_type && c.kv_order == memory_order::interleaved) c.kv_order = memory_order::token_major;
+  if (c.batch) {
+    if (c.layout != skim::kv_layout::paged) c.page_size = 16;
+    c.layout = skim::kv_layout::paged;
+    c.lengths = c.inverse_norms = false;
+    if (c.positions != positions_kind::from_zero) c.positions = positions_kind::from_first;
+  }
 }
 
 inline attention_case attention_case_of(const std::vector<int>& row) {
-  const int* next = row.data();
-  const auto take = [&next] { return static_cast<std::size_t>(*next++); };
   attention_case c;
-  c.kv_type = element_types[take()];
-  const head_dims dims = sampled_dims()[take()];
-  c.D = dims.D;
-  c.Dv = dims.Dv;
-  c.Tq = sampled_Tq()[take()];
-  c.Tk = sampled_Tk[take()];
-  c.G = sampled_groups[take()];
-  c.q_type = element_types[take()];
-  c.out_type = element_types[take()];
-  c.Hk = static_cast<std::int64_t>(take()) + 1;
-  c.kv_order = static_cast<memory_order>(take());
-  c.q_order = static_cast<memory_order>(take());
-  c.padding = static_cast<std::int64_t>(take()) * 3;
-  c.shift = static_cast<std::int64_t>(take());
-  const cache_form form = sampled_forms[take()];
-  c.layout = form.layout;
-  c.page_size = form.page_size;
-  c.mask = sampled_masks[take()];
-  c.scale = take() ? 0.3f : 0.0f;
-  c.soft_cap = take() ? 5.0f : 0.0f;
-  c.sinks = take();
-  c.lse = take();
-  c.lengths = take();
-  c.positions = static_cast<positions_kind>(take());
-  c.lists = static_cast<lists_kind>(take());
-  c.sequences = take() ? 3 : 1;
-  c.dot_pairs = take();
+  const std::vector<attention_parameter> parameters = attention_parameters();
+  for (std::size_t p = 0; p < parameters.size(); ++p) parameters[p].set(c, static_cast<std::size_t>(row[p]));
+  make_valid(c);
   // Rounding a query shifts logits in proportion to their size: those that dot_pairs rounds have logits like a model's.
   if (c.dot_pairs && c.q_type != skim::element::bf16) c.scale = 0;
   // The reference needs a second for 10^9 products: the largest calls have one KV head and one sequence.
@@ -108,12 +131,13 @@ inline attention_case attention_case_of(const std::vector<int>& row) {
     c.Hk = 1;
     c.sequences = 1;
   }
+  if (c.Hq() * c.Tq * (c.Tk + c.Tq) > 3000000 && c.bias == bias_kind::by_head) c.bias = bias_kind::shared;
   return c;
 }
 
 inline std::vector<attention_case> attention_sample() {
   std::vector<attention_case> cases;
-  const pairwise_sample sample(attention_parameters());
+  const pairwise_sample sample(attention_counts());
   for (const auto& row : sample.rows()) cases.push_back(attention_case_of(row));
   return cases;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/executor.hpp>
+#include <skim/team_executor.hpp>
 
 // ThreadSanitizer misjudges oneTBB's synchronisation.
 #if defined(SKIM_HAS_TBB) && SKIM_HAS_TBB && !defined(__SANITIZE_THREAD__)
@@ -14,6 +15,7 @@
 #define SKIM_TEST_TBB 0
 #endif
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <ostream>
@@ -113,16 +115,6 @@ inline constexpr executor_choice every_executor[] = {
 #endif
 };
 
-/// `executor` behind a function pointer: one type for all executors, so that a test compiles its kernels once.
-template <class Executor>
-skim::host_executor behind_pointer(const Executor& executor) {
-  const auto dispatch = [](void* own, std::int64_t n, skim::host_executor::task task, void* context) {
-    static_cast<const Executor*>(own)->parallel_for(
-        n, [&](std::int64_t index, unsigned worker) { task(context, index, worker); });
-  };
-  return {const_cast<Executor*>(&executor), executor.concurrency(), dispatch};  // const_cast: restored above
-}
-
 /// Calls `operation(executor)` with the executor's own type: once, or for a team once on each of its threads.
 template <class Operation>
 void run_on_own(executor_choice choice, const Operation& operation) {
@@ -146,10 +138,10 @@ void run_on_own(executor_choice choice, const Operation& operation) {
   for (std::thread& member : members) member.join();
 }
 
-/// As `run_on_own`, behind a pointer.
+/// As `run_on_own`, with one type for all executors.
 template <class Operation>
 void run_on(executor_choice choice, const Operation& operation) {
-  run_on_own(choice, [&](const auto& executor) { operation(behind_pointer(executor)); });
+  run_on_own(choice, [&](const auto& executor) { operation(skim::executor_ref(executor)); });
 }
 
 }  // namespace skim_test

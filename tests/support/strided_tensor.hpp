@@ -22,13 +22,13 @@ class strided_tensor {
     const bool head_major = s.order == memory_order::head_major;
     token_stride_ = head_major ? width : s.heads * width;
     head_stride_ = head_major ? s.tokens * width : width;
-    bytes_.assign(static_cast<std::size_t>((s.shift + s.tokens * s.heads * width + guard) * size()), 0xff);
+    bytes_.assign(static_cast<std::size_t>(bytes_of(s.shift + s.tokens * s.heads * width + guard)), 0xff);
   }
 
   skim::tensor_view<void, 3> view() {
     const std::int64_t extents[] = {shape_.tokens, shape_.heads, shape_.dim};
     const std::int64_t strides[] = {token_stride_, head_stride_, 1};
-    return {bytes_.data() + shape_.shift * size(), extents, strides, shape_.type};
+    return {bytes_.data() + bytes_of(shape_.shift), extents, strides, shape_.type};
   }
 
   /// Rounds `values` [tokens, heads, dim] into the elements.
@@ -49,8 +49,7 @@ class strided_tensor {
     const auto all = view();
     for (std::int64_t t = 0; t < shape_.tokens; ++t) {
       for (std::int64_t h = 0; h < shape_.heads; ++h) {
-        const std::int64_t begin = (shape_.shift + all.offset(t, h)) * size();
-        std::fill_n(inside.begin() + begin, shape_.dim * size(), true);
+        std::fill_n(inside.begin() + bytes_of(shape_.shift + all.offset(t, h)), bytes_of(shape_.dim), true);
       }
     }
     for (std::size_t i = 0; i < bytes_.size(); ++i) {
@@ -63,7 +62,7 @@ class strided_tensor {
 
  private:
   static constexpr std::int64_t guard = 16;  // elements behind the last row
-  std::int64_t size() const { return skim::element_bytes(shape_.type); }
+  std::int64_t bytes_of(std::int64_t elements) const { return skim::bytes_of(shape_.type, elements); }
 
   shape shape_;
   std::int64_t token_stride_ = 0, head_stride_ = 0;

@@ -2,7 +2,7 @@
 /// \file Vectors and lists of them, as the other references use them. Allocates.
 #pragma once
 
-#include <skim/view.hpp>
+#include <skim/kv_view.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -62,15 +62,24 @@ inline std::vector<double> finite_mean(vector_list rows) {
   return mean(rows);
 }
 
+/// A row as it is stored: its elements times its scale.
+inline std::vector<double> values_of(const stored_row& row, std::int64_t n) {
+  std::vector<double> values;
+  for (std::int64_t d = 0; d < n; ++d) {
+    values.push_back(static_cast<double>(load_element(row.data, row.type, d)) * static_cast<double>(row.scale));
+  }
+  return values;
+}
+
+/// The key or value of one token.
+inline std::vector<double> row_of(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
+  return values_of(kv.row(tensor, head, slot), tensor.dim);
+}
+
 /// The rows of K or V that a head holds, `[n][dim]`.
 inline vector_list rows_of(const kv_view& kv, const kv_tensor& tensor, std::int64_t head) {
-  vector_list rows(static_cast<std::size_t>(kv.length(head)));
-  for (std::size_t slot = 0; slot < rows.size(); ++slot) {
-    const std::int64_t row = kv.row_offset(tensor, head, static_cast<std::int64_t>(slot));
-    for (std::int64_t d = 0; d < tensor.dim; ++d) {
-      rows[slot].push_back(static_cast<double>(load_element(tensor.data, tensor.type, row + d)));
-    }
-  }
+  vector_list rows;
+  for (std::int64_t slot = 0; slot < kv.length(head); ++slot) rows.push_back(row_of(kv, tensor, head, slot));
   return rows;
 }
 
