@@ -116,7 +116,7 @@ struct attention_blocks {
 
 /// Calls `body(block, index)` for the blocks of all sequences, in the order of lists.
 template <class Body>
-SKIM_HD SKIM_INLINE void for_each_block(const attention_args& args, std::int64_t block_rows, const Body& body) {
+SKIM_INLINE void for_each_block(const attention_args& args, std::int64_t block_rows, const Body& body) {
   std::int64_t index = 0;
   for (std::int64_t s = 0; s < sequence_count(args); ++s) {
     const attention_sequence sequence = sequence_at(args, s);
