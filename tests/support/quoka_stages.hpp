@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file QUOKA's selection, each stage of the kernel compared with the reference on what its own previous stage left.
+/// \file QUOKA's selection, each stage of the kernel compared with the reference on what its own previous stage left: the
+/// queries that the kernel chooses, the scores that `score` gives, the lists of `choose` and of `select`.
 #pragma once
 
 #include "attention_case.hpp"
@@ -17,11 +18,7 @@ namespace skim_test {
 
 namespace reference = skim::reference;
 
-inline double length_of(const std::vector<double>& row) {
-  return std::sqrt(reference::dot(row, row));
-}
-
-/// The chunk's rows among which a rule chooses, with the kernel's error bounds.
+/// The block's rows among which a rule chooses, with the kernel's error bounds.
 struct choice {
   reference::vector_list rows;
   double row_error = 0;  // of a row's length, relative to 1
@@ -33,9 +30,9 @@ struct choice {
     double lengths = 0;
     for (const auto& row : rows) {
       for (std::size_t d = 0; d < row.size(); ++d) sum[d] += row[d];
-      lengths += length_of(row);
+      lengths += reference::length(row);
     }
-    const double D = static_cast<double>(sum.size()), left = length_of(sum);
+    const double D = static_cast<double>(sum.size()), left = reference::length(sum);
     if (left == 0) return f32_roundoff * D;
     const double cancelled = (f32_roundoff * static_cast<double>(rows.size()) + row_error) * lengths / left;
     return f32_roundoff * (D / 2 + 16) + row_error + cancelled;
@@ -83,171 +80,226 @@ inline void expect_farthest_points(const choice& from, const std::vector<std::in
   }
 }
 
-inline void expect_choice(const skim::queries::lowest_cosine&, const choice& from, std::int64_t,
+inline void expect_choice(const skim::query_rule& rule, const choice& from, std::int64_t Tk,
                           const std::vector<std::int64_t>& chosen) {
-  expect_lowest_cosines(from, chosen);
-}
-inline void expect_choice(const skim::queries::group_lowest_cosine&, const choice& from, std::int64_t,
-                          const std::vector<std::int64_t>& chosen) {
-  expect_lowest_cosines(from, chosen);
-}
-inline void expect_choice(const skim::queries::farthest_point&, const choice& from, std::int64_t,
-                          const std::vector<std::int64_t>& chosen) {
-  expect_farthest_points(from, chosen);
-}
-/// The rules that look at no query: the same tokens exactly.
-template <class Rule>
-void expect_choice(const Rule& rule, const choice& from, std::int64_t Tk, const std::vector<std::int64_t>& chosen) {
-  EXPECT_EQ(chosen, reference::choose_rows(rule, from.rows, Tk));
+  switch (rule.choice) {
+    case skim::query_choice::lowest_cosine:
+    case skim::query_choice::group_lowest_cosine:
+      return expect_lowest_cosines(from, chosen);
+    case skim::query_choice::farthest_point:
+      return expect_farthest_points(from, chosen);
+    default:  // rules that look at no query: the same tokens exactly
+      EXPECT_EQ(chosen, reference::choose_rows(rule, from.rows, Tk));
+  }
 }
 
-/// A selection that has run, seen from one sequence and KV head.
-template <class Policy>
+/// What the kernel chooses for one block and KV head.
+struct chosen_queries {
+  std::vector<std::int64_t> tokens;  // the rule's last choice: of the only query head, or of the group
+  reference::vector_list qbar;       // [kept][D]
+
+  chosen_queries(const skim::query_rule& rule, const skim::attention_args& args, const skim::attention_sequence& block,
+                 std::int64_t head) {
+    using namespace skim::cpu::detail;
+    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq), length = padded_row(D);
+    skim::detail::arena measure;
+    choose_scratch(measure, block.Tq, D);
+    aligned_memory memory(measure.used()), rows(static_cast<std::size_t>(kept * length) * sizeof(float));
+    skim::detail::arena arena(memory.data());
+    const choose_scratch scratch(arena, block.Tq, D);
+    float* const row = static_cast<float*>(rows.data());
+    skim::cpu::detail::choose_queries(rule, args, block, head, scratch, row);
+    EXPECT_TRUE(memory.guards_intact() && rows.guards_intact());
+    for (std::int64_t i = 0; i < kept; ++i) {
+      qbar.emplace_back(row + i * length, row + i * length + D);
+      tokens.push_back(kept < block.Tq ? scratch.chosen[i] : i);
+    }
+  }
+};
+
+/// One block and KV head of a selection.
 struct stage_check {
-  const Policy& policy;
+  const skim::quoka& policy;
   const skim::attention_args& args;
-  skim::attention_sequence sequence;
+  const skim::attention_sequence& block;
   std::int64_t head;
-  const std::int32_t* tokens;  // [G or 1, kept]
-  const float* qbar;           // [kept, qbar_stride]
-  std::int64_t qbar_stride;
-  const float* scores;  // [past]
 
-  using rule_type = decltype(policy.queries);
+  bool chooses() const { return policy.queries.kept(block.Tq) < block.Tq; }
+  bool by_query_head() const { return policy.queries.per_query_head() && chooses(); }
+  std::int64_t G() const { return skim::group_size(args); }
+  double unit_error() const {
+    return f32_roundoff * (static_cast<double>(args.q.extents[2]) / 8 + static_cast<double>(G()) + 8);
+  }
 
-  std::int64_t kept() const { return skim::queries::kept(policy.queries, sequence.Tq); }
-  bool chooses() const { return kept() < sequence.Tq; }
-  bool by_query_head() const { return skim::queries::per_query_head<std::remove_const_t<rule_type>> && chooses(); }
-
-  std::vector<std::int64_t> tokens_of(std::int64_t g) const { return {tokens + g * kept(), tokens + (g + 1) * kept()}; }
+  /// What the kernel chooses for one query head: a group of one shows its choice.
+  std::vector<std::int64_t> tokens_of_query_head(std::int64_t h) const {
+    skim::attention_args alone = args;
+    alone.q.data = args.q.at(0, h);
+    alone.q.extents[1] = 1;
+    skim::attention_sequence one = block;
+    alone.sequences = &one.kv;
+    alone.sequence_count = 1;
+    one.kv.heads = 1;
+    return chosen_queries(policy.queries, alone, one, 0).tokens;
+  }
 
   reference::vector_list units(std::int64_t g) const {
     reference::vector_list rows;
-    for (const auto& row : reference::queries_of(args, sequence, head * skim::group_size(args) + g)) {
-      rows.push_back(reference::unit(row));
-    }
+    for (const auto& row : reference::queries_of(args, block, head * G() + g)) rows.push_back(reference::unit(row));
     return rows;
   }
 
-  /// The tokens that the rule chose.
-  void expect_tokens() const {
-    const std::int64_t G = skim::group_size(args), D = args.q.extents[2];
-    if (!chooses()) {
-      std::vector<std::int64_t> every(static_cast<std::size_t>(kept()));
-      std::iota(every.begin(), every.end(), std::int64_t{0});
-      EXPECT_EQ(tokens_of(0), every);
-      return;
+  /// The tokens that the rule chose, [G or 1][kept].
+  std::vector<std::vector<std::int64_t>> expect_tokens(const chosen_queries& chosen) const {
+    std::vector<std::vector<std::int64_t>> tokens;
+    for (std::int64_t g = 0; by_query_head() && g < G(); ++g) {
+      tokens.push_back(tokens_of_query_head(head * G() + g));
+      expect_choice(policy.queries, {reference::queries_of(args, block, head * G() + g), 0}, block.Tk(), tokens.back());
     }
-    for (std::int64_t g = 0; by_query_head() && g < G; ++g) {
-      expect_choice(policy.queries, {reference::queries_of(args, sequence, head * G + g), 0}, sequence.Tk(),
-                    tokens_of(g));
+    if (by_query_head()) return tokens;
+    if (chooses()) {
+      choice means;
+      means.row_error = unit_error();
+      std::vector<reference::vector_list> heads;
+      for (std::int64_t g = 0; g < G(); ++g) heads.push_back(units(g));
+      for (std::size_t t = 0; t < static_cast<std::size_t>(block.Tq); ++t) {
+        reference::vector_list group;
+        for (const auto& rows : heads) group.push_back(rows[t]);
+        means.rows.push_back(reference::mean(group));
+      }
+      expect_choice(policy.queries, means, block.Tk(), chosen.tokens);
     }
-    if (by_query_head()) return;
-    choice means;
-    means.row_error = f32_roundoff * (static_cast<double>(D) / 8 + static_cast<double>(G) + 8);
-    for (std::int64_t t = 0; t < sequence.Tq; ++t) {
-      reference::vector_list group;
-      for (std::int64_t g = 0; g < G; ++g) group.push_back(units(g)[static_cast<std::size_t>(t)]);
-      means.rows.push_back(reference::mean(group));
-    }
-    expect_choice(policy.queries, means, sequence.Tk(), tokens_of(0));
+    return {chosen.tokens};
   }
 
   /// The group mean of the unit queries of those tokens.
-  void expect_qbar() const {
-    const std::int64_t G = skim::group_size(args), D = args.q.extents[2];
-    const double bound = f32_roundoff * (static_cast<double>(D) / 8 + static_cast<double>(G) + 8);
+  void expect_qbar(const chosen_queries& chosen, const std::vector<std::vector<std::int64_t>>& tokens) const {
     std::vector<reference::vector_list> heads;
-    for (std::int64_t g = 0; g < G; ++g) heads.push_back(units(g));
-    for (std::int64_t i = 0; i < kept(); ++i) {
+    for (std::int64_t g = 0; g < G(); ++g) heads.push_back(units(g));
+    for (std::size_t i = 0; i < chosen.qbar.size(); ++i) {
       reference::vector_list group;
-      for (std::int64_t g = 0; g < G; ++g) {
-        const std::int64_t t = tokens[by_query_head() ? g * kept() + i : i];
-        group.push_back(heads[static_cast<std::size_t>(g)][static_cast<std::size_t>(t)]);
+      for (std::size_t g = 0; g < heads.size(); ++g) {
+        group.push_back(heads[g][static_cast<std::size_t>(tokens[by_query_head() ? g : 0][i])]);
       }
       const std::vector<double> mean = reference::mean(group);
-      for (std::int64_t d = 0; d < D; ++d) {
-        ASSERT_NEAR(static_cast<double>(qbar[i * qbar_stride + d]), mean[static_cast<std::size_t>(d)], bound)
-            << "query " << i << ", element " << d;
+      for (std::size_t d = 0; d < mean.size(); ++d) {
+        ASSERT_NEAR(chosen.qbar[i][d], mean[d], unit_error()) << "query " << i << ", element " << d;
       }
     }
   }
 
   /// Candidates, their exact scores for the kernel's qbar, and the documented bounds.
-  skim::testing::scored_slots exact_scores() const {
-    const std::int64_t D = args.q.extents[2];
+  skim::testing::scored_slots exact_scores(const chosen_queries& chosen) const {
     skim::testing::scored_slots exact;
-    exact.slots = reference::candidates(args, sequence, head);
-    reference::vector_list rows;
-    for (std::int64_t i = 0; i < kept(); ++i) {
-      rows.emplace_back(qbar + i * qbar_stride, qbar + i * qbar_stride + D);
-    }
-    const double bound = f32_roundoff * (static_cast<double>(D) / 8 + static_cast<double>(skim::group_size(args)) + 12);
+    exact.slots = reference::candidates(args, block, head);
+    const double bound = unit_error() + 4 * f32_roundoff;
     for (const std::int64_t slot : exact.slots) {
-      exact.scores.push_back(reference::score_key(policy, sequence, head, slot, rows));
-      const bool cosine = std::is_same_v<std::decay_t<decltype(policy.similarity)>, skim::similarity::cosine>;
-      exact.bounds.push_back(cosine ? bound : bound * key_length(slot));
+      exact.scores.push_back(reference::score_key(policy, block, head, slot, chosen.qbar));
+      const bool cosine = policy.similarity == skim::similarity::cosine;
+      exact.bounds.push_back(cosine ? bound
+                                    : bound * reference::length(reference::row_of(block.kv, block.kv.k, head, slot)));
     }
     return exact;
   }
 
-  double key_length(std::int64_t slot) const {
-    const skim::kv_view& kv = *sequence.kv;
-    double squares = 0;
-    for (std::int64_t d = 0; d < kv.k.dim; ++d) {
-      const double x =
-          static_cast<double>(skim::load_element(kv.k.data, kv.k.type, kv.row_offset(kv.k, head, slot) + d));
-      squares += x * x;
-    }
-    return std::sqrt(squares);
-  }
-
   /// The scores of those queries and, from the scores, the list.
-  void expect_scores_and_list(const std::vector<std::int64_t>& list) const {
-    const skim::testing::scored_slots exact = exact_scores();
+  void expect_scores_and_list(const chosen_queries& chosen, const float* scores,
+                              const std::vector<std::int64_t>& list) const {
+    const skim::testing::scored_slots exact = exact_scores(chosen);
     std::vector<double> own;
     for (std::size_t i = 0; i < exact.slots.size(); ++i) {
       own.push_back(static_cast<double>(scores[exact.slots[i]]));
       if (std::isnan(exact.scores[i])) continue;
       ASSERT_NEAR(own.back(), exact.scores[i], exact.bounds[i]) << "slot " << exact.slots[i];
     }
-    EXPECT_EQ(list, reference::top_k(policy.keep, sequence, head, exact.slots, own));
-    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(policy.keep, sequence, head, exact)));
+    EXPECT_EQ(list, reference::top_k(policy.keep, block, head, exact.slots, own));
+    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(policy.keep, block, head, exact)));
+  }
+
+  void expect_stages(const float* scores, const std::vector<std::int64_t>& list) const {
+    const std::int64_t past = block.past(head);
+    if (reference::lists_all(policy.keep, block, skim::cpu::detail::crossing_of(policy.keep, block.Tk()))) {
+      EXPECT_EQ(list, reference::all_past(block, head));
+      return;
+    }
+    if (block.Tq == 0 || past <= policy.keep.keys(past)) {
+      EXPECT_EQ(list, reference::candidates(args, block, head));
+      return;
+    }
+    const chosen_queries chosen(policy.queries, args, block, head);
+    const auto tokens = expect_tokens(chosen);
+    if (testing::Test::HasFatalFailure()) return;
+    expect_qbar(chosen, tokens);
+    expect_scores_and_list(chosen, scores, list);
   }
 };
 
-/// Selects, and checks every stage of every sequence and head.
-template <class Policy>
-void expect_selection(const Policy& policy, const skim::attention_args& args) {
-  const skim::cpu::attention<Policy> op{policy};
-  ASSERT_TRUE(op.check(args).ok());
-  const std::int64_t heads = skim::first_view(args).heads, capacity = op.list_capacity(args);
-  const std::int64_t rows = skim::sequence_count(args) * heads;
-  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity + 1), -7);
-  std::vector<std::int32_t> counts(static_cast<std::size_t>(rows), -7);
-  const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
-  aligned_memory workspace(op.workspace_bytes(args, 1));
-  ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-  ASSERT_TRUE(check_indices(args, &lists).ok());
-  EXPECT_TRUE(workspace.guards_intact());
-  EXPECT_EQ(indices.back(), -7);
+/// Lists with memory of their own, and an entry behind it.
+struct selected_lists {
+  std::vector<std::int32_t> indices, counts;
+  skim::index_lists lists;
 
-  const auto stages = skim::cpu::selector_kernel<Policy>::stages(policy, args, workspace.get());
-  for (std::int64_t r = 0; r < rows; ++r) {
-    SCOPED_TRACE(testing::Message() << "row " << r);
-    const skim::attention_sequence sequence = skim::sequence_at(args, r / heads);
-    const std::vector<std::int64_t> list(lists.row(r), lists.row(r) + counts[static_cast<std::size_t>(r)]);
-    const std::int64_t past = sequence.kv->length(r % heads) - sequence.Tq;
-    if (sequence.Tq == 0 || past <= policy.keep.keys(past)) {
-      EXPECT_EQ(list, reference::candidates(args, sequence, r % heads));
-      continue;
+  selected_lists(std::int64_t rows, std::int64_t capacity, std::int64_t block_rows)
+      : indices(static_cast<std::size_t>(rows * capacity + 1), -7), counts(static_cast<std::size_t>(rows + 1), -7) {
+    lists.indices = indices.data();
+    lists.counts = counts.data();
+    lists.rows = rows;
+    lists.capacity = capacity;
+    lists.block_rows = block_rows;
+  }
+  selected_lists(const selected_lists&) = delete;
+  selected_lists& operator=(const selected_lists&) = delete;
+
+  template <class Operation>
+  selected_lists(const Operation& op, const skim::attention_args& args)
+      : selected_lists(skim::list_rows(args, op.block_rows()), op.list_capacity(args), op.block_rows()) {}
+
+  bool outside_intact() const { return indices.back() == -7 && counts.back() == -7; }
+  std::vector<std::int64_t> row(std::int64_t r) const {
+    return {lists.row(r), lists.row(r) + counts[static_cast<std::size_t>(r)]};
+  }
+};
+
+/// Selects, once as a whole and once step by step, and checks every stage of every block and head.
+inline void expect_selection(const skim::quoka& policy, const skim::attention_args& args) {
+  const skim::cpu::attention<skim::quoka> op{policy};
+  const skim::serial_executor serial;
+  ASSERT_TRUE(op.check(args).ok());
+  const std::int64_t heads = skim::first_view(args).heads, every = op.block_rows();
+  selected_lists whole(op, args), stepped(op, args);
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  ASSERT_TRUE(op.select(args, whole.lists, {}, workspace.get(), serial).ok());
+  ASSERT_TRUE(check_indices(args, &whole.lists).ok());
+  EXPECT_TRUE(workspace.guards_intact() && whole.outside_intact());
+
+  const std::int64_t sequences = skim::sequence_count(args), longest = skim::longest_past(args, every);
+  const std::int64_t rounds = skim::block_count(skim::most_rows(args), every);
+  std::vector<float> all_scores;  // [rounds, sequences * heads, longest]
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    std::vector<float> scores(static_cast<std::size_t>(sequences * heads * longest + 1), -7.0f);
+    const skim::tensor_view<float, 2> view(scores.data(), {sequences * heads, longest});
+    ASSERT_TRUE(op.score(args, view, {}, workspace.get(), serial, round).ok());
+    ASSERT_TRUE(op.choose(args, view, stepped.lists, workspace.get(), serial, round).ok());
+    EXPECT_TRUE(workspace.guards_intact());
+    EXPECT_EQ(scores.back(), -7.0f);
+    all_scores.insert(all_scores.end(), scores.begin(), scores.end() - 1);
+  }
+  EXPECT_TRUE(stepped.outside_intact());
+
+  std::int64_t index = 0;
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    const skim::attention_sequence sequence = skim::sequence_at(args, s);
+    for (std::int64_t b = 0; b < skim::block_count(sequence.Tq, every); ++b, ++index) {
+      const skim::attention_sequence block = skim::block_of(sequence, b, every);
+      for (std::int64_t head = 0; head < heads; ++head) {
+        SCOPED_TRACE(testing::Message() << "sequence " << s << ", block " << b << ", head " << head);
+        const std::int64_t r = index * heads + head;
+        ASSERT_EQ(stepped.row(r), whole.row(r));
+        const float* const scores = all_scores.data() + ((b * sequences + s) * heads + head) * longest;
+        stage_check{policy, args, block, head}.expect_stages(scores, whole.row(r));
+        if (testing::Test::HasFatalFailure()) return;
+      }
     }
-    const stage_check<Policy> check{
-        policy, args, sequence, r % heads, stages.tokens_of(r), stages.qbar_of(r), stages.row, stages.scores_of(r)};
-    check.expect_tokens();
-    if (testing::Test::HasFatalFailure()) return;
-    check.expect_qbar();
-    check.expect_scores_and_list(list);
   }
 }
 
