@@ -60,6 +60,15 @@ SKIM_HD SKIM_INLINE attention_args attended_call(const eviction_args& args) {
   return call;
 }
 
+/// What an evictor keeps of the call's tokens. Where all score alike the highest positions stay: recent ones need no
+/// protection, and leave room for budgets by head and for whole pages.
+template <class Policy>
+SKIM_INLINE retention kept_by(const Policy& policy, const eviction_args& args) {
+  retention keep = kept_by(policy, args.kv.tokens);
+  if (scores_alike<Policy>) keep.recent = 0;
+  return keep;
+}
+
 /// What head `head` keeps: `keep` with its own budget, within which sinks and recent tokens are.
 SKIM_HD SKIM_INLINE retention kept_of_head(retention keep, const eviction_args& args, std::int64_t head) {
   if (!args.budgets) return keep;
@@ -75,6 +84,22 @@ SKIM_HD SKIM_INLINE std::int64_t list_capacity(const retention& keep, const evic
 }
 
 namespace detail {
+
+template <class Kernel>
+using inherited_score = decltype(&Kernel::template score<eviction_args>);
+
+/// True if `Policy` has all that an evictor needs, `Kernel` being a back-end's part of it; else an error that names what it
+/// lacks.
+template <class Policy, class Kernel, class On>
+constexpr bool is_evictor() {
+  static_assert(keeps<Policy>, "an evictor policy needs: retention keep");
+  static_assert(has<check_member, Policy, eviction_args>,
+                "an evictor policy needs: report check(const eviction_args&) const");
+  static_assert(scores_alike<Policy> || has<score_member, Policy, eviction_args, On> || !has<inherited_score, Kernel>,
+                "an evictor policy needs: void score(const eviction_args&, tensor_view<float, 2> scores, memory state, "
+                "memory workspace, executor_ref) const; one of the library: its header in skim/cpu/evictor");
+  return true;
+}
 
 /// Rows of per-token metadata must not overlap, or moving one head's would overwrite another's.
 SKIM_INLINE constexpr report check_metadata_apart(const char* name, std::int64_t stride, const kv_cache& kv) {
@@ -107,17 +132,15 @@ SKIM_INLINE constexpr report check_pages(const eviction_args& args, const retent
 SKIM_INLINE constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
                                             pointers given) {
   const kv_cache& kv = args.kv;
-  if (args.attended.sequences) {
-    return fault(status::unsupported, "attended.sequence_count", args.attended.sequence_count, 1);
-  }
+  if (args.attended.sequences) return fault(status::unsupported, "attended.sequences", "set", "null");
   if (args.attended.batch.sequences != 0) {
     return fault(status::unsupported, "attended.batch.sequences", args.attended.batch.sequences, 0);
   }
   if (report r = check_range("new_tokens", args.new_tokens, 0, largest_index); !r) return r;
   if (report r = check_kv(kv, args.new_tokens, given); !r) return r;
   if (needs.lse) {
-    if (report r = check_chunk(attended_call(args), given); !r) return r;
     if (report r = check_extent(args.attended.q, 0, args.new_tokens, "attended.q"); !r) return r;
+    if (report r = check_chunk(attended_call(args), given); !r) return r;
     if (given == pointers::required && !args.attended.lse.data && args.new_tokens > 0) {
       return null_fault("attended.lse.data");
     }
@@ -135,7 +158,7 @@ SKIM_INLINE constexpr report check_eviction(const eviction_args& args, const ret
   if (kv.inverse_norms) {
     if (report r = check_metadata_apart("kv.inverse_norms_stride", kv.inverse_norms_stride, kv); !r) return r;
   }
-  if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads, number of)", 1, 0);
+  if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads)", "set", "null");
   return check_pages(args, keep, given);
 }
 

@@ -11,7 +11,6 @@
 #include <skim/cpu/evictor/h2o.hpp>
 #include <skim/cpu/evictor/keydiff.hpp>
 #include <skim/cpu/evictor/random_tokens.hpp>
-#include <skim/cpu/evictor/sink_window.hpp>
 #include <skim/cpu/evictor/snapkv.hpp>
 #include <skim/cpu/evictor/tova.hpp>
 #include <skim/cpu/features.hpp>

@@ -52,7 +52,7 @@ class bounded_layer {
     cache.kv() = storage_.view(0);
     cache.settings.how = how;
     cache.kept = kept_.lists;
-    state_ = std::make_unique<aligned_memory>(cache.op.state_bytes(cache.settings));
+    state_ = std::make_unique<aligned_memory>(cache.op.state_bytes(plain()));
     cache.state = state_->get();
     reset();
   }
@@ -92,14 +92,14 @@ class bounded_layer {
   }
 
   void score(scores_memory& scores) {
-    aligned_memory workspace(cache.op.workspace_bytes(now(), 1));
-    EXPECT_TRUE(cache.op.score(now(), scores.view(), cache.state, workspace.get(), serial_).ok());
+    aligned_memory workspace(cache.op.workspace_bytes(plain(), 1));
+    EXPECT_TRUE(cache.op.score(plain(), scores.view(), cache.state, workspace.get(), serial_).ok());
   }
 
   /// By slot.
   std::vector<std::int64_t> positions(std::int64_t head) const {
     std::vector<std::int64_t> by_slot;
-    const skim::kv_view& kv = cache.kv();
+    const skim::kv_cache& kv = cache.kv();
     for (std::int64_t slot = 0; slot < kv.length(head); ++slot) by_slot.push_back(kv.position(head, slot));
     return by_slot;
   }
@@ -124,18 +124,12 @@ class bounded_layer {
 
   /// Enough of a call for `reset`.
   skim::eviction_args plain() {
-    skim::eviction_args args = cache.settings;
-    args.attended.q = skim::tensor_view<const float, 3>(text_.q.data(), {0, text_.Hk * text_.G, text_.D});
-    args.attended.lse = skim::tensor_view<float, 2>(nullptr, {0, text_.Hk * text_.G});
-    return args;
+    skim::attention_args none;
+    none.q = skim::tensor_view<const float, 3>(text_.q.data(), {0, text_.Hk * text_.G, text_.D});
+    return cache.args(none, nullptr);
   }
 
-  skim::eviction_args now() const {
-    skim::eviction_args args = cache.settings;
-    args.attended = attended;
-    args.attended.kv = cache.kv();
-    return args;
-  }
+  skim::eviction_args now() const { return cache.args(attended, nullptr); }
 
   const bounded_text& text_;
   cache_storage storage_;

@@ -23,9 +23,7 @@ template <class Policy>
 std::vector<double> scores_of(const Policy& policy, const skim::eviction_args& args, std::int64_t head) {
   eviction_run<Policy> run(policy, args);
   run.observe();
-  scores_memory scores(args.attended.kv.heads, args.attended.kv.tokens);
-  run.score(scores);
-  return scores.row(head, args.attended.kv.length(head));
+  return run.scores_of(head);
 }
 
 /// The lists of a whole run.

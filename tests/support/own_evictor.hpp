@@ -20,10 +20,9 @@ struct hashed_tokens {
 
   skim::report check(const skim::eviction_args&) const { return {}; }
 
-  template <class Executor>
   void score(const skim::eviction_args& args, skim::tensor_view<float, 2> scores, skim::memory, skim::memory,
-             const Executor& executor) const {
-    const skim::kv_view& kv = args.attended.kv;
+             skim::executor_ref executor) const {
+    const skim::kv_cache& kv = args.kv;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
         *scores.at(head, slot) = hashed_score(kv.position(head, slot));
@@ -39,12 +38,11 @@ struct constant_weights {
   std::int64_t special = -1;
 
   skim::report check(const skim::eviction_args&) const { return {}; }
-  float weight(float score) const { return score; }
+  float caote_weight(float score) const { return score; }
 
-  template <class Executor>
   void score(const skim::eviction_args& args, skim::tensor_view<float, 2> scores, skim::memory, skim::memory,
-             const Executor& executor) const {
-    const skim::kv_view& kv = args.attended.kv;
+             skim::executor_ref executor) const {
+    const skim::kv_cache& kv = args.kv;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
         *scores.at(head, slot) = kv.position(head, slot) == special ? 1.0f : value;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eviction on the CPU against the reference: observe, score, keep, compact, and all of them in one run.
+// Eviction on the CPU against the reference: observe, score, choose, compact, and all of them in one run.
 #include "support/attention_sample.hpp"
 #include "support/eviction_stages.hpp"
 
@@ -11,27 +11,30 @@ namespace {
 
 using namespace skim_test;
 using skim::compaction;
+using skim::policy_needs;
 using skim::retention;
 namespace anchor = skim::anchor;
+
+template <class Policy>
+constexpr reference::ties ties_of =
+    skim::prefers_later<Policy> || skim::scores_alike<Policy> ? reference::ties::later : reference::ties::earlier;
 
 /// From the scores, the list: exactly the reference's on the kernel's own scores, and on exact scores within the bounds.
 template <class Policy>
 void expect_kept(const Policy& policy, eviction_run<Policy>& run, scores_memory& scores, lists_memory& kept) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  using kernel = skim::cpu::evictor_kernel<Policy>;
-  run.keep(scores.view(), kept);
-  const reference::ties prefer = kernel::prefers_later ? reference::ties::later : reference::ties::earlier;
+  const skim::kv_view kv = run.args.kv;
+  run.choose(scores.view(), kept);
   for (std::int64_t h = 0; h < kv.heads; ++h) {
     SCOPED_TRACE(testing::Message() << "keeping, head " << h);
-    const retention keep = kept_by(kernel::keep(policy), run.args, h);
+    const retention keep = kept_of_head(kept_by(policy, run.args), run.args, h);
     const std::vector<std::int64_t> list = kept.row(h);
-    EXPECT_EQ(list, reference::keep_tokens(kv, h, keep, scores.row(h, kv.length(h)), prefer));
-    const std::int64_t budget = run.args.budgets ? run.args.budgets[h] : kernel::keep(policy).count;
+    EXPECT_EQ(list, reference::keep_tokens(kv, h, keep, scores.row(h, kv.length(h)), ties_of<Policy>));
+    const std::int64_t budget = run.args.budgets ? run.args.budgets[h] : kept_by(policy, run.args).count;
     EXPECT_EQ(static_cast<std::int64_t>(list.size()), std::min(kv.length(h), budget));
     const bounded_values exact = exact_scores(policy, run, h);
     skim::testing::scored_slots scored{{}, exact.exact, exact.bounds};
     for (std::int64_t slot = 0; slot < kv.length(h); ++slot) scored.slots.push_back(slot);
-    const skim::attention_sequence whole{&kv, 0, 0};
+    const skim::attention_sequence whole{kv, 0, 0};
     EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(keep, whole, h, scored)));
   }
 }
@@ -39,8 +42,7 @@ void expect_kept(const Policy& policy, eviction_run<Policy>& run, scores_memory&
 /// Heads that share one list, by the mean of their scores.
 template <class Policy>
 void expect_kept_together(const Policy& policy, eviction_run<Policy>& run, scores_memory& scores, lists_memory& kept) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  using kernel = skim::cpu::evictor_kernel<Policy>;
+  const skim::kv_view kv = run.args.kv;
   scores_memory pooled(1, kv.tokens);
   ASSERT_TRUE(skim::cpu::pool_scores(scores.view(), pooled.view(), skim::serial_executor{}).ok());
   vector_list rows;
@@ -54,11 +56,11 @@ void expect_kept_together(const Policy& policy, eviction_run<Policy>& run, score
   const std::vector<double> own = pooled.row(0, kv.tokens);
   expect_within(own, mean);
 
-  run.keep(scores.view(), kept);
+  run.choose(scores.view(), kept);
   const std::vector<std::int64_t> list = kept.row(0);
-  run.keep(pooled.view(), kept);
+  run.choose(pooled.view(), kept);
   EXPECT_EQ(kept.row(0), list);
-  const reference::ties prefer = kernel::prefers_later ? reference::ties::later : reference::ties::earlier;
+  const retention keep = kept_by(policy, run.args);
   if (run.args.how == compaction::pages) {
     // Means over a page's tokens round too, so near ties may fall the other way: sums of few small numbers do not.
     scores_memory rough(1, kv.tokens);
@@ -67,144 +69,103 @@ void expect_kept_together(const Policy& policy, eviction_run<Policy>& run, score
       const bool whole = std::isfinite(score) && std::fabs(score) < 1e4;
       *rough.view().at(0, slot) = whole ? static_cast<float>(std::floor(score * 64) / 64) : static_cast<float>(score);
     }
-    run.keep(rough.view(), kept);
+    run.choose(rough.view(), kept);
     const std::vector<double> few = rough.row(0, kv.tokens);
-    EXPECT_EQ(kept.row(0), reference::keep_pages(kv, kernel::keep(policy), few, prefer));
+    EXPECT_EQ(kept.row(0), reference::keep_pages(kv, keep, few, ties_of<Policy>));
   } else {
-    EXPECT_EQ(list, reference::keep_tokens(kv, 0, kernel::keep(policy), own, prefer));
+    EXPECT_EQ(list, reference::keep_tokens(kv, 0, keep, own, ties_of<Policy>));
   }
 }
 
-/// Where a row of K or V begins in its storage.
-std::size_t byte_of(const skim::kv_view& kv, const skim::kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
-  return static_cast<std::size_t>(kv.row_offset(tensor, head, slot) * skim::element_bytes(tensor.type));
-}
-
-/// The cache as it should be after compaction: what moved has moved, and nothing else was touched.
-cache_snapshot compacted(const cache_snapshot& before, const eviction_case& c, const skim::eviction_args& args,
-                         const lists_memory& kept) {
-  const skim::kv_view& kv = args.attended.kv;
-  cache_snapshot after = before;
-  const std::size_t shift = static_cast<std::size_t>(c.call.shift * skim::element_bytes(kv.k.type));
-  const bool together = c.call.kv_order == memory_order::interleaved;
-  const std::size_t v_begin =
-      shift + static_cast<std::size_t>(together ? (c.call.D + c.call.padding) * skim::element_bytes(kv.v.type) : 0);
-  const auto move = [](std::vector<unsigned char>& to, const std::vector<unsigned char>& from, std::size_t to_byte,
-                       std::size_t from_byte, std::size_t size) {
-    std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(from_byte), size,
-                to.begin() + static_cast<std::ptrdiff_t>(to_byte));
-  };
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const auto from = reference::slots_after(c.how, kept.row(c.share_heads ? 0 : h));
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      const std::int64_t slot = static_cast<std::int64_t>(i);
-      const std::size_t to = static_cast<std::size_t>(kv.metadata_row(slot));
-      const std::size_t source = static_cast<std::size_t>(kv.metadata_row(from[i]));
-      const std::size_t positions = static_cast<std::size_t>(h * kv.positions_stride);
-      const std::size_t norms = static_cast<std::size_t>(h * kv.inverse_norms_stride);
-      after.positions[positions + to] = before.positions[positions + source];
-      if (kv.inverse_norms) after.norms[norms + to] = before.norms[norms + source];
-      if (c.how == compaction::pages) continue;
-      const std::size_t element = static_cast<std::size_t>(skim::element_bytes(kv.k.type));
-      move(after.k, before.k, shift + byte_of(kv, kv.k, h, slot), shift + byte_of(kv, kv.k, h, from[i]),
-           static_cast<std::size_t>(kv.k.dim) * element);
-      move(together ? after.k : after.v, together ? before.k : before.v, v_begin + byte_of(kv, kv.v, h, slot),
-           v_begin + byte_of(kv, kv.v, h, from[i]), static_cast<std::size_t>(kv.v.dim) * element);
-    }
-  }
-  if (c.how != compaction::pages) return after;
-  std::vector<bool> stays(before.table.size(), false);
-  for (const std::int64_t slot : kept.row(0)) stays[static_cast<std::size_t>(slot / kv.page_size)] = true;
-  std::size_t next = 0;
-  for (const bool wanted : {true, false}) {
-    for (std::size_t page = 0; page < stays.size(); ++page) {
-      if (stays[page] == wanted) after.table[next++] = before.table[page];
-    }
-  }
-  return after;
-}
-
-/// State follows the tokens: weights move with them, KeyDiff's sums lose the evicted.
+/// State follows the tokens: what a policy with state must know after compaction, taken before it.
 template <class Policy>
 struct state_check {
-  static void expect(eviction_run<Policy>&, const lists_memory&, const std::vector<unsigned char>&) {}
+  state_check(const Policy&, eviction_run<Policy>&, const lists_memory&) {}
+  void expect(const Policy&, eviction_run<Policy>&) const {}
 };
 
+/// The slots that stand one after another after compaction, by head.
 template <class Policy>
-void expect_weights_followed(eviction_run<Policy>& run, const lists_memory& kept, std::vector<unsigned char> before) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  aligned_memory old(before.size());
-  std::copy(before.begin(), before.end(), static_cast<unsigned char*>(old.data()));
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const auto from = reference::slots_after(run.args.how, kept.row(run.args.share_heads ? 0 : h));
-    const std::vector<double> was = state_weights(kv, h, old.get()), is = state_weights(kv, h, run.state.get());
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      ASSERT_EQ(is[i], was[static_cast<std::size_t>(from[i])]) << "head " << h << ", slot " << i;
+std::vector<std::int64_t> survivors(const eviction_run<Policy>& run, const lists_memory& kept, std::int64_t head) {
+  return reference::slots_after(run.args.how, kept.row(run.args.share_heads ? 0 : head));
+}
+
+/// Weights move with their tokens.
+template <class Policy>
+struct weights_check {
+  std::vector<std::vector<double>> expected;
+
+  weights_check(const Policy& policy, eviction_run<Policy>& run, const lists_memory& kept) {
+    for (std::int64_t h = 0; h < run.args.kv.heads; ++h) {
+      const std::vector<double> before = observed_weights(policy, run, h);
+      expected.emplace_back();
+      for (const std::int64_t slot : survivors(run, kept, h)) {
+        expected.back().push_back(before[static_cast<std::size_t>(slot)]);
+      }
     }
   }
-}
-template <>
-struct state_check<skim::h2o> {
-  static void expect(eviction_run<skim::h2o>& run, const lists_memory& kept, const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
+  void expect(const Policy& policy, eviction_run<Policy>& run) const {
+    for (std::int64_t h = 0; h < run.args.kv.heads; ++h) {
+      ASSERT_EQ(observed_weights(policy, run, h), expected[static_cast<std::size_t>(h)]) << "head " << h;
+    }
   }
 };
 template <>
-struct state_check<skim::tova> {
-  static void expect(eviction_run<skim::tova>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
-  }
+struct state_check<skim::h2o> : weights_check<skim::h2o> {
+  using weights_check::weights_check;
 };
 template <>
-struct state_check<skim::snapkv> {
-  static void expect(eviction_run<skim::snapkv>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
-  }
+struct state_check<skim::tova> : weights_check<skim::tova> {
+  using weights_check::weights_check;
+};
+template <>
+struct state_check<skim::snapkv> : weights_check<skim::snapkv> {
+  using weights_check::weights_check;
 };
 
-/// What was evicted must be read before it is overwritten: the sums are compared from outside, before the move.
+/// KeyDiff's sums lose the keys of the evicted.
 template <>
 struct state_check<skim::keydiff<>> {
-  static void expect(eviction_run<skim::keydiff<>>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    const skim::kv_view& kv = run.args.attended.kv;
-    aligned_memory old(before.size());
-    std::copy(before.begin(), before.end(), static_cast<unsigned char*>(old.data()));
-    aligned_memory again(before.size());
-    std::copy(before.begin(), before.end(), static_cast<unsigned char*>(again.data()));
-    skim::cpu::evictor_kernel<skim::keydiff<>>::compact({}, run.args, kept.lists, again.get(), run.workspace.get(),
-                                                        skim::serial_executor{});
+  std::vector<bounded_anchor> expected;
+
+  state_check(const skim::keydiff<>& policy, eviction_run<skim::keydiff<>>& run, const lists_memory& kept) {
+    const skim::kv_view kv = run.args.kv;
     for (std::int64_t h = 0; h < kv.heads; ++h) {
-      SCOPED_TRACE("compacting the sums");
-      std::vector<std::int64_t> evicted;
-      const std::vector<std::int64_t> list = kept.row(run.args.share_heads ? 0 : h);
+      const vector_list keys = reference::rows_of(kv, kv.k, h);
+      expected.push_back(keys.empty() ? bounded_anchor{} : anchor_of(policy.anchor, run, h, keys));
+      std::vector<std::int64_t> stay = survivors(run, kept, h);
+      std::sort(stay.begin(), stay.end());
       for (std::int64_t slot = 0; slot < kv.length(h); ++slot) {
-        if (!std::binary_search(list.begin(), list.end(), slot)) evicted.push_back(slot);
+        if (std::binary_search(stay.begin(), stay.end(), slot)) continue;
+        expected.back().add(keys[static_cast<std::size_t>(slot)], -1);
       }
-      expect_sums_moved(kv, h, evicted, state_sum(kv, h, old.get()), state_sum(kv, h, again.get()), -1);
+    }
+  }
+  void expect(const skim::keydiff<>&, eviction_run<skim::keydiff<>>& run) const {
+    const skim::kv_view kv = run.args.kv;
+    for (std::int64_t h = 0; h < kv.heads; ++h) {
+      SCOPED_TRACE("scoring what is left");
+      const vector_list keys = reference::rows_of(kv, kv.k, h);
+      if (!keys.empty()) expect_within(run.scores_of(h), cosine_bounds(expected[static_cast<std::size_t>(h)], keys));
     }
   }
 };
-template <class Policy>
-constexpr bool checks_before_moving = std::is_same_v<Policy, skim::keydiff<>>;
 
 /// The steps one by one, then `run` on the same inputs.
 template <class Policy>
 void expect_eviction(const Policy& policy, const eviction_case& c) {
   eviction_inputs inputs(c);
-  if (c.budgets) inputs.set_budgets(skim::cpu::evictor_kernel<Policy>::keep(policy));
+  if (c.budgets) inputs.set_budgets(kept_by(policy, inputs.args()));
   const skim::eviction_args args = inputs.args();
-  const skim::kv_view& kv = args.attended.kv;
+  const skim::kv_view kv = args.kv;
+  const policy_needs all{true, true, true};
   const auto out = inputs.call().out().bytes(), lse = inputs.call().lse().bytes();
   eviction_run<Policy> steps(policy, args);
   ASSERT_TRUE(steps.op.check(args).ok());
-  ASSERT_TRUE(check_indices(args, skim::cpu::evictor_kernel<Policy>::keep(policy), true).ok());
+  ASSERT_TRUE(check_indices(args, kept_by(policy, args), all).ok());
 
   expect_observed(policy, steps);
   if (testing::Test::HasFailure()) return;
-  const std::vector<unsigned char> observed = steps.state_bytes();
   scores_memory scores(kv.heads, kv.tokens);
   steps.score(scores);
   for (std::int64_t h = 0; h < kv.heads; ++h) {
@@ -215,21 +176,22 @@ void expect_eviction(const Policy& policy, const eviction_case& c) {
   lists_memory kept(skim::list_rows(args), steps.op.list_capacity(args));
   if (c.share_heads) {
     expect_kept_together(policy, steps, scores, kept);
-    steps.keep(scores.view(), kept);
+    steps.choose(scores.view(), kept);
   } else {
     expect_kept(policy, steps, scores, kept);
   }
   const cache_snapshot before = inputs.snapshot();
-  const cache_snapshot expected = compacted(before, c, args, kept);
-  if (checks_before_moving<Policy>) state_check<Policy>::expect(steps, kept, observed);
+  const cache_snapshot expected = compacted(before, inputs.call().cache(0), args, kept);
+  const state_check<Policy> state(policy, steps, kept);
   steps.compact(kept);
   EXPECT_TRUE(inputs.snapshot() == expected) << "compacting the cache";
-  if (!checks_before_moving<Policy>) state_check<Policy>::expect(steps, kept, observed);
+  steps.shrink(kept);
+  state.expect(policy, steps);
   EXPECT_TRUE(kept.guards_intact());
   EXPECT_TRUE(steps.guards_intact());
 
   eviction_inputs fresh(c);
-  if (c.budgets) fresh.set_budgets(skim::cpu::evictor_kernel<Policy>::keep(policy));
+  if (c.budgets) fresh.set_budgets(kept_by(policy, fresh.args()));
   eviction_run<Policy> whole(policy, fresh.args()), observer(policy, fresh.args());
   whole.observe();  // `run` observes once more, as the steps did
   observer.observe();
@@ -237,15 +199,15 @@ void expect_eviction(const Policy& policy, const eviction_case& c) {
   scores_memory same(kv.heads, kv.tokens);
   observer.score(same);
   lists_memory stepped(skim::list_rows(args), steps.op.list_capacity(args));
-  observer.keep(same.view(), stepped);
+  observer.choose(same.view(), stepped);
   lists_memory lists(skim::list_rows(args), steps.op.list_capacity(args));
   const skim::report report = whole.run(lists);
   ASSERT_TRUE(report.ok());
   for (std::int64_t r = 0; r < skim::list_rows(args); ++r) EXPECT_EQ(lists.row(r), stepped.row(r));
-  EXPECT_TRUE(fresh.snapshot() == compacted(before, c, fresh.args(), lists)) << "run";
+  EXPECT_TRUE(fresh.snapshot() == compacted(before, fresh.call().cache(0), fresh.args(), lists)) << "run";
   bool evicts = false;
   for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const std::int64_t budget = kept_by(skim::cpu::evictor_kernel<Policy>::keep(policy), fresh.args(), h).count;
+    const std::int64_t budget = kept_of_head(kept_by(policy, fresh.args()), fresh.args(), h).count;
     evicts = evicts || kv.length(h) > budget;
   }
   EXPECT_EQ(report.taken, evicts ? skim::path::sparse : skim::path::dense);

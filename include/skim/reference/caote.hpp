@@ -6,12 +6,10 @@
 #include <skim/evictor/caote.hpp>
 #include <skim/reference/eviction.hpp>
 #include <skim/reference/vectors.hpp>
-#include <skim/view.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 namespace skim {

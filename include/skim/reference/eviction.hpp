@@ -5,8 +5,6 @@
 
 #include <skim/eviction.hpp>
 #include <skim/reference/vectors.hpp>
-#include <skim/retention.hpp>
-#include <skim/view.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -3,17 +3,12 @@
 /// distance from it is taken: V is read twice, q and K not at all.
 #pragma once
 
-#include <skim/cpu/evictor.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
-#include <skim/eviction.hpp>
+#include <skim/cpu/score_kernel.hpp>
 #include <skim/evictor/caote.hpp>
-#include <skim/index_lists.hpp>
-#include <skim/retention.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 #include <cmath>
 
@@ -27,12 +22,26 @@ inline constexpr float least_remainder = 1e-6f;  // 1 - hn is at least this
 inline constexpr float protected_weight = -1;    // marks, among weights, a token that stays whatever its score
 inline constexpr float stays = -minus_infinity;
 
-/// Scratch: [Hk, Dv] centres, then each worker's.
-struct caote_scratch {
-  float* rows;         // [3, Dv]
+/// Scratch of one worker.
+struct caote_worker {
+  float* rows;         // [2, Dv]
   rank_scratch ranks;  // for the protected ends
 
-  caote_scratch(arena& arena, const kv_view& kv) : rows(arena.take<float>(3 * kv.v.dim)), ranks(arena, kv.tokens) {}
+  caote_worker(arena& arena, const kv_view& kv) : rows(arena.take<float>(2 * kv.v.dim)), ranks(arena, kv.tokens) {}
+};
+
+struct caote_scratch {
+  float* centers;  // [Hk, Dv]
+  char* workers;   // [workers]: pieces of `piece_bytes`
+  std::size_t piece_bytes;
+
+  caote_scratch(arena& arena, const kv_view& kv, unsigned count) {
+    centers = arena.take<float>(kv.heads * kv.v.dim);
+    detail::arena piece;
+    caote_worker(piece, kv);
+    piece_bytes = piece.used();
+    workers = arena.take<char>(saturated(static_cast<std::int64_t>(piece_bytes), count));
+  }
 };
 
 /// Turns one head's weights h into hn, in place; `protected_weight` marks the tokens that `keep` protects.
@@ -70,22 +79,19 @@ SKIM_INLINE float one_minus(float weight) {
 struct joint_search {
   const kv_view* kv;
   std::int64_t head;
-  const float* center;  // [Dv]
-  float *change, *row;  // [Dv]: sum over the evicted of hn (x - v); scratch
-  float left = 0;       // the sum of their hn
+  const float* center;     // [Dv]
+  float *change, *values;  // [Dv]: sum over the evicted of hn (x - v); scratch
+  float left = 0;          // the sum of their hn
 
   /// |change + hn (x - v)| / (1 - left - hn) if `slot` left too.
   SKIM_INLINE float error_with(std::int64_t slot, float weight) const {
     const std::int64_t Dv = kv->v.dim;
-    for (std::int64_t d = 0; d < Dv; ++d) row[d] = change[d] + weight * center[d];
-    // |row - weight v|^2 with v read as it is stored
+    widen(kv->row(kv->v, head, slot), Dv, values);
     double squares = 0;
-    with_row(*kv, kv->v, head, slot, [&](auto stored) SKIM_LAMBDA_INLINE {
-      for (std::int64_t d = 0; d < Dv; ++d) {
-        const float difference = row[d] - weight * to_float(stored[d]);
-        squares += static_cast<double>(difference * difference);
-      }
-    });
+    for (std::int64_t d = 0; d < Dv; ++d) {
+      const float base = change[d] + weight * center[d], difference = base - weight * values[d];
+      squares += static_cast<double>(difference * difference);
+    }
     return static_cast<float>(std::sqrt(squares)) / one_minus(left + weight);
   }
 
@@ -95,7 +101,7 @@ struct joint_search {
     left += weight;
     if (!std::isfinite(error)) return;
     for (std::int64_t d = 0; d < kv->v.dim; ++d) change[d] += weight * center[d];
-    add_scaled_row(*kv, kv->v, head, slot, -weight, change);
+    add_scaled(kv->row(kv->v, head, slot), -weight, change, kv->v.dim);
   }
 };
 
@@ -135,7 +141,7 @@ SKIM_NOINLINE inline void score_values(const kv_view& kv, const stream_plan& pla
                                        const float* centers, const tensor_view<float, 2>& scores) {
   plan.for_each_row(kv, unit, [&](std::int64_t head, std::int64_t slot) SKIM_LAMBDA_INLINE {
     float& score = *scores.at(head, slot);
-    const float distance = std::sqrt(squared_distance_row(kv, kv.v, head, slot, centers + head * kv.v.dim));
+    const float distance = std::sqrt(squared_distance(kv.row(kv.v, head, slot), centers + head * kv.v.dim, kv.v.dim));
     score = score == protected_weight ? stays : score / one_minus(score) * distance;
   });
 }
@@ -161,36 +167,21 @@ SKIM_INLINE bool is_joint(const fast_caote<Base>&) {
 
 /// What `caote<Base>` and `fast_caote<Base>` share: everything but the centre.
 template <class Policy, class Base>
-struct caote_kernel {
-  using base = evictor_kernel<Base>;
-  static_assert(base::has_weights,
-                "caote and fast_caote need a base with scores: this one has none (an evictor of your own "
-                "needs: float weight(float score) const)");
+struct caote_kernel : own_hooks<Policy, executor_ref> {
+  using base = score_kernel<Base>;
+  static_assert(is_evictor<Base, base, executor_ref>(), "see the error above");
+  static_assert(has<caote_weight_member, Base>,
+                "caote and fast_caote need a base with scores: this one has none (an evictor of your own needs: float "
+                "caote_weight(float score) const)");
 
-  static constexpr bool reads_attention = base::reads_attention;
-  static constexpr bool prefers_later = false;
-  static constexpr bool has_weights = false;
-
-  static retention keep(const Policy& policy) { return base::keep(policy.base); }
-  static report check(const Policy& policy, const eviction_args& args) {
-    if (is_joint(policy) && args.share_heads) {
-      return fault(status::unsupported, "share_heads (caote, joint)", 1, 0);
-    }
-    return base::check(policy.base, args);
-  }
   static std::size_t state_bytes(const Policy& policy, const eviction_args& args) {
     return base::state_bytes(policy.base, args);
   }
   static std::size_t workspace_bytes(const Policy& policy, const eviction_args& args, unsigned workers) {
-    const std::size_t own = center_bytes(args.attended.kv) + worker_bytes(args.attended.kv) * workers;
-    const std::size_t of_base = base::workspace_bytes(policy.base, args, workers);
+    arena arena;
+    caote_scratch(arena, args.kv, workers);
+    const std::size_t own = arena.used(), of_base = base::workspace_bytes(policy.base, args, workers);
     return own > of_base ? own : of_base;
-  }
-  static cost_estimate cost(const Policy& policy, const eviction_args& args) {
-    const kv_view& kv = args.attended.kv;
-    const double values = static_cast<double>(kv.heads * kv.tokens * kv.v.dim);
-    return base::cost(policy.base, args) +
-           cost_estimate{5 * values, 2 * values * static_cast<double>(element_bytes(kv.v.type))};
   }
 
   static void reset(const Policy& policy, const eviction_args& args, memory state, executor_ref executor) {
@@ -208,53 +199,42 @@ struct caote_kernel {
   static void score(const Policy& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
                     memory workspace, executor_ref executor) {
     base::score(policy.base, args, scores, state, workspace, executor);
-    const kv_view& kv = args.attended.kv;
-    float* const centers = static_cast<float*>(workspace.data);
-    char* const workers = static_cast<char*>(workspace.data) + center_bytes(kv);
+    const kv_view kv = args.kv;
+    const retention kept = kept_by(policy, args);
+    arena arena(workspace.data);
+    const caote_scratch scratch(arena, kv, executor.concurrency());
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
       if (kv.length(head) == 0) return;
-      const retention protects = kept_by(keep(policy), args, head);
-      arena arena(worker_piece(workers, worker_bytes(kv), worker));
-      const caote_scratch scratch(arena, kv);
+      const retention keep = kept_of_head(kept, args, head);
+      detail::arena piece(worker_piece(scratch.workers, scratch.piece_bytes, worker));
+      const caote_worker own(piece, kv);
       float* const weights = scores.at(head);
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
-        weights[slot] = base::weight(policy.base, weights[slot]);
+        weights[slot] = policy.base.caote_weight(weights[slot]);
       }
-      normalize_weights(kv, head, protects, scratch.ranks, scores);
-      float* const center = centers + head * kv.v.dim;
-      sum_rows(kv, kv.v, head, is_weighted(policy) ? weights : nullptr, scratch.rows, center);
+      normalize_weights(kv, head, keep, own.ranks, scores);
+      float* const center = scratch.centers + head * kv.v.dim;
+      sum_rows(kv, kv.v, head, is_weighted(policy) ? weights : nullptr, own.rows, center);
       if (!is_joint(policy)) return;
-      const joint_search search{&kv, head, center, scratch.rows, scratch.rows + kv.v.dim};
-      score_jointly(search, kv.length(head) - protects.count, scores, scratch.ranks.ranks);
+      const joint_search search{&kv, head, center, own.rows, own.rows + kv.v.dim};
+      score_jointly(search, kv.length(head) - keep.count, scores, own.ranks.ranks);
     });
     if (is_joint(policy)) return;
     const stream_plan plan(kv, kv.v);
     executor.parallel_for(plan.units(),
-                          [&](std::int64_t unit, unsigned) { score_values(kv, plan, unit, centers, scores); });
-  }
-
- private:
-  static std::size_t center_bytes(const kv_view& kv) {
-    arena arena;
-    arena.take<float>(kv.heads * kv.v.dim);
-    return arena.used();
-  }
-  static std::size_t worker_bytes(const kv_view& kv) {
-    arena arena;
-    caote_scratch(arena, kv);
-    return arena.used();
+                          [&](std::int64_t work, unsigned) { score_values(kv, plan, work, scratch.centers, scores); });
   }
 };
 
 }  // namespace detail
 
-/// Scores are f32. With u = 2^-24 a score c lies within u (Dv / 8 + 20 + hn / (1 - hn)) c + u (min(n, 256) + n / 256 + 4)
-/// hn / (1 - hn) S of exact arithmetic on the base's scores and the stored values, S being the length of the centre of the
-/// |v_i|: of sums that cancel, rounding does not.
+/// Scores are f32. With u = 2^-24 and b = `rows_summed_apart` a score c lies within u (Dv / 8 + 20 + hn / (1 - hn)) c
+/// + u (min(n, b) + n / b + 4) hn / (1 - hn) S of exact arithmetic on the base's scores and the stored values, S being the
+/// length of the centre of the |v_i|: of sums that cancel, rounding does not.
 template <class Base>
-struct evictor_kernel<caote<Base>> : detail::caote_kernel<caote<Base>, Base> {};
+struct score_kernel<caote<Base>> : detail::caote_kernel<caote<Base>, Base> {};
 template <class Base>
-struct evictor_kernel<fast_caote<Base>> : detail::caote_kernel<fast_caote<Base>, Base> {};
+struct score_kernel<fast_caote<Base>> : detail::caote_kernel<fast_caote<Base>, Base> {};
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu

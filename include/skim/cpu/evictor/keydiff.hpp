@@ -2,21 +2,16 @@
 /// \file KeyDiff's scores on the CPU: the anchor of each KV head, then one dot product a key, streaming K once.
 #pragma once
 
-#include <skim/cpu/evictor.hpp>
+#include <skim/cpu/kernel/compact.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
-#include <skim/cpu/simd/convert.hpp>
-#include <skim/eviction.hpp>
+#include <skim/cpu/score_kernel.hpp>
 #include <skim/evictor/keydiff.hpp>
-#include <skim/index_lists.hpp>
 #include <skim/math/order.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 
 namespace skim {
 inline namespace v0_2 {
@@ -28,19 +23,25 @@ namespace detail {
 inline constexpr float smallest_norm = 1e-12f;
 inline constexpr std::int64_t pair_rows = 32;  // keys of a tile of `anchor::pairwise`
 
-/// 1 / max(|k|, 1e-12); from the view where it has the norms.
+/// 1 / max(|k|, 1e-12), from the view where it has the norms. `row [D]`: scratch.
 SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std::int64_t slot, float* row) {
   float inverse;
   if (kv.inverse_norms) {
     inverse = kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
   } else {
-    with_row(kv, kv.k, head, slot, [&](auto stored) SKIM_LAMBDA_INLINE {
-      simd::widen_row_of(stored, kv.k.dim, row);
-      const float squares = dot_of(static_cast<const float*>(row), row, kv.k.dim);
-      inverse = inverse_norm(squares, stored, kv.k.type, kv.k.dim);
-    });
+    const stored_row key = kv.row(kv.k, head, slot);
+    widen(key, kv.k.dim, row);
+    const float squares = dot_of(static_cast<const float*>(row), row, kv.k.dim);
+    inverse = inverse_norm(squares, key, kv.k.dim);
   }
   return inverse > 1 / smallest_norm ? 1 / smallest_norm : inverse;
+}
+
+/// target [D] = the key as it is stored; returns what `guarded_inverse_norm` does.
+SKIM_INLINE float load_key(const kv_view& kv, std::int64_t head, std::int64_t slot, float* target) {
+  const float inverse = guarded_inverse_norm(kv, head, slot, target);
+  if (kv.inverse_norms) widen(kv.row(kv.k, head, slot), kv.k.dim, target);
+  return inverse;
 }
 
 /// A component of a unit key as a multiple of 2^-30, to nearest even; what is no component of one counts as 0.
@@ -56,8 +57,7 @@ SKIM_INLINE std::int64_t fixed_point(float component) {
 /// sum += sign * the unit key in `slot`. `row [D]`: scratch.
 SKIM_NOINLINE inline void add_unit_key(const kv_view& kv, std::int64_t head, std::int64_t slot, std::int64_t sign,
                                        float* row, std::int64_t* sum) {
-  const float inverse = guarded_inverse_norm(kv, head, slot, row);
-  with_row(kv, kv.k, head, slot, [&](auto stored) SKIM_LAMBDA_INLINE { simd::widen_row_of(stored, kv.k.dim, row); });
+  const float inverse = load_key(kv, head, slot, row);
   for (std::int64_t d = 0; d < kv.k.dim; ++d) sum[d] += sign * fixed_point(row[d] * inverse);
 }
 
@@ -72,14 +72,29 @@ struct unit_key_sums {
   }
 };
 
-/// Scratch of one worker, by anchor; the front is two rows [D].
+/// Scratch: the anchors, then what each worker needs; the front of that is two rows [D].
 template <class Anchor>
-std::size_t anchor_worker_bytes(const kv_view& kv) {
-  arena arena;
-  arena.take<float>(2 * kv.k.dim * (std::is_same_v<Anchor, anchor::pairwise> ? pair_rows : 1));
-  if (std::is_same_v<Anchor, anchor::median>) rank_scratch(arena, kv.tokens);
-  return arena.used();
-}
+struct anchor_scratch {
+  float* anchors;  // [Hk, D]
+  char* workers;   // [workers]: pieces of `piece_bytes`
+  std::size_t piece_bytes;
+
+  anchor_scratch(arena& arena, const kv_view& kv, unsigned count) {
+    anchors = arena.take<float>(kv.heads * kv.k.dim);
+    detail::arena piece;
+    piece.take<float>(2 * kv.k.dim * (std::is_same_v<Anchor, anchor::pairwise> ? pair_rows : 1));
+    if (std::is_same_v<Anchor, anchor::median>) rank_scratch(piece, kv.tokens);
+    piece_bytes = piece.used();
+    workers = arena.take<char>(saturated(static_cast<std::int64_t>(piece_bytes), count));
+  }
+  static anchor_scratch of(const kv_view& kv, memory workspace, executor_ref executor) {
+    arena arena(workspace.data);
+    return anchor_scratch(arena, kv, executor.concurrency());
+  }
+
+  char* piece(unsigned worker) const { return worker_piece(workers, piece_bytes, worker); }
+  float* row(unsigned worker) const { return reinterpret_cast<float*>(piece(worker)); }
+};
 
 /// Scales the anchor to length -1, at least dividing by 1e-12.
 SKIM_INLINE void negate_anchor(float* anchor, std::int64_t D) {
@@ -110,7 +125,8 @@ SKIM_NOINLINE inline void find_anchor(anchor::median, const kv_view& kv, std::in
   const std::int64_t n = kv.length(head);
   for (std::int64_t d = 0; d < kv.k.dim; ++d) {
     for (std::int64_t slot = 0; slot < n; ++slot) {
-      place.ranks[slot] = rank_bits(load_element(kv.k.data, kv.k.type, kv.row_offset(kv.k, head, slot) + d));
+      const stored_row key = kv.row(kv.k, head, slot);
+      place.ranks[slot] = rank_bits(load_element(key.data, key.type, d) * key.scale);
     }
     const auto rank = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { return place.ranks[slot]; };
     anchor[d] = score_of_rank(find_threshold(rank, n, n - (n - 1) / 2, place.histogram).rank);
@@ -122,7 +138,7 @@ SKIM_NOINLINE inline void score_unit(const kv_view& kv, const stream_plan& plan,
                                      const float* anchors, float* row, const tensor_view<float, 2>& scores) {
   plan.for_each_row(kv, unit, [&](std::int64_t head, std::int64_t slot) SKIM_LAMBDA_INLINE {
     const float inverse = guarded_inverse_norm(kv, head, slot, row);
-    *scores.at(head, slot) = dot_row(kv, kv.k, head, slot, anchors + head * kv.k.dim) * inverse;
+    *scores.at(head, slot) = dot(kv.row(kv.k, head, slot), anchors + head * kv.k.dim, kv.k.dim) * inverse;
   });
 }
 
@@ -130,9 +146,7 @@ SKIM_NOINLINE inline void score_unit(const kv_view& kv, const stream_plan& plan,
 SKIM_NOINLINE inline void load_unit_keys(const kv_view& kv, std::int64_t head, std::int64_t begin, std::int64_t end,
                                          bool finite, float* target) {
   for (std::int64_t slot = begin; slot < end; ++slot, target += kv.k.dim) {
-    const float inverse = guarded_inverse_norm(kv, head, slot, target);
-    with_row(kv, kv.k, head, slot,
-             [&](auto stored) SKIM_LAMBDA_INLINE { simd::widen_row_of(stored, kv.k.dim, target); });
+    const float inverse = load_key(kv, head, slot, target);
     float check = 0;
     for (std::int64_t d = 0; d < kv.k.dim; ++d) {
       target[d] *= inverse;
@@ -167,37 +181,29 @@ SKIM_NOINLINE inline void score_pairs(const kv_view& kv, std::int64_t head, std:
 
 /// Scores are f32. With u = 2^-24 they lie within u (D / 4 + 16) of exact arithmetic on the stored keys and the anchor;
 /// `anchor::pairwise` within u (3 D / 8 + 20). Of the anchors, the state's sums are off by 2^-31 and u (5 + D / 8) of a
-/// component for each key, the raw mean by u (min(n, 256) + n / 256 + 2) of the mean of |k|, the median not at all.
+/// component for each key, the raw mean by u (min(n, b) + n / b + 2) of the mean of |k|, b being `rows_summed_apart`, the
+/// median not at all.
 template <class Anchor>
-struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> {
+struct score_kernel<keydiff<Anchor>> : own_hooks<keydiff<Anchor>, executor_ref> {
   using policy_type = keydiff<Anchor>;
-  static constexpr bool prefers_later = true;
-  static constexpr bool has_weights = true;
+  using scratch_type = detail::anchor_scratch<Anchor>;
   static constexpr bool has_sums = std::is_same_v<Anchor, anchor::unit_mean>;
-
-  static float weight(const policy_type&, float score) { return 1 + score > 0 ? 1 + score : 0; }
 
   static std::size_t state_bytes(const policy_type&, const eviction_args& args) {
     if (!has_sums) return 0;
     detail::arena arena;
-    detail::unit_key_sums(arena, args.attended.kv);
+    detail::unit_key_sums(arena, args.kv);
     return arena.used();
   }
   static std::size_t workspace_bytes(const policy_type&, const eviction_args& args, unsigned workers) {
-    return anchor_bytes(args.attended.kv) + detail::anchor_worker_bytes<Anchor>(args.attended.kv) * workers;
-  }
-
-  /// One dot product a key; K read once, the norms too where the cache has them.
-  static cost_estimate cost(const policy_type&, const eviction_args& args) {
-    const kv_view& kv = args.attended.kv;
-    const double n = static_cast<double>(kv.tokens), D = static_cast<double>(kv.k.dim);
-    const double keys = static_cast<double>(kv.heads) * n, passes = std::is_same_v<Anchor, anchor::pairwise> ? n : 1;
-    return {2 * keys * D * passes, keys * (D * static_cast<double>(element_bytes(kv.k.type)) + 2 * sizeof(float))};
+    detail::arena arena;
+    scratch_type(arena, args.kv, workers);
+    return arena.used();
   }
 
   static void reset(const policy_type&, const eviction_args& args, memory state, executor_ref executor) {
     if constexpr (has_sums) {
-      const kv_view& kv = args.attended.kv;
+      const kv_view kv = args.kv;
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
         std::int64_t* const sum = detail::unit_key_sums::at(kv, state).sums + head * kv.k.dim;
         for (std::int64_t d = 0; d < kv.k.dim; ++d) sum[d] = 0;
@@ -209,12 +215,12 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
   static void observe(const policy_type&, const eviction_args& args, memory state, memory workspace,
                       executor_ref executor) {
     if constexpr (has_sums) {
-      const kv_view& kv = args.attended.kv;
+      const kv_view kv = args.kv;
+      const scratch_type scratch = scratch_type::of(kv, workspace, executor);
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-        float* const row = worker_row(kv, workspace, worker);
         std::int64_t* const sum = detail::unit_key_sums::at(kv, state).sums + head * kv.k.dim;
-        for (std::int64_t slot = kv.length(head) - new_tokens(args); slot < kv.length(head); ++slot) {
-          detail::add_unit_key(kv, head, slot, 1, row, sum);
+        for (std::int64_t slot = kv.length(head) - args.new_tokens; slot < kv.length(head); ++slot) {
+          detail::add_unit_key(kv, head, slot, 1, scratch.row(worker), sum);
         }
       });
     }
@@ -222,25 +228,25 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
 
   static void score(const policy_type& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
                     memory workspace, executor_ref executor) {
-    const kv_view& kv = args.attended.kv;
+    const kv_view kv = args.kv;
+    const scratch_type scratch = scratch_type::of(kv, workspace, executor);
     if constexpr (std::is_same_v<Anchor, anchor::pairwise>) {
       const std::int64_t tiles = (kv.tokens + detail::pair_rows - 1) / detail::pair_rows;
-      executor.parallel_for(kv.heads * tiles, [&](std::int64_t unit, unsigned worker) {
-        const std::int64_t head = unit / tiles, begin = unit % tiles * detail::pair_rows;
+      executor.parallel_for(kv.heads * tiles, [&](std::int64_t work, unsigned worker) {
+        const std::int64_t head = work / tiles, begin = work % tiles * detail::pair_rows;
         const std::int64_t end = detail::smaller(begin + detail::pair_rows, kv.length(head));
-        if (begin < end) detail::score_pairs(kv, head, begin, end, worker_row(kv, workspace, worker), scores);
+        if (begin < end) detail::score_pairs(kv, head, begin, end, scratch.row(worker), scores);
       });
     } else {
-      float* const anchors = static_cast<float*>(workspace.data);
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
         if (kv.length(head) == 0) return;
-        char* const scratch = reinterpret_cast<char*>(worker_row(kv, workspace, worker));
-        detail::find_anchor(policy.anchor, kv, head, state, scratch, anchors + head * kv.k.dim);
-        detail::negate_anchor(anchors + head * kv.k.dim, kv.k.dim);
+        float* const row = scratch.anchors + head * kv.k.dim;
+        detail::find_anchor(policy.anchor, kv, head, state, scratch.piece(worker), row);
+        detail::negate_anchor(row, kv.k.dim);
       });
       const detail::stream_plan plan(kv, kv.k);
-      executor.parallel_for(plan.units(), [&](std::int64_t unit, unsigned worker) {
-        detail::score_unit(kv, plan, unit, anchors, worker_row(kv, workspace, worker), scores);
+      executor.parallel_for(plan.units(), [&](std::int64_t work, unsigned worker) {
+        detail::score_unit(kv, plan, work, scratch.anchors, scratch.row(worker), scores);
       });
     }
   }
@@ -249,27 +255,17 @@ struct evictor_kernel<keydiff<Anchor>> : detail::plain_evictor<keydiff<Anchor>> 
   static void compact(const policy_type&, const eviction_args& args, const index_lists& lists, memory state,
                       memory workspace, executor_ref executor) {
     if constexpr (has_sums) {
-      const kv_view& kv = args.attended.kv;
+      const kv_view kv = args.kv;
+      const scratch_type scratch = scratch_type::of(kv, workspace, executor);
       executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-        const std::int64_t list = args.share_heads ? 0 : head;
-        float* const row = worker_row(kv, workspace, worker);
+        const std::int64_t list = detail::list_row(args, head);
         std::int64_t* const sum = detail::unit_key_sums::at(kv, state).sums + head * kv.k.dim;
-        for_each_evicted(lists.row(list), lists.counts[list], kv.length(head),
-                         [&](std::int64_t slot)
-                             SKIM_LAMBDA_INLINE { detail::add_unit_key(kv, head, slot, -1, row, sum); });
+        detail::for_each_evicted(lists.row(list), lists.counts[list], kv.length(head),
+                                 [&](std::int64_t slot) SKIM_LAMBDA_INLINE {
+                                   detail::add_unit_key(kv, head, slot, -1, scratch.row(worker), sum);
+                                 });
       });
     }
-  }
-
- private:
-  static std::size_t anchor_bytes(const kv_view& kv) {
-    detail::arena arena;
-    arena.take<float>(kv.heads * kv.k.dim);
-    return arena.used();
-  }
-  static float* worker_row(const kv_view& kv, memory workspace, unsigned worker) {
-    char* const workers = static_cast<char*>(workspace.data) + anchor_bytes(kv);
-    return reinterpret_cast<float*>(detail::worker_piece(workers, detail::anchor_worker_bytes<Anchor>(kv), worker));
   }
 };
 

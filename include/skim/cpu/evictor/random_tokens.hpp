@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/evictor.hpp>
-#include <skim/eviction.hpp>
+#include <skim/cpu/score_kernel.hpp>
 #include <skim/evictor/random_tokens.hpp>
 #include <skim/math/random.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -14,10 +11,10 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
 template <>
-struct evictor_kernel<random_tokens> : detail::plain_evictor<random_tokens> {
+struct score_kernel<random_tokens> : own_hooks<random_tokens, executor_ref> {
   static void score(const random_tokens& policy, const eviction_args& args, tensor_view<float, 2> scores, memory,
                     memory, executor_ref executor) {
-    const kv_view& kv = args.attended.kv;
+    const kv_view kv = args.kv;
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned) {
       std::int64_t newest = 0;
       for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {

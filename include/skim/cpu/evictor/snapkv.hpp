@@ -1,18 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+/// \file SnapKV's pooled weights of the newest queries on the CPU.
 #pragma once
 
-#include <skim/attention.hpp>
-#include <skim/cpu/evictor.hpp>
 #include <skim/cpu/evictor/observed_weights.hpp>
-#include <skim/cpu/kernel/attention_weights.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
-#include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
-#include <skim/eviction.hpp>
 #include <skim/evictor/snapkv.hpp>
-#include <skim/retention.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -57,49 +50,31 @@ struct position_order {
 
 }  // namespace detail
 
+/// Error bound: see observed_weights.hpp, over the window's rows; pooling adds u (pool + 1) of the score.
 template <>
-struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
-  static retention keep(const snapkv& policy) { return protecting(policy); }
-
-  static report check(const snapkv& policy, const eviction_args& args) {
-    using detail::fault;
-    if (policy.window < 1) return fault(status::bad_value, "window", policy.window, 1, "at least");
-    const std::int64_t room = policy.keep.count - policy.keep.sinks;
-    if (policy.window > room) {
-      return fault(status::bad_value, "window", policy.window, room, "beside the sinks at most");
-    }
-    if (policy.pool < 1) return fault(status::bad_value, "pool", policy.pool, 1, "at least");
-    if (policy.pool % 2 == 0) return fault(status::bad_value, "pool", policy.pool, policy.pool + 1, "odd, such as");
-    const std::int64_t most = args.attended.kv.capacity * 2 + 1;  // a wider pool sees nothing more
-    if (policy.pool > detail::greater(most, 5)) return fault(status::bad_value, "pool", policy.pool, most, "at most");
-    return {};
-  }
-
+struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
   static std::size_t workspace_bytes(const snapkv& policy, const eviction_args& args, unsigned workers) {
+    const std::size_t observe = detail::observe_bytes(args, policy.first_query(args), workers);
     detail::arena arena;
-    detail::position_order(arena, args.attended.kv.tokens);
-    const std::size_t observe = detail::weight_scratch_bytes(args.attended, first(policy, args));
-    return (observe > arena.used() ? observe : arena.used()) * workers;
-  }
-  static cost_estimate cost(const snapkv& policy, const eviction_args& args) {
-    return weights_cost(args, new_tokens(args) - first(policy, args));
+    arena.take<char>(detail::saturated(static_cast<std::int64_t>(order_bytes(args)), workers));
+    return observe > arena.used() ? observe : arena.used();
   }
 
   static void observe(const snapkv& policy, const eviction_args& args, memory state, memory workspace,
                       executor_ref executor) {
-    const std::int64_t rows = (new_tokens(args) - first(policy, args)) * group_size(args.attended);
+    const std::int64_t first = policy.first_query(args);
+    const std::int64_t rows = (args.new_tokens - first) * group_size(attended_call(args));
     const float share = 1 / static_cast<float>(detail::greater(rows, 1));
-    detail::observe_weights(args, {first(policy, args), share, false}, state, workspace, executor);
+    detail::observe_weights(args, {first, share, false}, state, workspace, executor);
   }
 
   static void score(const snapkv& policy, const eviction_args& args, tensor_view<float, 2> scores, memory state,
                     memory workspace, executor_ref executor) {
-    const kv_view& kv = args.attended.kv;
+    const kv_view kv = args.kv;
     const float* const weights = detail::weight_state::at(kv, state).weights;
-    detail::arena sizes;
-    detail::position_order(sizes, kv.tokens);
+    const std::size_t bytes = order_bytes(args);
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-      detail::arena arena(detail::worker_piece(workspace.data, sizes.used(), worker));
+      detail::arena arena(detail::worker_piece(workspace.data, bytes, worker));
       detail::position_order order(arena, kv.tokens);
       const std::int64_t n = kv.length(head), reach = policy.pool / 2;
       order.sort(kv, head, n);
@@ -115,8 +90,10 @@ struct evictor_kernel<snapkv> : detail::weight_evictor<snapkv> {
   }
 
  private:
-  static std::int64_t first(const snapkv& policy, const eviction_args& args) {
-    return detail::greater(new_tokens(args) - policy.window, 0);
+  static std::size_t order_bytes(const eviction_args& args) {
+    detail::arena arena;
+    detail::position_order(arena, args.kv.tokens);
+    return arena.used();
   }
 };
 

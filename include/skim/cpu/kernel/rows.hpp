@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace skim {
 inline namespace v0_2 {
@@ -144,16 +145,20 @@ SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_
   return exact == 0 ? 0.0f : static_cast<float>(1 / std::sqrt(exact));
 }
 
-/// The scale with which a row's largest number is the largest that its type holds; 1 for a type that needs none.
+/// The scale with which a row's largest number is the largest that its type holds; 1 for a type that needs none. NaN for a
+/// row with an infinity or NaN, which such a type cannot hold: all of the row then reads as NaN.
 SKIM_INLINE float scale_for(const stored_row& row, std::int64_t n, element type) {
   const float range = format_of(type).range;
   if (range == 0) return 1;
-  float largest = 0;
+  float largest = 0, spoilt = 0;
   for (std::int64_t d = 0; d < n; ++d) {
-    const float size = std::fabs(load_element(row.data, row.type, d));
+    const float value = load_element(row.data, row.type, d), size = std::fabs(value);
     largest = size > largest ? size : largest;
+    spoilt += value * 0;
   }
-  return largest > 0 ? largest / range : 1;
+  if (largest == 0) return 1 + spoilt;
+  const float scale = largest / range, least = std::numeric_limits<float>::min();  // whose inverse is finite
+  return (scale > least ? scale : least) + spoilt;
 }
 
 /// Stores row `slot` of one of the cache's tensors, with its scale where it has scales. Returns the sum of squares of the

@@ -6,11 +6,7 @@
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
 #include <skim/eviction.hpp>
-#include <skim/index_lists.hpp>
 #include <skim/math/order.hpp>
-#include <skim/retention.hpp>
-#include <skim/view.hpp>
-#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
@@ -19,7 +15,8 @@ inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 /// pooled [1, n] = mean over the rows of scores [rows, n].
-void pool_rows(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
+SKIM_NOINLINE inline void pool_rows(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled,
+                                    executor_ref executor) {
   constexpr std::int64_t piece = 4096;
   const std::int64_t n = pooled.extents[1], rows = scores.extents[0];
   const float share = 1 / static_cast<float>(greater(rows, 1));
@@ -54,8 +51,8 @@ SKIM_INLINE std::int64_t recent_pages(std::int64_t recent, std::int64_t n, std::
 
 /// Writes the slots of the pages that stay: as many as the budget holds, those that hold sinks and recent tokens (in slot
 /// order) and a last one that is not full among them. Returns the number of slots.
-SKIM_INLINE std::int64_t keep_pages(const kv_view& kv, const retention& keep, const float* scores, float* by_page,
-                                    bool later, const rank_scratch& scratch, std::int32_t* list) {
+SKIM_INLINE std::int64_t choose_pages(const kv_view& kv, const retention& keep, const float* scores, float* by_page,
+                                      bool later, const rank_scratch& scratch, std::int32_t* list) {
   const std::int64_t n = kv.tokens, pages = pages_of(n, kv.page_size);
   pool_pages(scores, n, kv.page_size, by_page);
   for (std::int64_t page = 0; page < pages; ++page) scratch.ranks[page] = rank_bits(by_page[page]);
@@ -75,78 +72,82 @@ SKIM_INLINE std::int64_t keep_pages(const kv_view& kv, const retention& keep, co
 }
 
 /// What an evictor says of it.
-struct keep_rule {
+struct choice_rule {
   retention keep;
   bool prefers_later;  // of equal scores
 };
 
 /// Scratch: pooled scores, then what each worker needs to choose.
-struct keep_scratch {
+struct choice_scratch {
   float *pooled, *by_page;  // [n] each, with `share_heads`
+  char* workers;            // [workers]: pieces of `piece_bytes`
+  std::size_t piece_bytes;
 
-  keep_scratch(arena& arena, const eviction_args& args) {
-    const std::int64_t n = args.share_heads ? args.attended.kv.tokens : 0;
+  choice_scratch(arena& arena, const eviction_args& args, unsigned count) {
+    const std::int64_t n = args.share_heads ? args.kv.tokens : 0;
     pooled = arena.take<float>(n);
     by_page = arena.take<float>(n);
+    detail::arena piece;
+    rank_scratch(piece, args.kv.tokens);
+    piece_bytes = piece.used();
+    workers = arena.take<char>(saturated(static_cast<std::int64_t>(piece_bytes), count));
   }
 };
 
-inline std::size_t choose_bytes(const eviction_args& args) {
+inline std::size_t choice_bytes(const eviction_args& args, unsigned workers) {
   arena arena;
-  rank_scratch(arena, args.attended.kv.tokens);
+  choice_scratch(arena, args, workers);
   return arena.used();
-}
-
-inline std::size_t keep_bytes(const eviction_args& args, unsigned workers) {
-  arena arena;
-  keep_scratch(arena, args);
-  return arena.used() + choose_bytes(args) * workers;
 }
 
 /// No head is over its budget.
 inline bool fits(const eviction_args& args, const retention& keep) {
-  const kv_view& kv = args.attended.kv;
-  for (std::int64_t head = 0; head < kv.heads; ++head) {
-    if (kv.length(head) > kept_by(keep, args, head).count) return false;
+  for (std::int64_t head = 0; head < args.kv.heads; ++head) {
+    if (args.kv.length(head) > kept_of_head(keep, args, head).count) return false;
   }
   return true;
 }
 
 /// The list of one row. `by_page`: scratch.
-SKIM_NOINLINE inline std::int64_t keep_row(const eviction_args& args, const keep_rule& rule, std::int64_t row,
-                                           const float* scores, const rank_scratch& scratch, float* by_page,
-                                           std::int32_t* list) {
-  const kv_view& kv = args.attended.kv;
-  const retention keep = kept_by(rule.keep, args, row);
-  if (args.how == compaction::pages) return keep_pages(kv, keep, scores, by_page, rule.prefers_later, scratch, list);
+SKIM_NOINLINE inline std::int64_t choose_row(const eviction_args& args, const choice_rule& rule, std::int64_t row,
+                                             const float* scores, const rank_scratch& scratch, float* by_page,
+                                             std::int32_t* list) {
+  const kv_view kv = args.kv;
+  const retention keep = kept_of_head(rule.keep, args, row);
+  if (args.how == compaction::pages) return choose_pages(kv, keep, scores, by_page, rule.prefers_later, scratch, list);
   const std::int64_t n = kv.length(row);
   for (std::int64_t slot = 0; slot < n; ++slot) scratch.ranks[slot] = rank_bits(scores[slot]);
   return keep_ranked(kv, row, n, n, keep, keep.count, rule.prefers_later, scratch, list);
 }
 
-void keep_highest(const eviction_args& args, const keep_rule& rule, tensor_view<const float, 2> scores,
-                  const index_lists& lists, memory workspace, executor_ref executor) {
-  const kv_view& kv = args.attended.kv;
+inline void choose_highest(const eviction_args& args, const choice_rule& rule, tensor_view<const float, 2> scores,
+                           const index_lists& lists, memory workspace, executor_ref executor) {
   arena arena(workspace.data);
-  const keep_scratch shared(arena, args);
-  char* const workers = static_cast<char*>(workspace.data) + arena.used();
+  const choice_scratch shared(arena, args, executor.concurrency());
   if (args.share_heads && scores.extents[0] > 1) {
-    const tensor_view<float, 2> pooled(shared.pooled, {1, kv.tokens});
+    const tensor_view<float, 2> pooled(shared.pooled, {1, args.kv.tokens});
     pool_rows(scores, pooled, executor);
     scores = pooled;
   }
   executor.parallel_for(list_rows(args), [&](std::int64_t row, unsigned worker) {
-    detail::arena piece(worker_piece(workers, choose_bytes(args), worker));
-    const rank_scratch scratch(piece, kv.tokens);
+    detail::arena piece(worker_piece(shared.workers, shared.piece_bytes, worker));
+    const rank_scratch scratch(piece, args.kv.tokens);
     lists.counts[row] =
-        static_cast<std::int32_t>(keep_row(args, rule, row, scores.at(row), scratch, shared.by_page, lists.row(row)));
+        static_cast<std::int32_t>(choose_row(args, rule, row, scores.at(row), scratch, shared.by_page, lists.row(row)));
+  });
+}
+
+/// The scores of a policy that tells no token from another.
+inline void score_alike(const eviction_args& args, const tensor_view<float, 2>& scores, executor_ref executor) {
+  executor.parallel_for(args.kv.heads, [&](std::int64_t head, unsigned) {
+    for (std::int64_t slot = 0; slot < args.kv.length(head); ++slot) *scores.at(head, slot) = 0;
   });
 }
 
 /// Lists every token.
-void keep_everything(const eviction_args& args, const index_lists& lists, executor_ref executor) {
+inline void choose_everything(const eviction_args& args, const index_lists& lists, executor_ref executor) {
   executor.parallel_for(list_rows(args), [&](std::int64_t row, unsigned) {
-    const std::int64_t n = args.attended.kv.length(row);
+    const std::int64_t n = args.kv.length(row);
     for (std::int64_t slot = 0; slot < n; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
     lists.counts[row] = static_cast<std::int32_t>(n);
   });
