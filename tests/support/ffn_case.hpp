@@ -2,11 +2,17 @@
 /// \file One FFN call to test, described by plain values, and the memory that it needs.
 #pragma once
 
-#include "attention_sample.hpp"
+#include "pairwise.hpp"
+#include "strided_tensor.hpp"
 
+#include <skim/cpu/simd/compat.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
 
+#include <cmath>
+
 namespace skim_test {
+
+inline constexpr skim::element weight_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16};
 
 enum class neurons_kind { every, third, one, empty };
 enum class multiply_kind { widen_fma, dot_pairs, amx };
@@ -61,7 +67,7 @@ class ffn_inputs {
     args.down = matrix(down_);
     args.out = matrix(out_);
     args.act = case_.act;
-    args.block = 1;
+    args.first_block = 1;
     return args;
   }
   skim::neuron_predictor predictor() {
@@ -126,9 +132,9 @@ inline std::vector<ffn_case> ffn_sample() {
     const int* next = row.data();
     const auto take = [&next] { return static_cast<std::size_t>(*next++); };
     ffn_case c;
-    c.weights = element_types[take()];
-    c.x_type = element_types[take()];
-    c.out_type = element_types[take()];
+    c.weights = weight_types[take()];
+    c.x_type = weight_types[take()];
+    c.out_type = weight_types[take()];
     c.M = tokens[take()];
     c.d = widths[take()];
     c.f = neurons[take()];

@@ -111,7 +111,7 @@ template <class Parameters, class Loss>
 double mean_loss(const Parameters& parameters, const std::vector<Eigen::Index>& blocks, const Loss& loss,
                  executor_ref executor) {
   const Eigen::Index count = static_cast<Eigen::Index>(blocks.size());
-  return detail::loss_over<Parameters, Loss, Executor>(parameters, blocks.data(), count, nullptr, loss, executor) /
+  return detail::loss_over<Parameters>(parameters, blocks.data(), count, nullptr, loss, executor) /
          static_cast<double>(count);
 }
 
@@ -136,7 +136,7 @@ double descend(Parameters& parameters, const Loss& loss, const descent& plan, ex
     random.shuffle(order);
     for (Eigen::Index first = 0; first < all; first += batch, ++step) {
       const Eigen::Index count = std::min(batch, all - first);
-      detail::loss_over<Parameters, Loss, Executor>(parameters, order.data() + first, count, &gradients, loss,
+      detail::loss_over(parameters, order.data() + first, count, &gradients, loss,
                                                     executor);
       gradients[0].values *= static_cast<float>(1 / (plan.unit * static_cast<double>(count)));
       const double turn = 3.14159265358979 * static_cast<double>(step) / static_cast<double>(steps);

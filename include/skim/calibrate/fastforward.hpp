@@ -97,7 +97,7 @@ inline void check_options(const options& settings) {
 
 /// Fits every layer. All layers have one shape and one activation. Holds one layer's inputs at a time, about
 /// 8 bytes x tokens x d in all. Throws std::invalid_argument, std::bad_alloc, and what the callbacks throw.
-fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
+inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
                executor_ref executor) {
   detail::check_options(settings);
   fit_result result;
@@ -122,7 +122,7 @@ fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source,
     const block_split split = detail::split_of(inputs, number, settings);
     const ffn_weights weights(layer);
     result.reports.emplace_back();
-    detail::layer_fit<Executor> work(weights, inputs, split, settings, executor);
+    detail::layer_fit work(weights, inputs, split, settings, executor);
     const std::uint64_t seed = settings.seed + 1000003 * static_cast<std::uint64_t>(number + 1);
     model.layers.push_back(work.run(seed, announce, result.reports.back()));
   }

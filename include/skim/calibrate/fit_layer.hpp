@@ -55,7 +55,6 @@ struct collected_inputs {
 
 namespace detail {
 
-/// `Executor` is the host's.
 class layer_fit {
  public:
   using announcement = std::function<void(const char* stage, std::int64_t epoch, std::int64_t epochs, double loss)>;

@@ -3,7 +3,9 @@
 /// (arXiv 2602.00397, section 3.3).
 #pragma once
 
-#include <skim/ffn.hpp>
+#include <skim/check.hpp>
+
+#include <cmath>
 
 namespace skim {
 inline namespace v0_2 {
@@ -16,15 +18,14 @@ struct neuron_schedule {
 };
 
 SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
-  using detail::fault;
   if (layers < 0) return fault(status::bad_extent, "layers", layers, 0, "at least");
   if (f < 1) return fault(status::bad_extent, "f", f, 1, "at least");
   if (f > detail::largest_width) return fault(status::unsupported, "f", f, detail::largest_width, "at most");
   if (!(schedule.mean > 0 && schedule.mean <= 1)) {
-    return fault(status::bad_value, "schedule.mean", 0, 1, "above 0 and at most");
+    return fault(status::bad_value, "schedule.mean", schedule.mean, 1, "above 0 and at most");
   }
-  if (!(schedule.least >= 0 && schedule.least <= schedule.mean)) {
-    return fault(status::bad_value, "schedule.least", 0, 0, "0 to schedule.mean, not");
+  if (!detail::within(schedule.least, 0, schedule.mean)) {
+    return fault(status::bad_value, "schedule.least", schedule.least, schedule.mean, "at least 0 and at most");
   }
   if (schedule.multiple < 1) return fault(status::bad_value, "schedule.multiple", schedule.multiple, 1, "at least");
   return {};

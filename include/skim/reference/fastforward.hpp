@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file FastForward (arXiv 2602.00397) in plain double loops: the predictor, the compensator, and GRIFFIN's statistic, by which
-/// neurons are compared. Allocates.
+/// \file FastForward (arXiv 2602.00397) in plain double loops: the predictor, the compensator, and GRIFFIN's statistic, by
+/// which neurons are compared. Each takes the rows of a call as one block. Allocates.
 #pragma once
 
-#include <skim/ffn.hpp>
-#include <skim/math/activation.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The FFN and the choice of its neurons in plain double loops: the specification, and the oracle to test other
-/// kernels against. Reads the stored values, rounds nothing, allocates. Call `check` first; these functions do not.
+/// kernels against. Reads the stored values, rounds nothing, allocates. Call `check` first; these functions do not. They
+/// take the rows of a call as one block: for several, see `for_each_block`.
 #pragma once
 
 #include <skim/ffn.hpp>
 #include <skim/math/order.hpp>
-#include <skim/view.hpp>
+#include <skim/reference/linear.hpp>
 
 #include <algorithm>
 #include <vector>
@@ -13,11 +14,6 @@
 namespace skim {
 inline namespace v0_2 {
 namespace reference {
-
-/// Element (i, j) of a matrix.
-inline double element_at(const tensor_view<const void, 2>& matrix, std::int64_t i, std::int64_t j) {
-  return static_cast<double>(load_element(matrix.data, matrix.type, matrix.offset(i, j)));
-}
 
 /// All neurons, ascending.
 inline std::vector<std::int32_t> every_neuron(const ffn_args& args) {

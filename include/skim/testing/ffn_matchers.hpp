@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file GoogleTest matchers for FFN outputs.
+/// \file GoogleTest matchers for outputs of FFNs and linear layers.
 #pragma once
 
 #include <skim/testing/ffn_truth.hpp>
@@ -39,14 +39,19 @@ class ffn_matcher {
   bool MatchAndExplain(const tensor_view<void, 2>& out, std::ostream* why) const {
     return MatchAndExplain(tensor_view<const void, 2>(out), why);
   }
-  void DescribeTo(std::ostream* to) const { *to << "is the FFN within rounding"; }
-  void DescribeNegationTo(std::ostream* to) const { *to << "is not the FFN within rounding"; }
+  void DescribeTo(std::ostream* to) const { *to << "is the layer's output within rounding"; }
+  void DescribeNegationTo(std::ostream* to) const { *to << "is not the layer's output within rounding"; }
 
  private:
   ffn_truth truth_;
   arithmetic rounding_;
   int roundings_;
 };
+
+/// A linear layer.
+inline ffn_matcher matches_linear(const linear_args& args, const arithmetic& rounding = {}) {
+  return ffn_matcher(multiply_exactly(args, rounding), rounding);
+}
 
 /// The FFN of all neurons.
 inline ffn_matcher matches_ffn(const ffn_args& args, const arithmetic& rounding = {}) {
