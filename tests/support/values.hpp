@@ -6,6 +6,7 @@
 #include <skim/workspace.hpp>
 
 #include <algorithm>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -25,8 +26,9 @@ inline std::vector<float> normal_values(std::int64_t count, unsigned seed) {
 /// Memory on a 64-byte boundary, filled with bytes that read as NaN in every element type, between guards.
 class aligned_memory {
  public:
-  explicit aligned_memory(std::size_t bytes, unsigned char fill = 0xff)
-      : storage_(bytes + 3 * skim::memory_alignment, guard), bytes_(bytes) {
+  explicit aligned_memory(std::size_t bytes, unsigned char fill = 0xff) : bytes_(bytes) {
+    if (bytes > most_bytes) throw std::bad_alloc();  // a size beyond all memory may be the largest number
+    storage_.assign(bytes + 3 * skim::memory_alignment, guard);
     std::fill_n(static_cast<unsigned char*>(data()), bytes, fill);
   }
   aligned_memory(const aligned_memory&) = delete;
@@ -45,6 +47,7 @@ class aligned_memory {
 
  private:
   static constexpr unsigned char guard = 0xa5;
+  static constexpr std::size_t most_bytes = std::size_t{1} << 40;
 
   std::size_t begin() const {
     const auto address = reinterpret_cast<std::uintptr_t>(storage_.data()) + skim::memory_alignment;

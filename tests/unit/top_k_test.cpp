@@ -5,8 +5,8 @@
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
-#include <skim/cpu/selector/sink_window.hpp>
 #include <skim/reference/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
 
 #include <gtest/gtest.h>
 
@@ -107,7 +107,7 @@ TEST(TopK, EqualScoresKeepTheEarliestPositions) {
 }
 
 TEST(SinkWindow, EqualsTheReference) {
-  const pairwise_sample sample({5, 3, static_cast<int>(sampled_masks.size()), 4, 3, 2, 5, 2});
+  const pairwise_sample sample({5, 3, static_cast<int>(sampled_masks.size()), 4, 3, 2, 5, 2, 2});
   for (const auto& row : sample.rows()) {
     attention_case c;
     c.D = c.Dv = 4;
@@ -119,24 +119,29 @@ TEST(SinkWindow, EqualsTheReference) {
     c.lengths = row[5];
     const retention keeps[] = {retention::budget(1), retention::budget(20, 4), retention::budget(6, 6),
                                retention::share(0.3, 2), retention::share(1)};
-    const skim::sink_window policy{keeps[row[6]]};
+    const std::int64_t every[] = {0, 20};
+    const skim::sink_window policy{keeps[row[6]].dense_under(0).for_every(every[row[8]])};
     c.sequences = row[7] ? 3 : 1;
     SCOPED_TRACE(testing::Message() << c << ", retention " << row[6]);
     attention_inputs inputs(c);
     const skim::attention_args args = inputs.args();
     const skim::cpu::attention op{policy};
-    const std::int64_t rows = c.sequences * c.Hk, capacity = op.list_capacity(args);
+    const std::int64_t rows = skim::list_rows(args, op.block_rows()), capacity = op.list_capacity(args);
     std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity + 1), -7);
     std::vector<std::int32_t> counts(static_cast<std::size_t>(rows));
-    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
+    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
     aligned_memory workspace(op.workspace_bytes(args, 1));
     ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
     ASSERT_TRUE(check_indices(args, &lists).ok());
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const list_of_slots list(lists.row(r), lists.row(r) + lists.counts[r]);
-      ASSERT_EQ(list, skim::reference::select(policy, args, skim::sequence_at(args, r / c.Hk), r % c.Hk))
-          << "row " << r;
-    }
+    EXPECT_EQ(indices.back(), -7);
+    skim::for_each_block(args, op.block_rows(), [&](const skim::attention_sequence& block, std::int64_t index) {
+      for (std::int64_t head = 0; head < c.Hk; ++head) {
+        const std::int64_t r = index * c.Hk + head;
+        const list_of_slots list(lists.row(r), lists.row(r) + lists.counts[r]);
+        ASSERT_EQ(list, skim::reference::select(policy, args, block, head)) << "row " << r;
+      }
+    });
+    if (HasFailure()) return;
   }
 }
 
