@@ -7,16 +7,29 @@
 
 #include <skim/types.hpp>
 
-#include <xsimd/xsimd.hpp>
-
 #include <type_traits>
 #include <utility>
 
+// Around what calls intrinsics: GCC 12 warns of values that its own AVX-512 headers leave open. It looks for pragmas where
+// the intrinsic is defined and where it is inlined. Other instruction sets go without, and see whether ours are all set.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define SKIM_INTRINSICS_BEGIN                                                          \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define SKIM_INTRINSICS_END _Pragma("GCC diagnostic pop")
+#else
+#define SKIM_INTRINSICS_BEGIN
+#define SKIM_INTRINSICS_END
+#endif
+
+SKIM_INTRINSICS_BEGIN
+#include <xsimd/xsimd.hpp>
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+SKIM_INTRINSICS_END
 
 #define SKIM_PASTE_4(a, b, c, d) a##b##c##d
 #define SKIM_NAME_4(a, b, c, d) SKIM_PASTE_4(a, b, c, d)
@@ -97,6 +110,8 @@ using float_mask = xsimd::batch_bool<float, arch>;
 inline constexpr std::int64_t lanes = static_cast<std::int64_t>(floats::size);
 inline constexpr int registers = SKIM_CPU_REGISTERS;
 
+SKIM_INTRINSICS_BEGIN
+
 /// a * b + c, fused where the processor can; xsimd before 11 has no fused form for AVX-512.
 SKIM_INLINE floats fma(floats a, floats b, floats c) {
 #if XSIMD_VERSION_MAJOR < 11 && XSIMD_WITH_AVX512F
@@ -165,6 +180,8 @@ SKIM_INLINE float max_lane(floats x) {
   return most;
 #endif
 }
+
+SKIM_INTRINSICS_END
 
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.

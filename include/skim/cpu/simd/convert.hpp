@@ -11,6 +11,8 @@ namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace simd {
 
+SKIM_INTRINSICS_BEGIN
+
 /// `lanes` elements widened to f32; exact.
 SKIM_INLINE floats load(const bf16* p) {
 #if XSIMD_WITH_AVX512F
@@ -77,6 +79,8 @@ SKIM_INLINE void store(f16* p, floats x) {
   for (std::int64_t i = 0; i < lanes; ++i) p[i] = from_float<f16>(wide[i]);
 #endif
 }
+
+SKIM_INTRINSICS_END
 
 /// Any other stored type, by way of its scalar conversions.
 template <class T>

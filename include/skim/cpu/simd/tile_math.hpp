@@ -55,6 +55,7 @@ struct tile_math<accumulate::widen_fma> {
 };
 
 #if SKIM_CPU_DOT_PAIRS
+SKIM_INTRINSICS_BEGIN
 /// One step is two bf16, the earlier in the low half.
 template <>
 struct tile_math<accumulate::dot_pairs> {
@@ -111,6 +112,7 @@ struct tile_math<accumulate::dot_pairs> {
     return which == 0 ? pair & 0xffff0000u : pair & 0xffffu;
   }
 };
+SKIM_INTRINSICS_END
 #endif
 
 #if SKIM_CPU_AMX
