@@ -5,7 +5,8 @@
 #include "pairwise.hpp"
 #include "strided_tensor.hpp"
 
-#include <skim/cpu/simd/compat.hpp>
+#include <skim/cpu/features.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
 
 #include <cmath>
@@ -16,6 +17,45 @@ inline constexpr skim::element weight_types[] = {skim::element::f32, skim::eleme
 
 enum class neurons_kind { every, third, one, empty };
 enum class multiply_kind { widen_fma, dot_pairs, amx };
+
+inline const char* to_string(multiply_kind kind) {
+  const char* const names[] = {"widen_fma", "dot_pairs", "amx"};
+  return names[static_cast<int>(kind)];
+}
+
+/// Calls `body(accumulate)`.
+template <class Body>
+void with_accumulate(multiply_kind kind, const Body& body) {
+  static const skim::accumulate::amx granted = skim::cpu::request_amx();
+  if (kind == multiply_kind::amx) return body(granted);
+  if (kind == multiply_kind::dot_pairs) return body(skim::accumulate::dot_pairs{});
+  body(skim::accumulate::widen_fma{});
+}
+
+/// True where weights of `type` are multiplied in pairs.
+inline bool multiplies_pairs(multiply_kind kind, skim::element type) {
+  return kind != multiply_kind::widen_fma &&
+         skim::cpu::simd::with_math(skim::accumulate::dot_pairs{}, type,
+                                    [](auto math) { return decltype(math)::values == 2; });
+}
+
+/// A tensor of one head as a matrix.
+inline skim::tensor_view<void, 2> matrix(strided_tensor& tensor) {
+  const auto all = tensor.view();
+  return {all.data, {all.extents[0], all.extents[2]}, {all.strides[0], 1}, all.type};
+}
+
+/// Rows of a matrix, with `padding` elements behind each.
+inline strided_tensor::shape matrix_shape(std::int64_t rows, std::int64_t width, skim::element type,
+                                          std::int64_t padding) {
+  strided_tensor::shape s;
+  s.tokens = rows;
+  s.heads = 1;
+  s.dim = width;
+  s.type = type;
+  s.padding = padding;
+  return s;
+}
 
 struct ffn_case {
   skim::element weights = skim::element::f32, x_type = skim::element::f32, out_type = skim::element::f32;
@@ -29,11 +69,10 @@ struct ffn_case {
 
 inline std::ostream& operator<<(std::ostream& to, const ffn_case& c) {
   const char* const neurons[] = {"every", "every third", "one", "no"};
-  const char* const multiply[] = {"widen_fma", "dot_pairs", "amx"};
   return to << "weights " << to_string(c.weights) << ", x " << to_string(c.x_type) << ", out " << to_string(c.out_type)
             << ", M " << c.M << ", d " << c.d << ", f " << c.f << (c.gated ? ", gated " : ", plain ")
             << to_string(c.act) << ", " << neurons[static_cast<int>(c.neurons)] << " neuron, padding " << c.padding
-            << ", " << multiply[static_cast<int>(c.multiply)];
+            << ", " << to_string(c.multiply);
 }
 
 /// Values, weights and parts of policies for one case; weights are scaled so that outputs have the size of inputs.
@@ -45,7 +84,7 @@ class ffn_inputs {
         gate_(rows(c.f, c.d, c.weights, 2)),
         up_(rows(c.f, c.d, c.weights, 3)),
         down_(rows(c.f, c.d, c.weights, 4)),
-        out_(shape(c.M, c.d, c.out_type)),
+        out_(matrix_shape(c.M, c.d, c.out_type, c.padding)),
         query_(rows(1, c.d, c.x_type, 5)),
         w1_(rows(c.d, skim::predictor_rank(c.d), c.weights, 6)),
         w2_(rows(skim::predictor_rank(c.d), c.f, c.x_type, 7)),
@@ -92,26 +131,13 @@ class ffn_inputs {
   /// Wider than a model's, so that small cases have several work units and a ragged end.
   std::int64_t compensator_width() const { return case_.d + skim::compensator_width(case_.d); }
 
-  strided_tensor::shape shape(std::int64_t n, std::int64_t width, skim::element type) const {
-    strided_tensor::shape s;
-    s.tokens = n;
-    s.heads = 1;
-    s.dim = width;
-    s.type = type;
-    s.padding = case_.padding;
-    return s;
-  }
   strided_tensor rows(std::int64_t n, std::int64_t width, skim::element type, unsigned seed) const {
-    strided_tensor tensor(shape(n, width, type));
+    strided_tensor tensor(matrix_shape(n, width, type, case_.padding));
     std::vector<float> values = normal_values(n * width, seed);
     const float size = seed == 1 ? 1.0f : 1 / std::sqrt(static_cast<float>(case_.d));
     for (float& value : values) value *= size;
     tensor.fill(values);
     return tensor;
-  }
-  static skim::tensor_view<void, 2> matrix(strided_tensor& tensor) {
-    const auto all = tensor.view();
-    return {all.data, {all.extents[0], all.extents[2]}, {all.strides[0], 1}, all.type};
   }
 
   ffn_case case_;

@@ -47,7 +47,9 @@ const std::vector<ffn_fault> ffn_faults{
     {"x null", [](auto& a) { a.x.data = nullptr; }, {status::null_pointer, "x.data"}},
     {"x type", [](auto& a) { a.x.type = element::none; }, {status::bad_type, "x.type", "none"}},
     {"negative M", [](auto& a) { a.x.extents[0] = -1; }, {status::bad_extent, "x.extents[0]", "-1"}},
-    {"large M", [](auto& a) { a.x.extents[0] = a.out.extents[0] = wide; }, {status::bad_extent, "x.extents[0]", "16777217"}},
+    {"large M",
+     [](auto& a) { a.x.extents[0] = a.out.extents[0] = wide; },
+     {status::bad_extent, "x.extents[0]", "16777217"}},
     {"negative d", [](auto& a) { a.x.extents[1] = -8; }, {status::bad_extent, "x.extents[1]", "-8"}},
     {"d 0", [](auto& a) { a.x.extents[1] = 0; }, {status::bad_extent, "x.extents[1]", "0"}},
     {"large d", [](auto& a) { a.x.extents[1] = wide; }, {status::unsupported, "x.extents[1]", "16777217"}},
@@ -60,7 +62,9 @@ const std::vector<ffn_fault> ffn_faults{
     {"large f", [](auto& a) { a.up.extents[0] = wide; }, {status::unsupported, "up.extents[0]", "16777217"}},
     {"d of up", [](auto& a) { a.up.extents[1] = 7; }, {status::bad_extent, "up.extents[1]", "7"}},
     {"up inner stride", [](auto& a) { a.up.strides[1] = 20; }, {status::bad_stride, "up.strides[1]", "20"}},
-    {"up reach", [](auto& a) { a.up.strides[0] = -huge; }, {status::bad_stride, "up.strides[0]", "-4611686018427387904"}},
+    {"up reach",
+     [](auto& a) { a.up.strides[0] = -huge; },
+     {status::bad_stride, "up.strides[0]", "-4611686018427387904"}},
     {"down null", [](auto& a) { a.down.data = nullptr; }, {status::null_pointer, "down.data"}},
     {"down type", [](auto& a) { a.down.type = element::none; }, {status::bad_type, "down.type", "none"}},
     {"down of another type", [](auto& a) { a.down.type = element::f16; }, {status::bad_type, "down.type", "f16"}},
@@ -71,7 +75,9 @@ const std::vector<ffn_fault> ffn_faults{
      {status::bad_extent, "down.extents[0]", "8"}},
     {"d of down", [](auto& a) { a.down.extents[1] = 9; }, {status::bad_extent, "down.extents[1]", "9"}},
     {"down inner stride", [](auto& a) { a.down.strides[1] = 0; }, {status::bad_stride, "down.strides[1]", "0"}},
-    {"down reach", [](auto& a) { a.down.strides[0] = huge; }, {status::bad_stride, "down.strides[0]", "4611686018427387904"}},
+    {"down reach",
+     [](auto& a) { a.down.strides[0] = huge; },
+     {status::bad_stride, "down.strides[0]", "4611686018427387904"}},
     {"act", [](auto& a) { a.act = no_activation; }, {status::bad_value, "act", "5"}},
     {"negative block", [](auto& a) { a.first_block = -1; }, {status::bad_value, "first_block", "-1"}},
     {"huge block", [](auto& a) { a.first_block = huge; }, {status::bad_value, "first_block", "4611686018427387904"}},
@@ -84,7 +90,9 @@ const std::vector<ffn_fault> ffn_faults{
     {"negative out", [](auto& a) { a.out.extents[0] = -3; }, {status::bad_extent, "out.extents[0]", "-3"}},
     {"d of out", [](auto& a) { a.out.extents[1] = 20; }, {status::bad_extent, "out.extents[1]", "20"}},
     {"out inner stride", [](auto& a) { a.out.strides[1] = 3; }, {status::bad_stride, "out.strides[1]", "3"}},
-    {"out reach", [](auto& a) { a.out.strides[0] = huge; }, {status::bad_stride, "out.strides[0]", "4611686018427387904"}},
+    {"out reach",
+     [](auto& a) { a.out.strides[0] = huge; },
+     {status::bad_stride, "out.strides[0]", "4611686018427387904"}},
 };
 
 const std::vector<ffn_fault> gate_faults{
@@ -95,7 +103,9 @@ const std::vector<ffn_fault> gate_faults{
     {"gate without neurons", [](auto& a) { a.gate.extents[0] = 0; }, {status::bad_extent, "gate.extents[0]", "0"}},
     {"d of gate", [](auto& a) { a.gate.extents[1] = 7; }, {status::bad_extent, "gate.extents[1]", "7"}},
     {"gate inner stride", [](auto& a) { a.gate.strides[1] = 2; }, {status::bad_stride, "gate.strides[1]", "2"}},
-    {"gate reach", [](auto& a) { a.gate.strides[0] = huge; }, {status::bad_stride, "gate.strides[0]", "4611686018427387904"}},
+    {"gate reach",
+     [](auto& a) { a.gate.strides[0] = huge; },
+     {status::bad_stride, "gate.strides[0]", "4611686018427387904"}},
 };
 
 /// Before there is memory, tensors have no pointers; `prompts` describes a shape.
@@ -162,7 +172,8 @@ TEST(FfnCheck, ShapesNeedNoPointers) {
   EXPECT_FALSE(is_gated(args));
 
   skim::fastforward fastforward;
-  fastforward.predictor = {{nullptr, {8}, element::f32}, {nullptr, {8, 4}, element::f32}, {nullptr, {4, 20}, element::f32}};
+  fastforward.predictor = {
+      {nullptr, {8}, element::f32}, {nullptr, {8, 4}, element::f32}, {nullptr, {4, 20}, element::f32}};
   EXPECT_TRUE(fastforward.check_shape(args).ok());
   expect_report(fastforward.check(args), {status::null_pointer, "predictor.query.data"});
   skim::calibrated_set calibrated;
@@ -264,7 +275,8 @@ TEST(FfnBlocks, AreThePromptsRowsCut) {
   EXPECT_EQ(blocks_of(call(0, 3)), (places{{0, 0, 5, false, false}}));
   EXPECT_EQ(blocks_of(call(100, 1)).size(), 100u);
 
-  const skim::ffn_prompt prompts[] = {{5, 0, false, false}, {0, 3, true, false}, {1, 9, false, true}, {4, 2, true, false}};
+  const skim::ffn_prompt prompts[] = {
+      {5, 0, false, false}, {0, 3, true, false}, {1, 9, false, true}, {4, 2, true, false}};
   args = call(10, 3);
   args.prompts = prompts;
   args.prompt_count = 4;
@@ -418,14 +430,18 @@ TEST(Transpose, FaultsAreNamed) {
       {"negative rows", [](auto& a) { a.from.extents[0] = -3; }, {status::bad_extent, "from.extents[0]", "-3"}},
       {"negative columns", [](auto& a) { a.from.extents[1] = -5; }, {status::bad_extent, "from.extents[1]", "-5"}},
       {"from inner stride", [](auto& a) { a.from.strides[1] = 3; }, {status::bad_stride, "from.strides[1]", "3"}},
-      {"from reach", [](auto& a) { a.from.strides[0] = huge; }, {status::bad_stride, "from.strides[0]", "4611686018427387904"}},
+      {"from reach",
+       [](auto& a) { a.from.strides[0] = huge; },
+       {status::bad_stride, "from.strides[0]", "4611686018427387904"}},
       {"to null", [](auto& a) { a.to.data = nullptr; }, {status::null_pointer, "to.data"}},
       {"to type", [](auto& a) { a.to.type = element::none; }, {status::bad_type, "to.type", "none"}},
       {"other type", [](auto& a) { a.to.type = element::bf16; }, {status::bad_type, "to.type", "bf16"}},
       {"rows", [](auto& a) { a.to.extents[0] = 3; }, {status::bad_extent, "to.extents[0]", "3"}},
       {"columns", [](auto& a) { a.to.extents[1] = 5; }, {status::bad_extent, "to.extents[1]", "5"}},
       {"to inner stride", [](auto& a) { a.to.strides[1] = 0; }, {status::bad_stride, "to.strides[1]", "0"}},
-      {"to reach", [](auto& a) { a.to.strides[0] = huge; }, {status::bad_stride, "to.strides[0]", "4611686018427387904"}},
+      {"to reach",
+       [](auto& a) { a.to.strides[0] = huge; },
+       {status::bad_stride, "to.strides[0]", "4611686018427387904"}},
   };
   for (const auto& fault : faults) {
     SCOPED_TRACE(fault.name);
@@ -447,26 +463,46 @@ TEST(FittedParts, FaultsAreNamed) {
   using part_fault = fault<fitted_parts>;
   const std::vector<part_fault> predictor_faults{
       {"null", [](auto& p) { p.predictor.query.data = nullptr; }, {status::null_pointer, "predictor.query.data"}},
-      {"type", [](auto& p) { p.predictor.query.type = element::none; }, {status::bad_type, "predictor.query.type", "none"}},
+      {"type",
+       [](auto& p) { p.predictor.query.type = element::none; },
+       {status::bad_type, "predictor.query.type", "none"}},
       {"d", [](auto& p) { p.predictor.query.extents[0] = 7; }, {status::bad_extent, "predictor.query.extents[0]", "7"}},
       {"d", [](auto& p) { p.predictor.query.extents[0] = 0; }, {status::bad_extent, "predictor.query.extents[0]", "0"}},
-      {"stride", [](auto& p) { p.predictor.query.strides[0] = 2; }, {status::bad_stride, "predictor.query.strides[0]", "2"}},
+      {"stride",
+       [](auto& p) { p.predictor.query.strides[0] = 2; },
+       {status::bad_stride, "predictor.query.strides[0]", "2"}},
       {"w1 null", [](auto& p) { p.predictor.w1.data = nullptr; }, {status::null_pointer, "predictor.w1.data"}},
-      {"w1 type", [](auto& p) { p.predictor.w1.type = element::none; }, {status::bad_type, "predictor.w1.type", "none"}},
+      {"w1 type",
+       [](auto& p) { p.predictor.w1.type = element::none; },
+       {status::bad_type, "predictor.w1.type", "none"}},
       {"d of w1", [](auto& p) { p.predictor.w1.extents[0] = 9; }, {status::bad_extent, "predictor.w1.extents[0]", "9"}},
       {"r 0", [](auto& p) { p.predictor.w1.extents[1] = 0; }, {status::bad_extent, "predictor.w1.extents[1]", "0"}},
-      {"large r", [](auto& p) { p.predictor.w1.extents[1] = wide; }, {status::unsupported, "predictor.w1.extents[1]", "16777217"}},
-      {"w1 stride", [](auto& p) { p.predictor.w1.strides[1] = 8; }, {status::bad_stride, "predictor.w1.strides[1]", "8"}},
+      {"large r",
+       [](auto& p) { p.predictor.w1.extents[1] = wide; },
+       {status::unsupported, "predictor.w1.extents[1]", "16777217"}},
+      {"w1 stride",
+       [](auto& p) { p.predictor.w1.strides[1] = 8; },
+       {status::bad_stride, "predictor.w1.strides[1]", "8"}},
       {"w2 null", [](auto& p) { p.predictor.w2.data = nullptr; }, {status::null_pointer, "predictor.w2.data"}},
-      {"w2 type", [](auto& p) { p.predictor.w2.type = element::none; }, {status::bad_type, "predictor.w2.type", "none"}},
+      {"w2 type",
+       [](auto& p) { p.predictor.w2.type = element::none; },
+       {status::bad_type, "predictor.w2.type", "none"}},
       {"r of w2", [](auto& p) { p.predictor.w2.extents[0] = 5; }, {status::bad_extent, "predictor.w2.extents[0]", "5"}},
-      {"f of w2", [](auto& p) { p.predictor.w2.extents[1] = 19; }, {status::bad_extent, "predictor.w2.extents[1]", "19"}},
-      {"w2 stride", [](auto& p) { p.predictor.w2.strides[1] = 4; }, {status::bad_stride, "predictor.w2.strides[1]", "4"}},
+      {"f of w2",
+       [](auto& p) { p.predictor.w2.extents[1] = 19; },
+       {status::bad_extent, "predictor.w2.extents[1]", "19"}},
+      {"w2 stride",
+       [](auto& p) { p.predictor.w2.strides[1] = 4; },
+       {status::bad_stride, "predictor.w2.strides[1]", "4"}},
   };
   const std::vector<part_fault> compensator_faults{
       {"c1 null", [](auto& p) { p.compensator.c1.data = nullptr; }, {status::null_pointer, "compensator.c1.data"}},
-      {"c1 type", [](auto& p) { p.compensator.c1.type = element::none; }, {status::bad_type, "compensator.c1.type", "none"}},
-      {"d of c1", [](auto& p) { p.compensator.c1.extents[0] = 9; }, {status::bad_extent, "compensator.c1.extents[0]", "9"}},
+      {"c1 type",
+       [](auto& p) { p.compensator.c1.type = element::none; },
+       {status::bad_type, "compensator.c1.type", "none"}},
+      {"d of c1",
+       [](auto& p) { p.compensator.c1.extents[0] = 9; },
+       {status::bad_extent, "compensator.c1.extents[0]", "9"}},
       {"c 0", [](auto& p) { p.compensator.c1.extents[1] = 0; }, {status::bad_extent, "compensator.c1.extents[1]", "0"}},
       {"large c",
        [](auto& p) { p.compensator.c1.extents[1] = wide; },
@@ -475,10 +511,18 @@ TEST(FittedParts, FaultsAreNamed) {
        [](auto& p) { p.compensator.c1.strides[1] = 8; },
        {status::bad_stride, "compensator.c1.strides[1]", "8"}},
       {"c2 null", [](auto& p) { p.compensator.c2.data = nullptr; }, {status::null_pointer, "compensator.c2.data"}},
-      {"c2 type", [](auto& p) { p.compensator.c2.type = element::none; }, {status::bad_type, "compensator.c2.type", "none"}},
-      {"types", [](auto& p) { p.compensator.c2.type = element::f16; }, {status::bad_type, "compensator.c2.type", "f16"}},
-      {"c of c2", [](auto& p) { p.compensator.c2.extents[0] = 4; }, {status::bad_extent, "compensator.c2.extents[0]", "4"}},
-      {"d of c2", [](auto& p) { p.compensator.c2.extents[1] = 7; }, {status::bad_extent, "compensator.c2.extents[1]", "7"}},
+      {"c2 type",
+       [](auto& p) { p.compensator.c2.type = element::none; },
+       {status::bad_type, "compensator.c2.type", "none"}},
+      {"types",
+       [](auto& p) { p.compensator.c2.type = element::f16; },
+       {status::bad_type, "compensator.c2.type", "f16"}},
+      {"c of c2",
+       [](auto& p) { p.compensator.c2.extents[0] = 4; },
+       {status::bad_extent, "compensator.c2.extents[0]", "4"}},
+      {"d of c2",
+       [](auto& p) { p.compensator.c2.extents[1] = 7; },
+       {status::bad_extent, "compensator.c2.extents[1]", "7"}},
       {"c2 stride",
        [](auto& p) { p.compensator.c2.strides[1] = 3; },
        {status::bad_stride, "compensator.c2.strides[1]", "3"}},

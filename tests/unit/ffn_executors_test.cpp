@@ -186,7 +186,8 @@ const std::vector<prompt_sample>& prompt_samples() {
       {0, {{700, 3, false, false}}},
       {128, {{700, 0, true, false}}},
       {100, {{700, 7, false, false}}},
-      {33, {{33, 0, false, false}, {100, 2, true, false}, {0, 4, true, false}, {1, 9, false, true}, {566, 1, true, false}}},
+      {33,
+       {{33, 0, false, false}, {100, 2, true, false}, {0, 4, true, false}, {1, 9, false, true}, {566, 1, true, false}}},
       {600, {{1, 5, false, true}, {1, 6, false, true}, {1, 0, true, false}, {697, 0, false, false}}},
       {0, {{350, 1, false, false}, {0, 0, false, false}, {350, 1, true, false}}},
   };
@@ -245,7 +246,8 @@ many_outputs compute_blocks(const Op& op, const ffn_case& c, const prompt_sample
     const auto* const first = static_cast<const unsigned char*>(m.data);
     return bytes(first, first + m.bytes);
   };
-  out = {together.out().bytes(), stepwise.out().bytes(), alone.out().bytes(), held(state.get()), held(state_apart.get())};
+  out = {together.out().bytes(), stepwise.out().bytes(), alone.out().bytes(), held(state.get()),
+         held(state_apart.get())};
   return out;
 }
 

@@ -3,7 +3,6 @@
 #include "support/executors.hpp"
 #include "support/ffn_case.hpp"
 
-#include <skim/cpu/features.hpp>
 #include <skim/cpu/ffn.hpp>
 #include <skim/cpu/neuron_selector/calibrated_set.hpp>
 #include <skim/cpu/neuron_selector/fastforward.hpp>
@@ -40,21 +39,14 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
     EXPECT_TRUE(workspace.guards_intact());
     EXPECT_TRUE(inputs.out().outside_intact());
   };
-  if (c.multiply == multiply_kind::amx) {
-    static const skim::accumulate::amx granted = skim::cpu::request_amx();
-    call(skim::cpu::ffn<Selector, skim::accumulate::amx>{selector, granted});
-  } else if (c.multiply == multiply_kind::dot_pairs) {
-    call(skim::cpu::ffn<Selector, skim::accumulate::dot_pairs>{selector});
-  } else {
-    call(skim::cpu::ffn<Selector>{selector});
-  }
+  with_accumulate(c.multiply, [&](auto accumulate) {
+    call(skim::cpu::ffn<Selector, decltype(accumulate)>{selector, accumulate});
+  });
 }
 
 skim::testing::arithmetic arithmetic_of(const ffn_case& c) {
-  const bool pairs = c.multiply != multiply_kind::widen_fma &&
-                     skim::cpu::simd::with_math(skim::accumulate::dot_pairs{}, c.weights,
-                                                [](auto math) { return decltype(math)::values == 2; });
-  return pairs ? skim::testing::arithmetic::dot_pairs() : skim::testing::arithmetic::widen_fma();
+  return multiplies_pairs(c.multiply, c.weights) ? skim::testing::arithmetic::dot_pairs()
+                                                 : skim::testing::arithmetic::widen_fma();
 }
 
 constexpr int shards = 4;

@@ -136,8 +136,7 @@ double descend(Parameters& parameters, const Loss& loss, const descent& plan, ex
     random.shuffle(order);
     for (Eigen::Index first = 0; first < all; first += batch, ++step) {
       const Eigen::Index count = std::min(batch, all - first);
-      detail::loss_over(parameters, order.data() + first, count, &gradients, loss,
-                                                    executor);
+      detail::loss_over(parameters, order.data() + first, count, &gradients, loss, executor);
       gradients[0].values *= static_cast<float>(1 / (plan.unit * static_cast<double>(count)));
       const double turn = 3.14159265358979 * static_cast<double>(step) / static_cast<double>(steps);
       const double rise = std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(warm));

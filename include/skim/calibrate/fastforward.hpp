@@ -98,7 +98,7 @@ inline void check_options(const options& settings) {
 /// Fits every layer. All layers have one shape and one activation. Holds one layer's inputs at a time, about
 /// 8 bytes x tokens x d in all. Throws std::invalid_argument, std::bad_alloc, and what the callbacks throw.
 inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
-               executor_ref executor) {
+                      executor_ref executor) {
   detail::check_options(settings);
   fit_result result;
   fitted_model& model = result.model;

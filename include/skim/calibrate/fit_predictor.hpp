@@ -58,7 +58,7 @@ inline predictor_parameters<float> predictor_start(const std::vector<matrix<floa
 
 /// The predictor of rank `rank` for the blocks' labels [B, f] (see `labeling`) from their tokens x[b] [M, d].
 inline predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, const matrix<float>& labels,
-                                          Eigen::Index rank, descent plan, executor_ref executor) {
+                                                 Eigen::Index rank, descent plan, executor_ref executor) {
   double weight = 0;
   for (const Eigen::Index block : plan.split->training)
     weight += static_cast<double>(labels.row(block).cwiseAbs().sum());

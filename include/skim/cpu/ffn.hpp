@@ -106,9 +106,8 @@ struct ffn {
   /// The row length that lists for `choose` need: f if a block is dense.
   std::int64_t list_capacity(const ffn_args& args) const {
     std::int64_t longest = 0;
-    for_each_block(args, [&](const ffn_args& block, std::int64_t) {
-      longest = detail::greater(longest, neurons_of(block));
-    });
+    for_each_block(args,
+                   [&](const ffn_args& block, std::int64_t) { longest = detail::greater(longest, neurons_of(block)); });
     return longest;
   }
 
@@ -282,9 +281,8 @@ struct ffn {
     const neuron_compensator added = compensator();
     if (!compensates(added)) return;
     for_rows(args, false, [&](const ffn_args& some) {
-      simd::with_math(accumulate, added.c1.type, [&](auto math) {
-        detail::compensate_neurons<decltype(math)>(some, added, workspace, executor);
-      });
+      simd::with_math(accumulate, added.c1.type,
+                      [&](auto math) { detail::compensate_neurons<decltype(math)>(some, added, workspace, executor); });
     });
   }
 

@@ -97,9 +97,8 @@ struct linear {
     if (report r = check(args); !r) return r;
     const std::size_t needed = needed_bytes(args, executor.concurrency());
     if (report r = detail::check_workspace(workspace, needed); !r) return r;
-    simd::with_math(accumulate, args.weight.type, [&](auto math) {
-      detail::multiply_linear<decltype(math)>(args, workspace.data, executor);
-    });
+    simd::with_math(accumulate, args.weight.type,
+                    [&](auto math) { detail::multiply_linear<decltype(math)>(args, workspace.data, executor); });
     report answer;
     answer.taken = path::dense;
     return answer;

@@ -34,7 +34,7 @@ namespace detail {
 // Weights come from memory, whose prefetchers follow some 32 rows at a time and run ahead of each: short pieces of 32
 // rows side by side are fetched at full speed, of more rows only if a piece is 1 KiB, and only if what follows it in its
 // row is wanted soon.
-inline constexpr std::int64_t gemm_rows = 128;      // tokens: widening a weight once then costs a few percent
+inline constexpr std::int64_t gemm_rows = 128;  // tokens: widening a weight once then costs a few percent
 inline constexpr std::int64_t batch_rows = 4 * gemm_rows;
 inline constexpr std::int64_t gemm_outputs = 32;    // rows, where rows are outputs
 inline constexpr std::int64_t column_depth = 128;   // steps, where rows are steps

@@ -90,8 +90,9 @@ inline void predict_neurons(const neuron_predictor& predictor, const ffn_args& a
   const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
   arena arena(workspace);
   const predictor_scratch scratch(arena, args, rank);
-  executor.parallel_for(
-      1, [&](std::int64_t, unsigned) { widen({predictor.query.data, predictor.query.type}, d, scratch.query); });
+  executor.parallel_for(1, [&](std::int64_t, unsigned) {
+    widen({predictor.query.data, predictor.query.type}, d, scratch.query);
+  });
   in_pieces(1, M, predictor_tokens, executor, [&](std::int64_t, std::int64_t first, std::int64_t count) {
     const float scale = 1 / std::sqrt(static_cast<float>(d));
     for (std::int64_t t = first; t < first + count; ++t) {

@@ -24,8 +24,7 @@ struct score_kernel<static_set> : own_hooks<static_set, executor_ref> {
       for (std::int64_t j = 0; j < args.up.extents[0]; ++j) static_cast<float*>(state.data)[j] = 0;
     });
   }
-  static void observe(const static_set&, const ffn_args& block, memory state, memory workspace,
-                      executor_ref executor) {
+  static void observe(const static_set&, const ffn_args& block, memory state, memory workspace, executor_ref executor) {
     if (block.first_block != 0 || block.decode) return;
     detail::neuron_statistic(block, static_cast<float*>(state.data), workspace.data, executor);
   }
