@@ -6,7 +6,6 @@
 #include <skim/skim.hpp>
 
 #include <cstdio>
-#include <vector>
 
 namespace {
 
@@ -26,10 +25,6 @@ matrix attention_of_head(const matrix& q, const matrix& k, const matrix& v) {
   return logits * v;
 }
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
 }  // namespace
 
 int main() {
@@ -47,8 +42,8 @@ int main() {
 
   const skim::cpu::attention<> op;
   const skim::tbb_executor executor;
-  std::vector<block> workspace(op.workspace_bytes(args, executor.concurrency()) / sizeof(block) + 1);
-  const skim::report report = op.run(args, {}, {workspace.data(), workspace.size() * sizeof(block)}, executor);
+  const skim::buffer workspace(op.workspace_bytes(args, executor.concurrency()));
+  const skim::report report = op.run(args, {}, workspace, executor);
   if (!report) {
     char text[160];
     std::fprintf(stderr, "%s\n", skim::describe(report, text, sizeof text));
