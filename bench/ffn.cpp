@@ -58,7 +58,7 @@ void register_row(const std::string& name, const std::function<void(benchmark::S
 }
 
 std::vector<block> output_of(const ffn_layers& layers) {
-  return blocks_for(static_cast<std::size_t>(layers.shape.M * layers.shape.d * skim::element_bytes(layers.type)));
+  return blocks_for(static_cast<std::size_t>(layers.shape.M * skim::bytes_of(layers.type, layers.shape.d)));
 }
 
 /// An operation, layer by layer: one value of it per layer.
@@ -92,10 +92,10 @@ double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   std::vector<std::int32_t> neurons = skim::reference::every_neuron(args);
   const skim::report run = op.run(args, {}, workspace, executor);
   if (run.taken == skim::path::sparse) {
-    const skim::tensor_view<float, 1> scores(numbers.data(), {f});
+    const skim::tensor_view<float, 2> scores(numbers.data(), {1, f});
     std::int32_t count = 0;
     const skim::index_lists lists{neurons.data(), &count, 1, f};
-    if (!op.predict(args, scores, {}, workspace, executor)) return -1;
+    if (!op.score(args, scores, {}, workspace, executor)) return -1;
     if (!op.choose(args, scores, lists, workspace, executor)) return -1;
     neurons.resize(static_cast<std::size_t>(count));
   }
@@ -103,7 +103,7 @@ double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   last.x.data = args.x.at(M - 1);
   last.x.extents[0] = 1;
   std::vector<double> exact = skim::reference::ffn(last, neurons);
-  const skim::neuron_compensator compensator = Op::kernel::compensator(op.selector);
+  const skim::neuron_compensator compensator = op.compensator();
   if (run.taken == skim::path::sparse && skim::compensates(compensator)) {
     const std::vector<double> rest = skim::reference::compensation(last, compensator);
     for (std::size_t c = 0; c < exact.size(); ++c) exact[c] += rest[c];
@@ -130,7 +130,7 @@ template <class Op>
 void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_executor& executor) {
   const std::int64_t f = with.layers->shape.f;
   std::vector<float> numbers(static_cast<std::size_t>(f));
-  const skim::tensor_view<float, 1> scores(numbers.data(), {f});
+  const skim::tensor_view<float, 2> scores(numbers.data(), {1, f});
   std::vector<std::int32_t> indices(numbers.size());
   std::int32_t count = 0;
   const skim::index_lists lists{indices.data(), &count, 1, f};
@@ -142,7 +142,7 @@ void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_exec
     const skim::ffn_args args = with.args(static_cast<std::int64_t>(layer));
     skim::report report;
     select += microseconds([&] {
-      report = op.predict(args, scores, {}, workspace, executor);
+      report = op.score(args, scores, {}, workspace, executor);
       if (report) report = op.choose(args, scores, lists, workspace, executor);
     });
     if (report) compute += microseconds([&] { report = op.compute(args, lists, workspace, executor); });
@@ -286,7 +286,9 @@ void add_own_rows(const own_rows& rows, const std::string& variant, const Accumu
 
 void add_own_rows(const own_rows& rows, bool pairs_first) {
   using skim::accumulate::dot_pairs;
-  if (!skim::cpu::simd::multiplies_pairs<dot_pairs>(rows.type)) {
+  const bool pairs =
+      skim::cpu::simd::with_math(dot_pairs{}, rows.type, [](auto math) { return decltype(math)::values == 2; });
+  if (!pairs) {
     return add_own_rows(rows, "", skim::accumulate::widen_fma{});
   }
   const skim::accumulate::amx amx = skim::cpu::request_amx();

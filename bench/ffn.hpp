@@ -25,7 +25,7 @@ class ffn_layers {
       : shape(of),
         type(kind),
         weights_(blocks_for(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind)))) {
-    x_ = blocks_for(static_cast<std::size_t>(of.M * of.d * skim::element_bytes(type)));
+    x_ = blocks_for(static_cast<std::size_t>(of.M * skim::bytes_of(type, of.d)));
     fill({x_.data(), {of.M, of.d}, type}, 1, 0, executor);
     for (std::int64_t layer = 0; layer < count(); ++layer) {
       std::int64_t part = 0;
@@ -40,7 +40,7 @@ class ffn_layers {
   }
 
   static std::int64_t layers_of(const ffn_shape& of, skim::element type) {
-    return 4 * last_level_cache_bytes() / (3 * of.d * of.f * skim::element_bytes(type)) + 1;
+    return 4 * last_level_cache_bytes() / (3 * of.f * skim::bytes_of(type, of.d)) + 1;
   }
   std::int64_t count() const { return layers_of(shape, type); }
 
@@ -55,7 +55,7 @@ class ffn_layers {
     args.gate = matrix(layer, 0);
     args.up = matrix(layer, 1);
     args.down = matrix(layer, 2);
-    args.block = 1;  // neither the prompt's first nor its last
+    args.first_block = 1;  // neither the prompt's first nor its last
     return args;
   }
 
@@ -83,13 +83,13 @@ class ffn_layers {
     std::int64_t offset = 0;
     for (std::int64_t before = 0; before < part; ++before) offset += sizes[before][0] * sizes[before][1];
     char* const at = const_cast<char*>(weights_.data()->bytes) + layer * layer_bytes(shape, type);
-    return {at + offset * skim::element_bytes(type), {sizes[part][0], sizes[part][1]}, type};
+    return {at + skim::bytes_of(type, offset), {sizes[part][0], sizes[part][1]}, type};
   }
 
   static std::int64_t layer_bytes(const ffn_shape& of, skim::element type) {
     const std::int64_t r = skim::predictor_rank(of.d), c = skim::compensator_width(of.d);
     const std::int64_t elements = 3 * of.d * of.f + of.d + r * (of.d + of.f) + 2 * of.d * c;
-    return (elements * skim::element_bytes(type) + 63) / 64 * 64;
+    return (skim::bytes_of(type, elements) + 63) / 64 * 64;
   }
 
   /// Rows out of one table of normal values, each from another place: drawing billions of them would take minutes.

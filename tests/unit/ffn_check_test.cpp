@@ -44,7 +44,7 @@ skim::ffn_args good_args() {
 
 using ffn_fault = fault<skim::ffn_args>;
 const std::vector<ffn_fault> ffn_faults{
-    {"x null", [](auto& a) { a.x.data = nullptr; }, {status::null_pointer, "x.data"}},
+    {"x null", [](auto& a) { a.x.data = nullptr; }, {status::null_pointer, "x.data", ""}},
     {"x type", [](auto& a) { a.x.type = element::none; }, {status::bad_type, "x.type", "none"}},
     {"negative M", [](auto& a) { a.x.extents[0] = -1; }, {status::bad_extent, "x.extents[0]", "-1"}},
     {"large M",
@@ -55,7 +55,7 @@ const std::vector<ffn_fault> ffn_faults{
     {"large d", [](auto& a) { a.x.extents[1] = wide; }, {status::unsupported, "x.extents[1]", "16777217"}},
     {"x inner stride", [](auto& a) { a.x.strides[1] = 2; }, {status::bad_stride, "x.strides[1]", "2"}},
     {"x reach", [](auto& a) { a.x.strides[0] = huge; }, {status::bad_stride, "x.strides[0]", "4611686018427387904"}},
-    {"up null", [](auto& a) { a.up.data = nullptr; }, {status::null_pointer, "up.data"}},
+    {"up null", [](auto& a) { a.up.data = nullptr; }, {status::null_pointer, "up.data", ""}},
     {"up type", [](auto& a) { a.up.type = element::none; }, {status::bad_type, "up.type", "none"}},
     {"negative f", [](auto& a) { a.up.extents[0] = -20; }, {status::bad_extent, "up.extents[0]", "-20"}},
     {"f 0", [](auto& a) { a.up.extents[0] = 0; }, {status::bad_extent, "up.extents[0]", "0"}},
@@ -65,7 +65,7 @@ const std::vector<ffn_fault> ffn_faults{
     {"up reach",
      [](auto& a) { a.up.strides[0] = -huge; },
      {status::bad_stride, "up.strides[0]", "-4611686018427387904"}},
-    {"down null", [](auto& a) { a.down.data = nullptr; }, {status::null_pointer, "down.data"}},
+    {"down null", [](auto& a) { a.down.data = nullptr; }, {status::null_pointer, "down.data", ""}},
     {"down type", [](auto& a) { a.down.type = element::none; }, {status::bad_type, "down.type", "none"}},
     {"down of another type", [](auto& a) { a.down.type = element::f16; }, {status::bad_type, "down.type", "f16"}},
     {"down not transposed",
@@ -83,8 +83,8 @@ const std::vector<ffn_fault> ffn_faults{
     {"huge block", [](auto& a) { a.first_block = huge; }, {status::bad_value, "first_block", "4611686018427387904"}},
     {"negative block_tokens", [](auto& a) { a.block_tokens = -4; }, {status::bad_value, "block_tokens", "-4"}},
     {"large block_tokens", [](auto& a) { a.block_tokens = wide; }, {status::bad_value, "block_tokens", "16777217"}},
-    {"prompts null", [](auto& a) { a.prompt_count = 2; }, {status::null_pointer, "prompts"}},
-    {"out null", [](auto& a) { a.out.data = nullptr; }, {status::null_pointer, "out.data"}},
+    {"prompts null", [](auto& a) { a.prompt_count = 2; }, {status::null_pointer, "prompts", ""}},
+    {"out null", [](auto& a) { a.out.data = nullptr; }, {status::null_pointer, "out.data", ""}},
     {"out type", [](auto& a) { a.out.type = element::none; }, {status::bad_type, "out.type", "none"}},
     {"M of out", [](auto& a) { a.out.extents[0] = 4; }, {status::bad_extent, "out.extents[0]", "4"}},
     {"negative out", [](auto& a) { a.out.extents[0] = -3; }, {status::bad_extent, "out.extents[0]", "-3"}},
@@ -96,7 +96,7 @@ const std::vector<ffn_fault> ffn_faults{
 };
 
 const std::vector<ffn_fault> gate_faults{
-    {"gate null", [](auto& a) { a.gate.data = nullptr; }, {status::null_pointer, "gate.data"}},
+    {"gate null", [](auto& a) { a.gate.data = nullptr; }, {status::null_pointer, "gate.data", ""}},
     {"gate type", [](auto& a) { a.gate.type = element::none; }, {status::bad_type, "gate.type", "none"}},
     {"gate of another type", [](auto& a) { a.gate.type = element::f32; }, {status::bad_type, "gate.type", "f32"}},
     {"f of gate", [](auto& a) { a.gate.extents[0] = 19; }, {status::bad_extent, "gate.extents[0]", "19"}},
@@ -175,11 +175,11 @@ TEST(FfnCheck, ShapesNeedNoPointers) {
   fastforward.predictor = {
       {nullptr, {8}, element::f32}, {nullptr, {8, 4}, element::f32}, {nullptr, {4, 20}, element::f32}};
   EXPECT_TRUE(fastforward.check_shape(args).ok());
-  expect_report(fastforward.check(args), {status::null_pointer, "predictor.query.data"});
+  expect_report(fastforward.check(args), {status::null_pointer, "predictor.query.data", ""});
   skim::calibrated_set calibrated;
   calibrated.statistic = {nullptr, {20}};
   EXPECT_TRUE(calibrated.check_shape(args).ok());
-  expect_report(calibrated.check(args), {status::null_pointer, "statistic.data"});
+  expect_report(calibrated.check(args), {status::null_pointer, "statistic.data", ""});
   calibrated.statistic = {nullptr, {19}};
   expect_report(calibrated.check_shape(args), {status::bad_extent, "statistic.extents[0]", "19"});
 }
@@ -425,7 +425,7 @@ struct transpose_args {
 
 TEST(Transpose, FaultsAreNamed) {
   const std::vector<fault<transpose_args>> faults{
-      {"from null", [](auto& a) { a.from.data = nullptr; }, {status::null_pointer, "from.data"}},
+      {"from null", [](auto& a) { a.from.data = nullptr; }, {status::null_pointer, "from.data", ""}},
       {"from type", [](auto& a) { a.from.type = element::none; }, {status::bad_type, "from.type", "none"}},
       {"negative rows", [](auto& a) { a.from.extents[0] = -3; }, {status::bad_extent, "from.extents[0]", "-3"}},
       {"negative columns", [](auto& a) { a.from.extents[1] = -5; }, {status::bad_extent, "from.extents[1]", "-5"}},
@@ -433,7 +433,7 @@ TEST(Transpose, FaultsAreNamed) {
       {"from reach",
        [](auto& a) { a.from.strides[0] = huge; },
        {status::bad_stride, "from.strides[0]", "4611686018427387904"}},
-      {"to null", [](auto& a) { a.to.data = nullptr; }, {status::null_pointer, "to.data"}},
+      {"to null", [](auto& a) { a.to.data = nullptr; }, {status::null_pointer, "to.data", ""}},
       {"to type", [](auto& a) { a.to.type = element::none; }, {status::bad_type, "to.type", "none"}},
       {"other type", [](auto& a) { a.to.type = element::bf16; }, {status::bad_type, "to.type", "bf16"}},
       {"rows", [](auto& a) { a.to.extents[0] = 3; }, {status::bad_extent, "to.extents[0]", "3"}},
@@ -462,7 +462,7 @@ struct fitted_parts {
 TEST(FittedParts, FaultsAreNamed) {
   using part_fault = fault<fitted_parts>;
   const std::vector<part_fault> predictor_faults{
-      {"null", [](auto& p) { p.predictor.query.data = nullptr; }, {status::null_pointer, "predictor.query.data"}},
+      {"null", [](auto& p) { p.predictor.query.data = nullptr; }, {status::null_pointer, "predictor.query.data", ""}},
       {"type",
        [](auto& p) { p.predictor.query.type = element::none; },
        {status::bad_type, "predictor.query.type", "none"}},
@@ -471,7 +471,7 @@ TEST(FittedParts, FaultsAreNamed) {
       {"stride",
        [](auto& p) { p.predictor.query.strides[0] = 2; },
        {status::bad_stride, "predictor.query.strides[0]", "2"}},
-      {"w1 null", [](auto& p) { p.predictor.w1.data = nullptr; }, {status::null_pointer, "predictor.w1.data"}},
+      {"w1 null", [](auto& p) { p.predictor.w1.data = nullptr; }, {status::null_pointer, "predictor.w1.data", ""}},
       {"w1 type",
        [](auto& p) { p.predictor.w1.type = element::none; },
        {status::bad_type, "predictor.w1.type", "none"}},
@@ -483,7 +483,7 @@ TEST(FittedParts, FaultsAreNamed) {
       {"w1 stride",
        [](auto& p) { p.predictor.w1.strides[1] = 8; },
        {status::bad_stride, "predictor.w1.strides[1]", "8"}},
-      {"w2 null", [](auto& p) { p.predictor.w2.data = nullptr; }, {status::null_pointer, "predictor.w2.data"}},
+      {"w2 null", [](auto& p) { p.predictor.w2.data = nullptr; }, {status::null_pointer, "predictor.w2.data", ""}},
       {"w2 type",
        [](auto& p) { p.predictor.w2.type = element::none; },
        {status::bad_type, "predictor.w2.type", "none"}},
@@ -496,7 +496,7 @@ TEST(FittedParts, FaultsAreNamed) {
        {status::bad_stride, "predictor.w2.strides[1]", "4"}},
   };
   const std::vector<part_fault> compensator_faults{
-      {"c1 null", [](auto& p) { p.compensator.c1.data = nullptr; }, {status::null_pointer, "compensator.c1.data"}},
+      {"c1 null", [](auto& p) { p.compensator.c1.data = nullptr; }, {status::null_pointer, "compensator.c1.data", ""}},
       {"c1 type",
        [](auto& p) { p.compensator.c1.type = element::none; },
        {status::bad_type, "compensator.c1.type", "none"}},
@@ -510,7 +510,7 @@ TEST(FittedParts, FaultsAreNamed) {
       {"c1 stride",
        [](auto& p) { p.compensator.c1.strides[1] = 8; },
        {status::bad_stride, "compensator.c1.strides[1]", "8"}},
-      {"c2 null", [](auto& p) { p.compensator.c2.data = nullptr; }, {status::null_pointer, "compensator.c2.data"}},
+      {"c2 null", [](auto& p) { p.compensator.c2.data = nullptr; }, {status::null_pointer, "compensator.c2.data", ""}},
       {"c2 type",
        [](auto& p) { p.compensator.c2.type = element::none; },
        {status::bad_type, "compensator.c2.type", "none"}},
