@@ -2,7 +2,11 @@
 // Costs against counts by hand.
 #include "support/attention_case.hpp"
 
-#include <skim/skim.hpp>
+#include <skim/cpu/append.hpp>
+#include <skim/cpu/attention.hpp>
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
+#include <skim/version.hpp>
 
 #include <gtest/gtest.h>
 
@@ -40,12 +44,37 @@ TEST(Cost, OfFullAttentionCountsTheWholeChunk) {
 
 TEST(Cost, OfQuokaIsScoringAndTheBudget) {
   attention_inputs inputs(call());
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30)}};
+  const skim::cpu::attention op{
+      skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30).dense_under(0)}};
   const skim::cost_estimate cost = op.cost(inputs.args());
   const double scoring = 2 * 2 * 2 * 8 * 100, choosing = 6 * 4 * 6 * 8;
   EXPECT_EQ(cost.flops, scoring + choosing + 2 * 6 * (8 + 6) * (4 * 30 + 10));
   const double keys = 2 * 100 * (8 * 2 + 4), queries = 4 * 6 * 8 * 4;
   EXPECT_EQ(cost.bytes, keys + queries + 2 * 34 * (8 + 6) * 2 + 4 * 6 * (8 + 6) * 4);
+}
+
+TEST(Cost, OfValuesInKeysReadsThemOnce) {
+  attention_case c = call();
+  c.values_in_keys = true;
+  attention_inputs inputs(c);
+  EXPECT_EQ(skim::cpu::attention<>{}.cost(inputs.args()).bytes, 2 * 104 * 8 * 2 + 4 * 6 * (8 + 6) * 4);
+}
+
+TEST(Cost, OfBlocksIsTheirSum) {
+  attention_inputs inputs(call());
+  const skim::retention keep = skim::retention::budget(30).dense_under(0).for_every(2);
+  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), keep}};
+  // Two blocks of 2 rows: behind 100 and behind 102 keys, 30 of which each reads.
+  const double scoring = 2 * 2 * 2 * 8 * (100 + 102), choosing = 6 * 4 * 6 * 8;
+  EXPECT_EQ(op.cost(inputs.args()).flops, scoring + choosing + 2 * 6 * (8 + 6) * 2 * (2 * 30 + 3));
+}
+
+TEST(Cost, OfAttendIsThatOfFullLists) {
+  attention_inputs inputs(call());
+  skim::index_lists lists;
+  lists.rows = 2;
+  lists.capacity = 30;
+  EXPECT_EQ(skim::cpu::attend<>{}.cost(inputs.args(), lists).flops, 2 * 6 * (8 + 6) * (4 * 30 + 10));
 }
 
 TEST(Cost, OfACallThatRunsDenseIsTheDenseOne) {
@@ -75,28 +104,12 @@ TEST(Sizes, ListCapacityIsTheLongestList) {
   attention_inputs inputs(c);
   const skim::attention_args args = inputs.args();
   const auto capacity = [&](skim::retention keep) {
-    return skim::cpu::attention{skim::sink_window{keep}}.list_capacity(args);
+    return skim::cpu::attention{skim::sink_window{keep.dense_under(0)}}.list_capacity(args);
   };
   EXPECT_EQ(capacity(skim::retention::budget(30)), 30);
   EXPECT_EQ(capacity(skim::retention::budget(60)), 60);
   EXPECT_EQ(capacity(skim::retention::budget(1000)), 100);
   EXPECT_EQ(capacity(skim::retention::share(0.105)), 11);
-}
-
-TEST(Sizes, WorkspaceGrowsWithWorkersAndKeys) {
-  attention_case c = call();
-  attention_inputs inputs(c);
-  skim::attention_args args = inputs.args();
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30)}};
-  EXPECT_LT(op.workspace_bytes(args, 1), op.workspace_bytes(args, 2));
-  std::size_t before = 0;
-  args.kv.capacity = 100000;
-  for (const std::int64_t tokens : {104, 500, 1000, 2000, 4000, 8000, 16000, 33000}) {
-    args.kv.tokens = tokens;
-    const std::size_t bytes = op.workspace_bytes(args, 4);
-    EXPECT_GE(bytes, before) << tokens << " tokens";
-    before = bytes;
-  }
 }
 
 TEST(Version, IsOneNumberInTwoForms) {

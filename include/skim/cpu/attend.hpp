@@ -33,7 +33,7 @@ struct attend {
   /// workers needs no more. 0 for what `check_shape` refuses.
   std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
     if (!check_shape(args) || sequence_count(args) == 0) return 0;
-    return detail::attend_bytes<Accumulate>(args, block_rows, workers);
+    return detail::attend_bytes(args, block_rows, workers);
   }
 
   /// Of attending to as many past keys per KV head and block as the lists have room for.
@@ -53,7 +53,7 @@ struct attend {
     if (sequence_count(args) == 0) return answer;
     if (report r = detail::check_range("lists.block_rows", lists.block_rows, 0, detail::largest_index); !r) return r;
     if (report r = detail::check_room(lists, list_rows(args, lists.block_rows), 0); !r) return r;
-    const std::size_t needed = detail::attend_bytes<Accumulate>(args, lists.block_rows, executor.concurrency());
+    const std::size_t needed = detail::attend_bytes(args, lists.block_rows, executor.concurrency());
     if (report r = detail::check_workspace(workspace, needed); !r) return r;
     detail::attend_keys<Accumulate>(args, &lists, lists.block_rows, workspace.data, executor);
     return answer;

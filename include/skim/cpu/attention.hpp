@@ -71,7 +71,7 @@ struct attention {
   /// rows, tokens, sequences or workers needs no more. 0 for what `check_shape` refuses.
   std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
     if (!check_shape(args) || sequence_count(args) == 0) return 0;
-    const std::size_t attend = detail::attend_bytes<Accumulate>(args, block_rows(), workers);
+    const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
     if constexpr (std::is_same_v<Selector, dense>) return attend;
     detail::arena arena;
     lists_in(args, arena);
@@ -210,7 +210,9 @@ struct attention {
   std::size_t select_bytes(const attention_args& args, unsigned workers) const {
     std::size_t step = kernel::workspace_bytes(selector, args, workers);
     if constexpr (lists_itself) return step;
-    const std::size_t choosing = choose_bytes(args) * workers, front = round_scratch(args, block_rows(), nullptr).used;
+    const std::size_t front = round_scratch(args, block_rows(), nullptr).used;
+    const std::size_t choosing =
+        static_cast<std::size_t>(detail::saturated(static_cast<std::int64_t>(choose_bytes(args)), workers));
     if (choosing > step) step = choosing;
     return step > ~std::size_t{0} - front ? ~std::size_t{0} : front + step;
   }

@@ -268,14 +268,12 @@ SKIM_INLINE auto with_attention_math(const attention_args& args, const Body& bod
   return simd::with_math(wish{}, plain ? kv.k.type : element::none, body);
 }
 
-/// Scratch for lists of any content, in blocks of `block_rows`; nor do smaller calls need more.
-template <class Accumulate>
-std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) {
-  return with_attention_math<Accumulate>(args, [&](auto math) {
-    arena arena;
-    attend_workspace<decltype(math)>(arena, args, block_rows, workers);
-    return arena.used();
-  });
+/// Scratch for lists of any content, in blocks of `block_rows`; nor do smaller calls need more. It is that of `widen_fma`,
+/// which takes the most: which arithmetic a call gets depends on scales, whose pointers may not be there yet.
+inline std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) {
+  arena arena;
+  attend_workspace<simd::tile_math<accumulate::widen_fma>>(arena, args, block_rows, workers);
+  return arena.used();
 }
 
 template <class Accumulate>
