@@ -31,7 +31,7 @@ struct attended_chunk {
   skim::eviction_args args;
 
   explicit attended_chunk(const row& r)
-      : q(blocks_for(static_cast<std::size_t>(r.of.Tq * r.of.Hq * r.of.D * skim::element_bytes(r.type)))),
+      : q(blocks_for(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D)))),
         lse(static_cast<std::size_t>(r.of.Tq * r.of.Hq), std::log(static_cast<float>(r.of.Tk)) + 0.5f) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
@@ -40,12 +40,13 @@ struct attended_chunk {
     }
     args.attended.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
     args.attended.lse = skim::tensor_view<float, 2>(lse.data(), {r.of.Tq, r.of.Hq});
+    args.new_tokens = r.of.Tq;
   }
 
   /// The next layer's cache, full again: the last `Tq` tokens count as new ones.
-  void visit(const skim::kv_view& kv, std::int64_t position) {
-    args.attended.kv = kv;
-    const std::int64_t Tq = args.attended.q.extents[0];
+  void visit(const skim::kv_cache& kv, std::int64_t position) {
+    args.kv = kv;
+    const std::int64_t Tq = args.new_tokens;
     for (std::int64_t head = 0; head < kv.heads; ++head) {
       std::int32_t* const positions = kv.positions + head * kv.positions_stride + kv.tokens - Tq;
       for (std::int64_t t = 0; t < Tq; ++t) positions[t] = static_cast<std::int32_t>(position + t);
@@ -89,7 +90,7 @@ void measure_read(benchmark::State& state, const row& r, layers& cache, const sk
   namespace simd = skim::cpu::simd;
   show_progress(r.name);
   const std::int64_t tokens = r.of.Tk + r.of.Tq;
-  const std::int64_t floats = tokens * r.of.Hk * r.of.D * skim::element_bytes(r.type) / 4;
+  const std::int64_t floats = skim::bytes_of(r.type, tokens * r.of.Hk * r.of.D) / 4;
   constexpr std::int64_t streams = 8, piece = 1 << 17;  // 512 KiB
   for (auto _ : state) {
     const float* const keys = static_cast<const float*>(cache.next(tokens).k.data);

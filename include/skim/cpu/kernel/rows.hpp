@@ -85,20 +85,28 @@ SKIM_INLINE float dot_of(const T* row, const float* other, std::int64_t n) {
   return simd::sum(even + odd) + tail;
 }
 
-template <class T>
-SKIM_INLINE float squared_distance_of(const T* row, float scale, const float* other, std::int64_t n) {
+/// A row without a scale is not multiplied by one: compilers would cut the loop another way, and round another way.
+template <bool Scaled, class T>
+SKIM_INLINE float add_squared_differences(const T* row, float scale, const float* other, std::int64_t n) {
   simd::floats total(0.0f);
   std::int64_t d = 0;
   for (; d + simd::lanes <= n; d += simd::lanes) {
-    const simd::floats difference = simd::load(row + d) * simd::floats(scale) - simd::load(other + d);
+    const simd::floats stored = simd::load(row + d), value = Scaled ? stored * simd::floats(scale) : stored;
+    const simd::floats difference = value - simd::load(other + d);
     total = simd::fma(difference, difference, total);
   }
   float tail = 0;
   for (; d < n; ++d) {
-    const float difference = to_float(row[d]) * scale - other[d];
+    const float difference = (Scaled ? to_float(row[d]) * scale : to_float(row[d])) - other[d];
     tail += difference * difference;
   }
   return simd::sum(total) + tail;
+}
+
+template <class T>
+SKIM_INLINE float squared_distance_of(const T* row, float scale, const float* other, std::int64_t n) {
+  return scale == 1 ? add_squared_differences<false>(row, scale, other, n)
+                    : add_squared_differences<true>(row, scale, other, n);
 }
 
 template <class T>
@@ -156,9 +164,10 @@ SKIM_INLINE float scale_for(const stored_row& row, std::int64_t n, element type)
     largest = size > largest ? size : largest;
     spoilt += value * 0;
   }
-  if (largest == 0) return 1 + spoilt;
+  if (!(spoilt == 0)) return std::numeric_limits<float>::quiet_NaN();
+  if (largest == 0) return 1;
   const float scale = largest / range, least = std::numeric_limits<float>::min();  // whose inverse is finite
-  return (scale > least ? scale : least) + spoilt;
+  return scale > least ? scale : least;
 }
 
 /// Stores row `slot` of one of the cache's tensors, with its scale where it has scales. Returns the sum of squares of the
