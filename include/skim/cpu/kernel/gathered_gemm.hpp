@@ -59,10 +59,14 @@ struct gathered_rows {
   static gathered_rows of(const tensor_view<const void, 2>& matrix, const std::int32_t* list, std::int64_t count) {
     return {static_cast<const char*>(matrix.data), matrix.type, bytes_of(matrix.type, matrix.strides[0]), list, count};
   }
-  /// Row i from a column on; without data if there is none.
-  SKIM_INLINE stored_row at(std::int64_t i, std::int64_t column) const {
+  /// The same rows from a column on.
+  SKIM_INLINE gathered_rows from_column(std::int64_t column) const {
+    return {data + bytes_of(type, column), type, row_bytes, list, count};
+  }
+  /// Row i; without data if there is none.
+  SKIM_INLINE stored_row row(std::int64_t i) const {
     if (i >= count) return {nullptr, type};
-    return {data + (list ? list[i] : i) * row_bytes + bytes_of(type, column), type};
+    return {data + (list ? list[i] : i) * row_bytes, type};
   }
 };
 
@@ -211,10 +215,11 @@ SKIM_NOINLINE void multiply_outputs(const gathered_rows& weights, std::int64_t f
   for (std::int64_t step = 0; step < tokens.steps; step += output_depth<Math>) {
     const std::int64_t steps = smaller(output_depth<Math>, tokens.steps - step), column = step * Math::values;
     const std::int64_t values = smaller(steps * Math::values, columns - column);
+    const gathered_rows piece = weights.from_column(column);
     for (std::int64_t i = 0; i < count; ++i) {
       typename Math::step* const target = scratch.tile + i * stride;
       for (std::int64_t s = values / Math::values; s < steps; ++s) target[s] = 0;
-      load_row<Math>(weights.at(first + i, column), values, target);
+      load_row<Math>(piece.row(first + i), values, target);
     }
     for (std::int64_t i = count * stride; i < outputs * stride; ++i) scratch.tile[i] = 0;
     multiply_lanes(tokens, step, steps, scratch.tile, outputs, sums);
@@ -227,10 +232,11 @@ SKIM_INLINE void load_steps(const gathered_rows& weights, std::int64_t step, std
                             std::int64_t columns, const gemm_scratch<Math>& scratch) {
   constexpr std::int64_t stride = gemm_scratch<Math>::column_stride;
   const std::int64_t outputs = round_up(columns, output_block<Math>);
+  const gathered_rows piece = weights.from_column(first);
   for (std::int64_t i = 0; i < steps; ++i) {
     typename Math::step* const target = scratch.tile + i * stride;
     const std::int64_t row = (step + i) * Math::values;
-    load_row_pair<Math>(weights.at(row, first), weights.at(row + 1, first), columns, target);
+    load_row_pair<Math>(piece.row(row), piece.row(row + 1), columns, target);
     for (std::int64_t c = columns; c < outputs; ++c) target[c] = 0;
   }
 }
