@@ -12,7 +12,7 @@ set(cuda "(cuda|cublas|cute|mma|cooperative_groups|nv/)[a-z_0-9/]*(\\.h|\\.hpp)?
 set(name "[a-z_0-9]+\\.hpp")
 set(simd "${std}|${tier_0}|skim/cpu/simd/${name}")
 set(kernel "${simd}|skim/cpu/kernel/${name}")
-set(hooks "skim/cpu/(policy|${policies})\\.hpp")
+set(hooks "skim/cpu/score_kernel\\.hpp")
 set(policy_kernels "${kernel}|${hooks}|skim/cpu/(${policies})/${name}")
 set(operations "${policy_kernels}|skim/cpu/${name}")
 set(public_cpu "skim/cpu/((${policies})/)?${name}")  # without kernel/ and simd/

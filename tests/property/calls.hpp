@@ -17,11 +17,11 @@
 
 namespace skim_test {
 
-using bytes = std::vector<unsigned char>;
+using result_bytes = std::vector<unsigned char>;
 
 /// The bits that a call leaves.
 struct result {
-  bytes out, lse;
+  result_bytes out, lse;
 };
 
 inline bool operator==(const result& a, const result& b) {
