@@ -50,15 +50,15 @@ struct attention {
     if constexpr (!lists_itself) return kept_by(selector, 0).every;
   }
 
-  /// The row length that lists for `select` need, which for smaller calls is no larger.
+  /// The row length that lists for `select` need; a call with fewer tokens, however few rows it has, needs no longer ones.
   std::int64_t list_capacity(const attention_args& args) const {
     if (sequence_count(args) == 0) return 0;
     if constexpr (lists_itself) {
       return selector.list_capacity(args);
     } else {
-      const std::int64_t past = longest_past(args, block_rows());
-      const retention keep = kept_by(selector, past);
-      return skim::list_capacity(keep, past, detail::crossing_of(keep, past));
+      const std::int64_t most = most_tokens(args);
+      const retention keep = kept_by(selector, most);
+      return skim::list_capacity(keep, most, detail::crossing_of(keep, most));
     }
   }
 
@@ -152,7 +152,9 @@ struct attention {
     if (sequence_count(args) == 0) return {};
     if (report r = check_scores(args, scores); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
-    choose_blocks({&args, block_rows(), round}, scores, lists, workspace.data, executor);
+    const round_scratch front(args, workspace.data);
+    count_blocks(args, front.first_blocks, executor);
+    choose_blocks({&args, block_rows(), round}, scores, lists, front, workspace, executor);
     return {};
   }
 
@@ -187,22 +189,25 @@ struct attention {
     return lists;
   }
 
-  /// The scores of one round.
+  /// Where each sequence's blocks begin among the call's, and the scores of one round. All tokens are counted, not the past alone: of two calls over as many tokens that with fewer
+  /// rows has the longer past, and must not need more.
   struct round_scratch {
+    std::int64_t* first_blocks;  // [sequences]
     tensor_view<float, 2> scores;
     std::size_t used;
 
-    round_scratch(const attention_args& args, std::int64_t block_rows, void* block) {
+    round_scratch(const attention_args& args, void* block) {
       detail::arena arena(block);
-      const std::int64_t rows = sequence_count(args) * first_view(args).heads, past = longest_past(args, block_rows);
-      scores = tensor_view<float, 2>(arena.take<float>(detail::saturated(rows, past)), {rows, past});
+      first_blocks = arena.take<std::int64_t>(sequence_count(args));
+      const std::int64_t rows = sequence_count(args) * first_view(args).heads, most = most_tokens(args);
+      scores = tensor_view<float, 2>(arena.take<float>(detail::saturated(rows, most)), {rows, most});
       used = arena.used();
     }
   };
 
   std::size_t choose_bytes(const attention_args& args) const {
     detail::arena arena;
-    detail::rank_scratch(arena, longest_past(args, block_rows()));
+    detail::rank_scratch(arena, most_tokens(args));
     return arena.used();
   }
 
@@ -210,7 +215,7 @@ struct attention {
   std::size_t select_bytes(const attention_args& args, unsigned workers) const {
     std::size_t step = kernel::workspace_bytes(selector, args, workers);
     if constexpr (lists_itself) return step;
-    const std::size_t front = round_scratch(args, block_rows(), nullptr).used;
+    const std::size_t front = round_scratch(args, nullptr).used;
     const std::size_t choosing =
         static_cast<std::size_t>(detail::saturated(static_cast<std::int64_t>(choose_bytes(args)), workers));
     if (choosing > step) step = choosing;
@@ -222,13 +227,14 @@ struct attention {
     if constexpr (lists_itself) {
       selector.select(args, lists, state, workspace, executor);
     } else {
-      const round_scratch front(args, block_rows(), workspace.data);
+      const round_scratch front(args, workspace.data);
       const memory rest{static_cast<char*>(workspace.data) + front.used, workspace.bytes - front.used};
       const std::int64_t rounds = block_count(most_rows(args), block_rows());
+      count_blocks(args, front.first_blocks, executor);
       for (std::int64_t round = 0; round < rounds; ++round) {
         const attention_blocks blocks{&args, block_rows(), round};
         if (!keep_decides(args)) score_blocks(blocks, front.scores, state, rest, executor);
-        choose_blocks(blocks, front.scores, lists, rest.data, executor);
+        choose_blocks(blocks, front.scores, lists, front, workspace, executor);
       }
     }
   }
@@ -251,7 +257,7 @@ struct attention {
   }
 
   void choose_blocks(const attention_blocks& blocks, tensor_view<const float, 2> scores, const index_lists& lists,
-                     void* workspace, executor_ref executor) const {
+                     const round_scratch& front, memory workspace, executor_ref executor) const {
     const attention_args& args = *blocks.args;
     const std::int64_t heads = first_view(args).heads, longest = longest_past(args, block_rows());
     const std::size_t bytes = choose_bytes(args);
@@ -260,9 +266,9 @@ struct attention {
       const std::int64_t s = r / heads, head = r % heads;
       const attention_sequence block = blocks.at(s);
       if (blocks.round >= block_count(sequence_at(args, s).Tq, blocks.block_rows)) return;
-      const std::int64_t row = (first_block(args, s) + blocks.round) * heads + head;
+      const std::int64_t row = (front.first_blocks[s] + blocks.round) * heads + head;
       if (block.Tq > 0 && reads_all(block)) return detail::list_all(block.past(head), lists, row);
-      detail::arena arena(detail::worker_piece(workspace, bytes, worker));
+      detail::arena arena(detail::worker_piece(static_cast<char*>(workspace.data) + front.used, bytes, worker));
       const detail::rank_scratch scratch(arena, longest);
       const retention keep = kept_by(selector, block.past(head));
       const bool ranked = scored && block.past(head) > keep.keys(block.past(head));
@@ -271,12 +277,14 @@ struct attention {
     });
   }
 
-  /// Blocks of the sequences before sequence `s`.
-  std::int64_t first_block(const attention_args& args, std::int64_t s) const {
-    if (block_rows() == 0) return s;
-    std::int64_t blocks = 0;
-    for (std::int64_t i = 0; i < s; ++i) blocks += block_count(sequence_at(args, i).Tq, block_rows());
-    return blocks;
+  void count_blocks(const attention_args& args, std::int64_t* first_blocks, executor_ref executor) const {
+    executor.parallel_for(1, [&](std::int64_t, unsigned) {
+      std::int64_t blocks = 0;
+      for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+        first_blocks[s] = blocks;
+        blocks += block_count(sequence_at(args, s).Tq, block_rows());
+      }
+    });
   }
 
   static report taken(path way) {
