@@ -189,8 +189,8 @@ struct attention {
     return lists;
   }
 
-  /// Where each sequence's blocks begin among the call's, and the scores of one round. All tokens are counted, not the past alone: of two calls over as many tokens that with fewer
-  /// rows has the longer past, and must not need more.
+  /// Where each sequence's blocks begin among the call's, and the scores of one round. All tokens are counted, not the past
+  /// alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
   struct round_scratch {
     std::int64_t* first_blocks;  // [sequences]
     tensor_view<float, 2> scores;

@@ -106,6 +106,7 @@ struct attend_workspace {
   std::int64_t strips;  // from how many on each is one worker's
 
   attend_workspace(arena& arena, const attention_args& args, std::int64_t block_rows, unsigned workers) {
+    if (workers == 0) workers = 1;
     const kv_view& kv = first_view(args);
     const std::int64_t D = kv.k.dim, Dv = kv.v.dim, most = most_strip_rows(D + Dv);
     const std::int64_t own = block_rows > 0 ? smaller(block_rows, most_rows(args)) : most_rows(args);
