@@ -20,7 +20,7 @@ struct append_args {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_append(const append_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_append(const append_args& args, pointers given) {
   if (report r = check_tensor(args.k, "k", given); !r) return r;
   if (report r = check_type(args.k.type, "k"); !r) return r;
   const std::int64_t Tq = args.k.extents[0];
@@ -43,12 +43,12 @@ SKIM_INLINE constexpr report check_append(const append_args& args, pointers give
 }  // namespace detail
 
 /// O(1), follows no pointer.
-SKIM_INLINE constexpr report check(const append_args& args) {
+SKIM_LOCAL constexpr report check(const append_args& args) {
   return detail::check_append(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null.
-SKIM_INLINE constexpr report check_shape(const append_args& args) {
+SKIM_LOCAL constexpr report check_shape(const append_args& args) {
   return detail::check_append(args, detail::pointers::ignored);
 }
 

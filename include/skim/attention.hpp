@@ -70,7 +70,7 @@ SKIM_HD SKIM_INLINE std::int64_t sequence_count(const attention_args& args) {
 }
 
 /// Reads `sequences` and `offsets`, or the arrays of the batch.
-SKIM_HD SKIM_INLINE attention_sequence sequence_at(const attention_args& args, std::int64_t s) {
+SKIM_HD SKIM_LOCAL attention_sequence sequence_at(const attention_args& args, std::int64_t s) {
   if (args.sequences) return {args.sequences[s], args.offsets[s], args.offsets[s + 1] - args.offsets[s]};
   if (args.batch.sequences == 0) return {args.kv, 0, args.q.extents[0]};
   attention_sequence sequence{args.kv, args.batch.offsets[s], args.batch.offsets[s + 1] - args.batch.offsets[s]};
@@ -90,8 +90,8 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t block_count(std::int64_t Tq, std::int
 }
 
 /// Block `b` of a sequence; see `index_lists`. Without rows where there is no such block.
-SKIM_HD SKIM_INLINE attention_sequence block_of(const attention_sequence& sequence, std::int64_t b,
-                                                std::int64_t block_rows) {
+SKIM_HD SKIM_LOCAL attention_sequence block_of(const attention_sequence& sequence, std::int64_t b,
+                                               std::int64_t block_rows) {
   attention_sequence block = sequence;
   if (b >= block_count(sequence.Tq, block_rows)) block.Tq = 0;
   if (block_rows <= 0 || block.Tq == 0) return block;
@@ -127,7 +127,7 @@ SKIM_INLINE void for_each_block(const attention_args& args, std::int64_t block_r
 }
 
 /// Blocks of the call: of sequences that the host describes exactly, of a batch as many as there may be.
-SKIM_HD SKIM_INLINE std::int64_t block_count(const attention_args& args, std::int64_t block_rows) {
+SKIM_HD SKIM_LOCAL std::int64_t block_count(const attention_args& args, std::int64_t block_rows) {
   if (!args.sequences && args.batch.sequences > 0) {
     return args.batch.sequences + (block_rows > 0 ? args.q.extents[0] / block_rows : 0);
   }
@@ -137,12 +137,12 @@ SKIM_HD SKIM_INLINE std::int64_t block_count(const attention_args& args, std::in
 }
 
 /// Rows that index lists of this call have.
-SKIM_HD SKIM_INLINE std::int64_t list_rows(const attention_args& args, std::int64_t block_rows = 0) {
+SKIM_HD SKIM_LOCAL std::int64_t list_rows(const attention_args& args, std::int64_t block_rows = 0) {
   return block_count(args, block_rows) * first_view(args).heads;
 }
 
 /// The most tokens that a sequence of the call has, the chunk's own included; the most rows of q.
-SKIM_HD SKIM_INLINE constexpr std::int64_t most_tokens(const attention_args& args) {
+SKIM_HD SKIM_LOCAL constexpr std::int64_t most_tokens(const attention_args& args) {
   if (!args.sequences) return args.kv.tokens;
   std::int64_t most = 0;
   for (std::int64_t s = 0; s < args.sequence_count; ++s) {
@@ -150,7 +150,7 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t most_tokens(const attention_args& arg
   }
   return most;
 }
-SKIM_HD SKIM_INLINE std::int64_t most_rows(const attention_args& args) {
+SKIM_HD SKIM_LOCAL std::int64_t most_rows(const attention_args& args) {
   if (!args.sequences) return args.batch.sequences > 0 ? args.batch.most_rows : args.q.extents[0];
   std::int64_t most = 0;
   for (std::int64_t s = 0; s < args.sequence_count; ++s) {
@@ -166,15 +166,15 @@ struct dense_crossing {
 };
 
 /// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
-SKIM_HD SKIM_INLINE constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
-                                              dense_crossing measured) {
+SKIM_HD SKIM_LOCAL constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
+                                             dense_crossing measured) {
   if (past <= keep.keys(past)) return true;
   return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
          rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);
 }
 
 /// The longest list that `keep` can give in this call, or in a smaller one.
-SKIM_HD SKIM_INLINE std::int64_t list_capacity(const retention& keep, std::int64_t past, dense_crossing measured) {
+SKIM_HD SKIM_LOCAL std::int64_t list_capacity(const retention& keep, std::int64_t past, dense_crossing measured) {
   const std::int64_t dense = keep.dense_below >= 0 ? keep.dense_below : measured.past;
   std::int64_t longest = keep.keys(past) > dense - 1 ? keep.keys(past) : dense - 1;
   if (keep.rows_below > 0 || (keep.rows_below < 0 && measured.rows > 0)) longest = past;  // blocks of few rows read all
@@ -182,7 +182,7 @@ SKIM_HD SKIM_INLINE std::int64_t list_capacity(const retention& keep, std::int64
 }
 
 /// The longest past of the call's blocks; of a batch at least that.
-SKIM_HD SKIM_INLINE std::int64_t longest_past(const attention_args& args, std::int64_t block_rows) {
+SKIM_HD SKIM_LOCAL std::int64_t longest_past(const attention_args& args, std::int64_t block_rows) {
   if (!args.sequences && args.batch.sequences > 0) return args.kv.tokens;
   std::int64_t longest = 0;
   for (std::int64_t s = 0; s < sequence_count(args); ++s) {
@@ -208,7 +208,7 @@ SKIM_HD SKIM_INLINE constexpr bool has_bias(const attention_args& args) {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_batch(const attention_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_batch(const attention_args& args, pointers given) {
   const kv_batch& batch = args.batch;
   if (report r = check_range("batch.sequences", batch.sequences, 0, largest_index); !r) return r;
   if (args.kv.layout != kv_layout::paged) {
@@ -232,7 +232,7 @@ SKIM_INLINE constexpr report check_batch(const attention_args& args, pointers gi
   return batch.offsets ? report{} : null_fault("batch.offsets");
 }
 
-SKIM_INLINE constexpr report check_sequences(const attention_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_sequences(const attention_args& args, pointers given) {
   if (!args.sequences) {
     return args.batch.sequences != 0 ? check_batch(args, given) : check_kv(args.kv, args.q.extents[0], given);
   }
@@ -261,7 +261,7 @@ SKIM_INLINE constexpr report check_sequences(const attention_args& args, pointer
   return {};
 }
 
-SKIM_INLINE constexpr report check_bias(const attention_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_bias(const attention_args& args, pointers given) {
   if (!has_bias(args)) return {};
   if (report r = check_tensor(args.bias, "bias", given); !r) return r;
   if (report r = check_type(args.bias.type, "bias"); !r) return r;
@@ -274,7 +274,7 @@ SKIM_INLINE constexpr report check_bias(const attention_args& args, pointers giv
 }
 
 /// What `check` says of everything but the output: all that recomputing the attention's weights needs.
-SKIM_INLINE constexpr report check_chunk(const attention_args& args, pointers given = pointers::required) {
+SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers given = pointers::required) {
   if (report r = check_tensor(args.q, "q", given); !r) return r;
   if (report r = check_type(args.q.type, "q"); !r) return r;
   if (report r = check_sequences(args, given); !r) return r;
@@ -301,7 +301,7 @@ SKIM_INLINE constexpr report check_chunk(const attention_args& args, pointers gi
   return check_extent(args.lse, 1, Hq, "lse");
 }
 
-SKIM_INLINE constexpr report check_attention(const attention_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_attention(const attention_args& args, pointers given) {
   if (report r = check_chunk(args, given); !r) return r;
   if (report r = check_tensor(args.out, "out", given); !r) return r;
   if (report r = check_type(args.out.type, "out"); !r) return r;
@@ -316,13 +316,13 @@ SKIM_INLINE constexpr report check_attention(const attention_args& args, pointer
 
 /// Shapes, strides, types and numbers; O(1) for one sequence and for a batch (O(sequences) for several), reads the arguments
 /// and view descriptors but nothing they point to. An empty chunk is valid.
-SKIM_INLINE constexpr report check(const attention_args& args) {
+SKIM_LOCAL constexpr report check(const attention_args& args) {
   return detail::check_attention(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers to tensors and tables may be null (those of `sequences` and `offsets`, which
 /// describe shapes, not).
-SKIM_INLINE constexpr report check_shape(const attention_args& args) {
+SKIM_LOCAL constexpr report check_shape(const attention_args& args) {
   return detail::check_attention(args, detail::pointers::ignored);
 }
 

@@ -26,7 +26,7 @@ struct attention_importance_args {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_importance(const attention_importance_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_importance(const attention_importance_args& args, pointers given) {
   if (args.attended.sequences) {
     return fault(status::unsupported, "attended.sequence_count", args.attended.sequence_count, 1);
   }
@@ -46,12 +46,12 @@ SKIM_INLINE constexpr report check_importance(const attention_importance_args& a
 }  // namespace detail
 
 /// O(1), follows no pointer. An empty chunk is valid.
-SKIM_INLINE constexpr report check(const attention_importance_args& args) {
+SKIM_LOCAL constexpr report check(const attention_importance_args& args) {
   return detail::check_importance(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null.
-SKIM_INLINE constexpr report check_shape(const attention_importance_args& args) {
+SKIM_LOCAL constexpr report check_shape(const attention_importance_args& args) {
   return detail::check_importance(args, detail::pointers::ignored);
 }
 

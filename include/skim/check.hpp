@@ -26,8 +26,8 @@ constexpr bool within(double value, double low, double high) {
   return value >= low && value <= high;
 }
 
-SKIM_INLINE constexpr report check_range(const char* name, std::int64_t value, std::int64_t least, std::int64_t most,
-                                         status code = status::bad_extent) {
+SKIM_LOCAL constexpr report check_range(const char* name, std::int64_t value, std::int64_t least, std::int64_t most,
+                                        status code = status::bad_extent) {
   if (value < least) return fault(code, name, value, least, "at least");
   if (value > most) return fault(code, name, value, most, "at most");
   return {};
@@ -35,12 +35,12 @@ SKIM_INLINE constexpr report check_range(const char* name, std::int64_t value, s
 
 /// For enumerators, which are numbers to whoever casts: `names` of them, from 0 on.
 template <class Enumerator>
-SKIM_INLINE constexpr report check_enumerator(const char* name, Enumerator value, Enumerator last) {
+SKIM_LOCAL constexpr report check_enumerator(const char* name, Enumerator value, Enumerator last) {
   if (value <= last) return {};
   return fault(status::bad_value, name, static_cast<std::int64_t>(value), static_cast<std::int64_t>(last), "at most");
 }
 
-SKIM_INLINE constexpr report check_real(const char* name, float value, double low, double high) {
+SKIM_LOCAL constexpr report check_real(const char* name, float value, double low, double high) {
   if (within(static_cast<double>(value), low, high)) return {};
   const bool above = static_cast<double>(value) > high;
   return fault(status::bad_value, name, static_cast<double>(value), above ? high : low,
@@ -58,20 +58,20 @@ SKIM_INLINE constexpr bool extend_reach(std::uint64_t& reach, std::int64_t exten
 }
 
 /// A fault of a part of a view.
-SKIM_INLINE constexpr report part_fault(status code, const char* name, part of, int axis, quantity got,
-                                        quantity expected, const char* relation = "") {
+SKIM_LOCAL constexpr report part_fault(status code, const char* name, part of, int axis, quantity got,
+                                       quantity expected, const char* relation = "") {
   report answer = fault(code, name, got, expected, relation);
   answer.of = of;
   answer.axis = axis;
   return answer;
 }
 
-SKIM_INLINE constexpr report check_type(element type, const char* name) {
+SKIM_LOCAL constexpr report check_type(element type, const char* name) {
   if (is_stored(type)) return {};
   return part_fault(status::bad_type, name, part::type, 0, to_string(type), "an element type");
 }
 
-SKIM_INLINE constexpr report check_same_type(element type, element as, const char* name) {
+SKIM_LOCAL constexpr report check_same_type(element type, element as, const char* name) {
   if (type == as) return {};
   return part_fault(status::bad_type, name, part::type, 0, to_string(type), to_string(as));
 }
@@ -79,8 +79,8 @@ SKIM_INLINE constexpr report check_same_type(element type, element as, const cha
 /// Extents that are not negative, whole blocks, a last stride of 1, a reach that fits 64 bits, and a pointer where there are
 /// elements.
 template <class T, int Rank>
-SKIM_INLINE constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* name,
-                                          pointers given = pointers::required) {
+SKIM_LOCAL constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* name,
+                                         pointers given = pointers::required) {
   std::uint64_t reach = 0;
   bool empty = false;
   const std::int64_t block = format_of(view.type).values;
@@ -111,16 +111,16 @@ SKIM_INLINE constexpr report check_tensor(const tensor_view<T, Rank>& view, cons
 
 /// One extent of a checked view.
 template <class T, int Rank>
-SKIM_INLINE constexpr report check_extent(const tensor_view<T, Rank>& view, int axis, std::int64_t expected,
-                                          const char* name) {
+SKIM_LOCAL constexpr report check_extent(const tensor_view<T, Rank>& view, int axis, std::int64_t expected,
+                                         const char* name) {
   if (view.extents[axis] == expected) return {};
   return part_fault(status::bad_extent, name, part::extents, axis, view.extents[axis], expected);
 }
 
 /// A matrix of a known type, and of a known shape where an expected extent is not negative.
 template <class T>
-SKIM_INLINE constexpr report check_matrix(const tensor_view<T, 2>& view, std::int64_t rows, std::int64_t columns,
-                                          const char* name, pointers given = pointers::required) {
+SKIM_LOCAL constexpr report check_matrix(const tensor_view<T, 2>& view, std::int64_t rows, std::int64_t columns,
+                                         const char* name, pointers given = pointers::required) {
   if (report r = check_tensor(view, name, given); !r) return r;
   if (report r = check_type(view.type, name); !r) return r;
   if (rows >= 0) {
@@ -158,8 +158,8 @@ inline constexpr kv_tensor_names names_of_v{"kv.v",
                                             "kv.v.scale_row_stride (with heads and pages)"};
 
 template <class Void>
-SKIM_INLINE constexpr report check_kv_tensor(const basic_kv_view<Void>& view, const basic_kv_tensor<Void>& tensor,
-                                             const kv_tensor_names& names, pointers given) {
+SKIM_LOCAL constexpr report check_kv_tensor(const basic_kv_view<Void>& view, const basic_kv_tensor<Void>& tensor,
+                                            const kv_tensor_names& names, pointers given) {
   const bool paged = view.layout == kv_layout::paged;
   if (tensor.dim < 1) return fault(status::bad_extent, names.dim, tensor.dim, 1, "at least");
   if (tensor.dim > largest_head_dim) {
@@ -198,7 +198,7 @@ SKIM_INLINE constexpr report check_kv_tensor(const basic_kv_view<Void>& view, co
 
 /// Values inside keys are said to be, and are what they are said to be; nothing else of K and V may overlap in a row.
 template <class Void>
-SKIM_INLINE constexpr report check_shared_values(const basic_kv_view<Void>& view) {
+SKIM_LOCAL constexpr report check_shared_values(const basic_kv_view<Void>& view) {
   const basic_kv_tensor<Void>&k = view.k, &v = view.v;
   if (!view.values_in_keys) {
     if (!k.data || k.data != v.data) return {};
@@ -220,7 +220,7 @@ SKIM_INLINE constexpr report check_shared_values(const basic_kv_view<Void>& view
 
 /// Rows of per-token metadata [Hk, capacity].
 template <class Void>
-SKIM_INLINE constexpr report check_metadata(const char* name, std::int64_t stride, const basic_kv_view<Void>& view) {
+SKIM_LOCAL constexpr report check_metadata(const char* name, std::int64_t stride, const basic_kv_view<Void>& view) {
   std::uint64_t reach = static_cast<std::uint64_t>(view.capacity);
   if (extend_reach(reach, view.heads, stride)) return {};
   return fault(status::bad_stride, name, stride, largest_reach, "a total reach of at most");
@@ -228,7 +228,7 @@ SKIM_INLINE constexpr report check_metadata(const char* name, std::int64_t strid
 
 /// The part of `check` that concerns one cache of which the chunk owns the last `Tq` tokens.
 template <class Void>
-SKIM_INLINE constexpr report check_kv(const basic_kv_view<Void>& view, std::int64_t Tq, pointers given) {
+SKIM_LOCAL constexpr report check_kv(const basic_kv_view<Void>& view, std::int64_t Tq, pointers given) {
   if (report r = check_range("kv.heads", view.heads, 1, largest_heads); !r) return r;
   if (report r = check_range("kv.tokens", view.tokens, Tq, largest_index); !r) return r;
   if (report r = check_range("kv.capacity", view.capacity, view.tokens, largest_index); !r) return r;

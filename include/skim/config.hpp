@@ -28,6 +28,9 @@
 #define SKIM_MAY_ALIAS __attribute__((may_alias))
 #endif
 
+// What is too large for that, such as checks of arguments, has a copy in each unit.
+#define SKIM_LOCAL static inline
+
 // Tells the processor that the thread spins.
 #if defined(__x86_64__) || defined(__i386__)
 #define SKIM_PAUSE() __builtin_ia32_pause()

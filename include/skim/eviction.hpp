@@ -102,12 +102,12 @@ constexpr bool is_evictor() {
 }
 
 /// Rows of per-token metadata must not overlap, or moving one head's would overwrite another's.
-SKIM_INLINE constexpr report check_metadata_apart(const char* name, std::int64_t stride, const kv_cache& kv) {
+SKIM_LOCAL constexpr report check_metadata_apart(const char* name, std::int64_t stride, const kv_cache& kv) {
   if (kv.heads == 1 || stride >= kv.capacity) return {};
   return fault(status::bad_stride, name, stride, kv.capacity, "at least");
 }
 
-SKIM_INLINE constexpr report check_pages(const eviction_args& args, const retention& keep, pointers given) {
+SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retention& keep, pointers given) {
   const kv_cache& kv = args.kv;
   if (args.how != compaction::pages) return {};
   if (kv.layout != kv_layout::paged) {
@@ -129,7 +129,7 @@ SKIM_INLINE constexpr report check_pages(const eviction_args& args, const retent
 }
 
 /// `keep` and `needs` are the policy's.
-SKIM_INLINE constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
+SKIM_LOCAL constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
                                             pointers given) {
   const kv_cache& kv = args.kv;
   if (args.attended.sequences) return fault(status::unsupported, "attended.sequences", "set", "null");
@@ -165,12 +165,12 @@ SKIM_INLINE constexpr report check_eviction(const eviction_args& args, const ret
 }  // namespace detail
 
 /// O(1), follows no pointer. `keep` and `needs` are the policy's.
-SKIM_INLINE constexpr report check(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+SKIM_LOCAL constexpr report check(const eviction_args& args, const retention& keep, const policy_needs& needs) {
   return detail::check_eviction(args, keep, needs, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null.
-SKIM_INLINE constexpr report check_shape(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+SKIM_LOCAL constexpr report check_shape(const eviction_args& args, const retention& keep, const policy_needs& needs) {
   return detail::check_eviction(args, keep, needs, detail::pointers::ignored);
 }
 

@@ -133,7 +133,7 @@ namespace detail {
 
 inline constexpr std::int64_t largest_block = largest_reach;  // numbers of blocks are added up
 
-SKIM_INLINE constexpr report check_prompts(const ffn_args& args) {
+SKIM_LOCAL constexpr report check_prompts(const ffn_args& args) {
   if (report r = check_range("block_tokens", args.block_tokens, 0, largest_width, status::bad_value); !r) return r;
   if (!args.prompts) {
     if (args.prompt_count != 0) return null_fault("prompts");
@@ -155,7 +155,7 @@ SKIM_INLINE constexpr report check_prompts(const ffn_args& args) {
 }
 
 /// What `check` says of everything but the output: all that choosing neurons needs.
-SKIM_INLINE constexpr report check_ffn_input(const ffn_args& args, pointers given = pointers::required) {
+SKIM_LOCAL constexpr report check_ffn_input(const ffn_args& args, pointers given = pointers::required) {
   if (report r = check_tokens(args.x, "x", given); !r) return r;
   if (report r = check_width(args.up, 0, "up"); !r) return r;
   const std::int64_t d = args.x.extents[1], f = args.up.extents[0];
@@ -170,7 +170,7 @@ SKIM_INLINE constexpr report check_ffn_input(const ffn_args& args, pointers give
   return check_prompts(args);
 }
 
-SKIM_INLINE constexpr report check_ffn(const ffn_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_ffn(const ffn_args& args, pointers given) {
   if (report r = check_ffn_input(args, given); !r) return r;
   return check_matrix(args.out, args.x.extents[0], args.x.extents[1], "out", given);
 }
@@ -178,19 +178,19 @@ SKIM_INLINE constexpr report check_ffn(const ffn_args& args, pointers given) {
 }  // namespace detail
 
 /// Shapes, strides, types and numbers; O(1), O(prompts) for several. Follows no pointer but `prompts`. M may be 0.
-SKIM_INLINE constexpr report check(const ffn_args& args) {
+SKIM_LOCAL constexpr report check(const ffn_args& args) {
   return detail::check_ffn(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null (but `prompts`, which describes shapes, not).
-SKIM_INLINE constexpr report check_shape(const ffn_args& args) {
+SKIM_LOCAL constexpr report check_shape(const ffn_args& args) {
   return detail::check_ffn(args, detail::pointers::ignored);
 }
 
 namespace detail {
 
 /// Whether the neurons of each list ascend within [0, f). Reads the lists.
-SKIM_INLINE constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
+SKIM_LOCAL constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
   for (std::int64_t row = 0; row < lists.rows; ++row) {
     const std::int64_t count = lists.counts[row];
     if (report r = check_range("lists.counts[r]", count, 0, lists.capacity, status::bad_index); !r) return r;

@@ -29,7 +29,7 @@ static_assert(std::is_trivially_copyable_v<index_lists>, "lists cross to devices
 namespace detail {
 
 /// Whether the lists have `rows` rows of at least `capacity` entries. Follows no pointer.
-SKIM_INLINE constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
+SKIM_LOCAL constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
   if (lists.rows != rows) return fault(status::bad_extent, "lists.rows", lists.rows, rows);
   if (lists.capacity < capacity) {
     return fault(status::bad_extent, "lists.capacity", lists.capacity, capacity, "at least");

@@ -25,7 +25,7 @@ SKIM_HD SKIM_INLINE constexpr bool has_bias(const linear_args& args) {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_linear(const linear_args& args, pointers given) {
+SKIM_LOCAL constexpr report check_linear(const linear_args& args, pointers given) {
   if (report r = check_tokens(args.x, "x", given); !r) return r;
   if (report r = check_width(args.weight, 0, "weight"); !r) return r;
   const std::int64_t n_out = args.weight.extents[0];
@@ -41,12 +41,12 @@ SKIM_INLINE constexpr report check_linear(const linear_args& args, pointers give
 }  // namespace detail
 
 /// Shapes, strides and types; O(1), follows no pointer. M may be 0.
-SKIM_INLINE constexpr report check(const linear_args& args) {
+SKIM_LOCAL constexpr report check(const linear_args& args) {
   return detail::check_linear(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null.
-SKIM_INLINE constexpr report check_shape(const linear_args& args) {
+SKIM_LOCAL constexpr report check_shape(const linear_args& args) {
   return detail::check_linear(args, detail::pointers::ignored);
 }
 

@@ -17,7 +17,7 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t share_of(double fraction, std::int64_
 }
 
 /// What the two retentions have in common: a count or a share.
-SKIM_INLINE constexpr report check_amount(std::int64_t count, double fraction) {
+SKIM_LOCAL constexpr report check_amount(std::int64_t count, double fraction) {
   if (count < 0) return fault(status::bad_value, "keep.count", count, 1, "at least");
   if (!within(fraction, 0, 1)) return fault(status::bad_value, "keep.fraction", fraction, 1, "above 0 and at most");
   if (count == 0 && fraction == 0) return fault(status::bad_value, "keep.count", count, 1, "at least");
@@ -73,7 +73,7 @@ struct retention {
   }
 };
 
-SKIM_INLINE constexpr report check(const retention& keep) {
+SKIM_LOCAL constexpr report check(const retention& keep) {
   using namespace detail;
   if (report r = check_range("keep.sinks", keep.sinks, 0, largest_index, status::bad_value); !r) return r;
   if (report r = check_range("keep.recent", keep.recent, 0, largest_index, status::bad_value); !r) return r;
@@ -104,7 +104,7 @@ struct neuron_retention {
   }
 };
 
-SKIM_INLINE constexpr report check(const neuron_retention& keep) {
+SKIM_LOCAL constexpr report check(const neuron_retention& keep) {
   return detail::check_amount(keep.count, keep.fraction);
 }
 

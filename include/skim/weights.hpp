@@ -12,7 +12,7 @@ namespace detail {
 
 /// A width of a matrix: 1 to 2^24.
 template <class Void>
-SKIM_INLINE constexpr report check_width(const tensor_view<Void, 2>& matrix, int axis, const char* name) {
+SKIM_LOCAL constexpr report check_width(const tensor_view<Void, 2>& matrix, int axis, const char* name) {
   const std::int64_t width = matrix.extents[axis];
   if (width < 1) return part_fault(status::bad_extent, name, part::extents, axis, width, 1, "at least");
   if (width <= largest_width) return {};
@@ -21,7 +21,7 @@ SKIM_INLINE constexpr report check_width(const tensor_view<Void, 2>& matrix, int
 
 /// The tokens [M, d] of a call: 0 to 2^24 rows of 1 to 2^24 numbers.
 template <class Void>
-SKIM_INLINE constexpr report check_tokens(const tensor_view<Void, 2>& tokens, const char* name, pointers given) {
+SKIM_LOCAL constexpr report check_tokens(const tensor_view<Void, 2>& tokens, const char* name, pointers given) {
   if (report r = check_matrix(tokens, -1, -1, name, given); !r) return r;
   if (tokens.extents[0] > largest_width) {
     return part_fault(status::bad_extent, name, part::extents, 0, tokens.extents[0], largest_width, "at most");

@@ -9,8 +9,8 @@ inline namespace v0_2 {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_statistic(const tensor_view<const float, 1>& statistic, std::int64_t f,
-                                             pointers given) {
+SKIM_LOCAL constexpr report check_statistic(const tensor_view<const float, 1>& statistic, std::int64_t f,
+                                            pointers given) {
   if (report r = check_tensor(statistic, "statistic", given); !r) return r;
   return check_extent(statistic, 0, f, "statistic");
 }

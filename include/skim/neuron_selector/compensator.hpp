@@ -30,7 +30,7 @@ SKIM_HD SKIM_INLINE constexpr bool compensates(const neuron_compensator& compens
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_compensator(const neuron_compensator& compensator, std::int64_t d, pointers given) {
+SKIM_LOCAL constexpr report check_compensator(const neuron_compensator& compensator, std::int64_t d, pointers given) {
   if (!compensates(compensator)) return {};
   if (report r = check_width(compensator.c1, 1, "compensator.c1"); !r) return r;
   const std::int64_t c = compensator.c1.extents[1];
@@ -42,7 +42,7 @@ SKIM_INLINE constexpr report check_compensator(const neuron_compensator& compens
 
 }  // namespace detail
 
-SKIM_INLINE constexpr report check(const neuron_compensator& compensator, std::int64_t d) {
+SKIM_LOCAL constexpr report check(const neuron_compensator& compensator, std::int64_t d) {
   return detail::check_compensator(compensator, d, detail::pointers::required);
 }
 

@@ -27,8 +27,8 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t predictor_rank(std::int64_t d) {
 
 namespace detail {
 
-SKIM_INLINE constexpr report check_predictor(const neuron_predictor& predictor, std::int64_t d, std::int64_t f,
-                                             pointers given) {
+SKIM_LOCAL constexpr report check_predictor(const neuron_predictor& predictor, std::int64_t d, std::int64_t f,
+                                            pointers given) {
   if (report r = check_tensor(predictor.query, "predictor.query", given); !r) return r;
   if (report r = check_type(predictor.query.type, "predictor.query"); !r) return r;
   if (report r = check_extent(predictor.query, 0, d, "predictor.query"); !r) return r;
@@ -40,7 +40,7 @@ SKIM_INLINE constexpr report check_predictor(const neuron_predictor& predictor, 
 
 }  // namespace detail
 
-SKIM_INLINE constexpr report check(const neuron_predictor& predictor, std::int64_t d, std::int64_t f) {
+SKIM_LOCAL constexpr report check(const neuron_predictor& predictor, std::int64_t d, std::int64_t f) {
   return detail::check_predictor(predictor, d, f, detail::pointers::required);
 }
 

@@ -17,7 +17,7 @@ struct neuron_schedule {
   std::int64_t multiple = 64;  ///< neurons are handed out in pieces of this size
 };
 
-SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
+SKIM_LOCAL constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
   if (layers < 0) return fault(status::bad_extent, "layers", layers, 0, "at least");
   if (f < 1) return fault(status::bad_extent, "f", f, 1, "at least");
   if (f > detail::largest_width) return fault(status::unsupported, "f", f, detail::largest_width, "at most");

@@ -161,7 +161,7 @@ struct attend_call {
   std::int64_t blocks;
   logit_rule rule;
 
-  attend_job job(const attend_plan& plan, std::int64_t strip) const {
+  SKIM_NOINLINE attend_job job(const attend_plan& plan, std::int64_t strip) const {
     attend_job job{};
     job.args = args;
     job.lists = lists;
@@ -175,7 +175,7 @@ struct attend_call {
     return job;
   }
 
-  attend_scratch<Math> load(const attend_job& job, arena& arena) const {
+  SKIM_NOINLINE attend_scratch<Math> load(const attend_job& job, arena& arena) const {
     const attend_scratch<Math> scratch(arena, job.sequence.kv.k.dim, job.sequence.kv.v.dim, job.stride);
     load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
     return scratch;

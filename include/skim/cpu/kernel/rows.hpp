@@ -32,13 +32,13 @@ SKIM_INLINE void scale_row(float scale, std::int64_t n, float* row) {
 }
 
 /// target [n] = the row's values; reads exactly n elements.
-SKIM_INLINE void widen(const stored_row& row, std::int64_t n, float* target) {
+SKIM_NOINLINE inline void widen(const stored_row& row, std::int64_t n, float* target) {
   with_row(row, [&](auto source) SKIM_LAMBDA_INLINE { simd::widen(source, n, target); });
   scale_row(row.scale, n, target);
 }
 
 /// The row `target [n]` = the values rounded to nearest even; writes exactly n elements.
-SKIM_INLINE void narrow(const float* values, std::int64_t n, void* target, element type) {
+SKIM_NOINLINE inline void narrow(const float* values, std::int64_t n, void* target, element type) {
   with_stored_type(type, stored_types{}, [&](auto stored) SKIM_LAMBDA_INLINE {
     simd::narrow(values, n, static_cast<decltype(stored)*>(target));
   });
@@ -137,11 +137,6 @@ SKIM_INLINE void add_scaled(const stored_row& row, float factor, float* target, 
   with_row(row, [&](auto values) SKIM_LAMBDA_INLINE { add_scaled_of(values, factor * row.scale, target, n); });
 }
 
-/// True if every element is finite. `zeros [n]`.
-SKIM_INLINE bool is_finite_row(const stored_row& row, const float* zeros, std::int64_t n) {
-  return dot(row, zeros, n) == 0;  // infinity and NaN times 0 are NaN
-}
-
 /// 1 / |k| for a sum of squares; 0 for a zero key. Where f32 squares overflow or lose digits, sums again in f64.
 SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_t n) {
   if (squares > 1e-30f && squares < 1e38f) return 1.0f / std::sqrt(squares);
@@ -223,7 +218,10 @@ SKIM_NOINLINE inline void sum_rows(const kv_view& kv, const kv_tensor& tensor, s
       const float weight = weights ? weights[slot] : share;
       if (!(weight > 0)) continue;
       const stored_row row = kv.row(tensor, head, slot);
-      if (is_finite_row(row, zeros, dim)) add_scaled(row, weight, sum, dim);
+      with_row(row, [&](auto values) SKIM_LAMBDA_INLINE {
+        const bool finite = dot_of(values, zeros, dim) * row.scale == 0;  // infinity and NaN times 0 are NaN
+        if (finite) add_scaled_of(values, weight * row.scale, sum, dim);
+      });
     }
     for (std::int64_t d = 0; d < dim; ++d) total[d] += sum[d];
   }
