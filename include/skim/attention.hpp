@@ -160,27 +160,6 @@ SKIM_HD SKIM_LOCAL std::int64_t most_rows(const attention_args& args) {
   return most;
 }
 
-/// From how long a past and from how many rows of q on a back-end's sparse path is faster than its dense one.
-struct dense_crossing {
-  std::int64_t past = 0, rows = 0;
-};
-
-/// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
-SKIM_HD SKIM_LOCAL constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
-                                             dense_crossing measured) {
-  if (past <= keep.keys(past)) return true;
-  return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
-         rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);
-}
-
-/// The longest list that `keep` can give in this call, or in a smaller one.
-SKIM_HD SKIM_LOCAL std::int64_t list_capacity(const retention& keep, std::int64_t past, dense_crossing measured) {
-  const std::int64_t dense = keep.dense_below >= 0 ? keep.dense_below : measured.past;
-  std::int64_t longest = keep.keys(past) > dense - 1 ? keep.keys(past) : dense - 1;
-  if (keep.rows_below > 0 || (keep.rows_below < 0 && measured.rows > 0)) longest = past;  // blocks of few rows read all
-  return longest < past ? longest : past;
-}
-
 /// The longest past of the call's blocks; of a batch at least that.
 SKIM_HD SKIM_LOCAL std::int64_t longest_past(const attention_args& args, std::int64_t block_rows) {
   if (!args.sequences && args.batch.sequences > 0) return args.kv.tokens;

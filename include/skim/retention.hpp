@@ -88,6 +88,27 @@ SKIM_LOCAL constexpr report check(const retention& keep) {
   return check_range("keep.rows_below", keep.rows_below, -1, largest_index, status::bad_value);
 }
 
+/// From how long a past and from how many rows of q on a back-end's sparse path is faster than its dense one.
+struct dense_crossing {
+  std::int64_t past = 0, rows = 0;
+};
+
+/// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
+SKIM_HD SKIM_LOCAL constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
+                                             dense_crossing measured) {
+  if (past <= keep.keys(past)) return true;
+  return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
+         rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);
+}
+
+/// The longest list that `keep` can give behind `past` tokens, or behind fewer.
+SKIM_HD SKIM_LOCAL std::int64_t list_capacity(const retention& keep, std::int64_t past, dense_crossing measured) {
+  const std::int64_t dense = keep.dense_below >= 0 ? keep.dense_below : measured.past;
+  std::int64_t longest = keep.keys(past) > dense - 1 ? keep.keys(past) : dense - 1;
+  if (keep.rows_below > 0 || (keep.rows_below < 0 && measured.rows > 0)) longest = past;  // blocks of few rows read all
+  return longest < past ? longest : past;
+}
+
 /// How many neurons a policy computes, and in which blocks it computes all.
 struct neuron_retention {
   std::int64_t count = 0;      ///< neurons to compute, or
