@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,17 @@ void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, c
 
 /// Bytes of the last-level cache; 64 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();
+
+/// Reads `count` floats once, in pieces of `piece`; what does not fill one is left out. Returns the bytes read.
+double read_once(const float* from, std::int64_t count, std::int64_t piece, const skim::tbb_executor& executor);
+
+/// Microseconds that a call of `work` takes.
+template <class Work>
+double microseconds(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
 
 /// Says on a terminal what runs now.
 void show_progress(const std::string& row);

@@ -26,12 +26,12 @@ std::string name_of(const char* method, const row& r, unsigned threads) {
 /// What the chunk's attention leaves to evictors that look at it. Random queries; the log-sum-exp of logits of a standard
 /// deviation of one, so that weights have the size of a model's.
 struct attended_chunk {
-  std::vector<block> q;
+  skim::buffer q;
   std::vector<float> lse;
   skim::eviction_args args;
 
   explicit attended_chunk(const row& r)
-      : q(blocks_for(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D)))),
+      : q(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D))),
         lse(static_cast<std::size_t>(r.of.Tq * r.of.Hq), std::log(static_cast<float>(r.of.Tk)) + 0.5f) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
@@ -60,12 +60,12 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
   const std::int64_t tokens = r.of.Tk + r.of.Tq;
   attended_chunk chunk(r);
   chunk.visit(cache.next_bounded(tokens).kv, tokens);
-  std::vector<std::vector<block>> states;
+  std::vector<skim::buffer> states;
   for (std::int64_t layer = 0; layer < cache.count(tokens); ++layer) {
-    states.push_back(blocks_for(op.state_bytes(chunk.args)));
-    if (!op.reset(chunk.args, memory_of(states.back()), executor)) return state.SkipWithError("reset");
+    states.emplace_back(op.state_bytes(chunk.args));
+    if (!op.reset(chunk.args, states.back(), executor)) return state.SkipWithError("reset");
   }
-  std::vector<block> workspace = blocks_for(op.workspace_bytes(chunk.args, executor.concurrency()));
+  const skim::buffer workspace(op.workspace_bytes(chunk.args, executor.concurrency()));
   std::vector<std::int32_t> indices(static_cast<std::size_t>(r.of.Hk * r.of.Tk)),
       counts(static_cast<std::size_t>(r.of.Hk));
   const skim::index_lists lists{indices.data(), counts.data(), r.of.Hk, r.of.Tk};
@@ -74,8 +74,7 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
   for (auto _ : state) {
     const layers::bounded next = cache.next_bounded(tokens);
     chunk.visit(next.kv, position += r.of.Tq);
-    skim::memory kept = memory_of(states[static_cast<std::size_t>(next.layer)]);
-    report = op.run(chunk.args, lists, kept, memory_of(workspace), executor);
+    report = op.run(chunk.args, lists, states[static_cast<std::size_t>(next.layer)], workspace, executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
   if (report.taken != skim::path::sparse || counts[0] != r.of.Tk) return state.SkipWithError("nothing was evicted");
@@ -87,28 +86,13 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
 
 /// Reads the next layer's keys once: the time that every policy which looks at all keys is measured by.
 void measure_read(benchmark::State& state, const row& r, layers& cache, const skim::tbb_executor& executor) {
-  namespace simd = skim::cpu::simd;
   show_progress(r.name);
-  const std::int64_t tokens = r.of.Tk + r.of.Tq;
-  const std::int64_t floats = skim::bytes_of(r.type, tokens * r.of.Hk * r.of.D) / 4;
-  constexpr std::int64_t streams = 8, piece = 1 << 17;  // 512 KiB
+  const std::int64_t tokens = r.of.Tk + r.of.Tq, floats = tokens * r.of.Hk * skim::bytes_of(r.type, r.of.D) / 4;
+  double bytes = 0;
   for (auto _ : state) {
-    const float* const keys = static_cast<const float*>(cache.next(tokens).k.data);
-    executor.parallel_for(floats / piece, [&](std::int64_t index, unsigned) {
-      const float* const from = keys + index * piece;
-      simd::floats sum[streams];
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
-      for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
-        simd::unroll<streams>([&](auto i)
-                                  SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + i * (piece / streams) + at); });
-      }
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
-      float total = simd::sum(sum[0]);
-      benchmark::DoNotOptimize(total);
-    });
+    bytes = read_once(static_cast<const float*>(cache.next(tokens).k.data), floats, 1 << 17, executor);  // 512 KiB
   }
-  state.counters["bytes"] = benchmark::Counter(static_cast<double>(floats / piece * piece * 4),
-                                               benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 template <class Measure>

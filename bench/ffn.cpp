@@ -57,8 +57,8 @@ void register_row(const std::string& name, const std::function<void(benchmark::S
       ->Unit(benchmark::kMillisecond);
 }
 
-std::vector<block> output_of(const ffn_layers& layers) {
-  return blocks_for(static_cast<std::size_t>(layers.shape.M * skim::bytes_of(layers.type, layers.shape.d)));
+skim::buffer output_of(const ffn_layers& layers) {
+  return skim::buffer(static_cast<std::size_t>(layers.shape.M * skim::bytes_of(layers.type, layers.shape.d)));
 }
 
 /// An operation, layer by layer: one value of it per layer.
@@ -66,11 +66,11 @@ template <class Op>
 struct layered {
   const ffn_layers* layers;
   std::vector<Op> ops;
-  std::vector<block> out, workspace;
+  skim::buffer out, workspace;
 
   layered(const ffn_layers& of, std::vector<Op> of_layers, unsigned workers)
       : layers(&of), ops(std::move(of_layers)), out(output_of(of)) {
-    workspace = blocks_for(ops[0].workspace_bytes(args(0), workers));
+    workspace = skim::buffer(ops[0].workspace_bytes(args(0), workers));
   }
   skim::ffn_args args(std::int64_t layer) {
     skim::ffn_args args = layers->args(layer);
@@ -88,7 +88,7 @@ double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1], f = args.up.extents[0];
   std::vector<float> out(static_cast<std::size_t>(M * d)), numbers(static_cast<std::size_t>(f));
   args.out = skim::tensor_view<float, 2>(out.data(), {M, d});
-  const skim::memory workspace = memory_of(with.workspace);
+  const skim::memory workspace = with.workspace;
   std::vector<std::int32_t> neurons = skim::reference::every_neuron(args);
   const skim::report run = op.run(args, {}, workspace, executor);
   if (run.taken == skim::path::sparse) {
@@ -117,14 +117,6 @@ double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   return error / power;
 }
 
-/// Microseconds that a call of `work` takes.
-template <class Work>
-double microseconds(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-}
-
 /// The steps of a sparse call, timed apart over as many calls as `run` was.
 template <class Op>
 void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_executor& executor) {
@@ -135,7 +127,7 @@ void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_exec
   std::int32_t count = 0;
   const skim::index_lists lists{indices.data(), &count, 1, f};
   double select = 0, compute = 0, compensate = 0;
-  const skim::memory workspace = memory_of(with.workspace);
+  const skim::memory workspace = with.workspace;
   for (benchmark::IterationCount i = 0; i < state.iterations(); ++i) {
     const std::size_t layer = i % with.ops.size();
     const Op& op = with.ops[layer];
@@ -177,7 +169,7 @@ void measure(benchmark::State& state, layered<Op> with, row_result& result, cons
   skim::report report;
   for (auto _ : state) {
     layer = (layer + 1) % with.ops.size();
-    report = with.ops[layer].run(with.args(static_cast<std::int64_t>(layer)), {}, memory_of(with.workspace), executor);
+    report = with.ops[layer].run(with.args(static_cast<std::int64_t>(layer)), {}, with.workspace, executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
   if (report.taken != result.way) return state.SkipWithError("the call did not go the way that the row is about");
@@ -192,7 +184,7 @@ void measure(benchmark::State& state, layered<Op> with, row_result& result, cons
 }
 
 /// |a - b| / |b| of outputs [M, d].
-double relative_difference(const std::vector<block>& a, const std::vector<block>& b, const ffn_layers& layers) {
+double relative_difference(const skim::buffer& a, const skim::buffer& b, const ffn_layers& layers) {
   double difference = 0, length = 0;
   for (std::int64_t i = 0; i < layers.shape.M * layers.shape.d; ++i) {
     const double right = static_cast<double>(skim::load_element(b.data(), layers.type, i));
@@ -207,10 +199,10 @@ double relative_difference(const std::vector<block>& a, const std::vector<block>
 void compare_with_dense(const std::string& name, const ffn_layers& layers, const ffn_call& call,
                         const skim::tbb_executor& executor) {
   const double limit = layers.type == element::f32 ? 1e-5 : 1e-2;  // a peer may round the values between its products
-  std::vector<block> out = output_of(layers);
+  skim::buffer out = output_of(layers);
   for (std::int64_t layer = 0; layer < layers.count(); ++layer) {
     layered<skim::cpu::ffn<>> dense(layers, {{}}, executor.concurrency());
-    const skim::report report = dense.ops[0].run(dense.args(layer), {}, memory_of(dense.workspace), executor);
+    const skim::report report = dense.ops[0].run(dense.args(layer), {}, dense.workspace, executor);
     call(layer, out.data());
     const double difference = relative_difference(out, dense.out, layers);
     if (report && difference < limit) continue;
@@ -221,7 +213,7 @@ void compare_with_dense(const std::string& name, const ffn_layers& layers, const
 }
 
 void measure_peer(benchmark::State& state, const ffn_layers& layers, const ffn_call& call) {
-  std::vector<block> out = output_of(layers);
+  skim::buffer out = output_of(layers);
   std::int64_t layer = 0;
   for (auto _ : state) {
     layer = (layer + 1) % layers.count();

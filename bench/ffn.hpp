@@ -22,10 +22,8 @@ struct ffn_shape {
 class ffn_layers {
  public:
   ffn_layers(const ffn_shape& of, skim::element kind, const skim::tbb_executor& executor)
-      : shape(of),
-        type(kind),
-        weights_(blocks_for(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind)))) {
-    x_ = blocks_for(static_cast<std::size_t>(of.M * skim::bytes_of(type, of.d)));
+      : shape(of), type(kind), weights_(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind))) {
+    x_ = skim::buffer(static_cast<std::size_t>(of.M * skim::bytes_of(type, of.d)));
     fill({x_.data(), {of.M, of.d}, type}, 1, 0, executor);
     for (std::int64_t layer = 0; layer < count(); ++layer) {
       std::int64_t part = 0;
@@ -82,7 +80,7 @@ class ffn_layers {
     const std::int64_t sizes[][2] = {{f, d}, {f, d}, {f, d}, {1, d}, {d, r}, {r, f}, {d, c}, {c, d}};
     std::int64_t offset = 0;
     for (std::int64_t before = 0; before < part; ++before) offset += sizes[before][0] * sizes[before][1];
-    char* const at = const_cast<char*>(weights_.data()->bytes) + layer * layer_bytes(shape, type);
+    char* const at = weights_.as<char>() + layer * layer_bytes(shape, type);
     return {at + skim::bytes_of(type, offset), {sizes[part][0], sizes[part][1]}, type};
   }
 
@@ -112,7 +110,7 @@ class ffn_layers {
     });
   }
 
-  std::vector<block> weights_, x_;
+  skim::buffer weights_, x_;
 };
 
 /// The FFN of one layer as another library computes it, on weights that it has arranged as it likes: out [M, d].

@@ -122,21 +122,7 @@ struct memory_pass {
   memory_pass() : data(static_cast<std::size_t>((last_level_cache_bytes() / piece + 1) * piece), 1.0f) {}
 
   work operator()(const skim::tbb_executor& executor) const {
-    const std::int64_t pieces = static_cast<std::int64_t>(data.size()) / piece;
-    executor.parallel_for(pieces, [this](std::int64_t index, unsigned) {
-      constexpr int streams = 8;  // one after another reads a third less: the prefetcher works page by page
-      const float* const from = data.data() + index * piece;
-      simd::floats sum[streams];
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
-      for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
-        simd::unroll<streams>([&](auto i)
-                                  SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + i * (piece / streams) + at); });
-      }
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
-      float total = simd::sum(sum[0]);
-      benchmark::DoNotOptimize(total);
-    });
-    return {0, static_cast<double>(data.size()) * 4};
+    return {0, read_once(data.data(), static_cast<std::int64_t>(data.size()), piece, executor)};
   }
 };
 
@@ -161,6 +147,30 @@ void add_row(const char* kind, const skim::tbb_executor& executor, const Loop& l
 }
 
 }  // namespace
+
+std::int64_t last_level_cache_bytes() {
+  std::int64_t most = 0;
+  for (const auto& cache : benchmark::CPUInfo::Get().caches) most = std::max(most, std::int64_t{cache.size});
+  return most > 0 ? most : std::int64_t{64} << 20;
+}
+
+double read_once(const float* from, std::int64_t count, std::int64_t piece, const skim::tbb_executor& executor) {
+  const std::int64_t pieces = count / piece;
+  executor.parallel_for(pieces, [&](std::int64_t index, unsigned) {
+    constexpr int streams = 8;  // one after another reads a third less: the prefetcher works page by page
+    const float* const begin = from + index * piece;
+    simd::floats sum[streams];
+    simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
+    for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
+      simd::unroll<streams>([&](auto i)
+                                SKIM_LAMBDA_INLINE { sum[i] += simd::load(begin + i * (piece / streams) + at); });
+    }
+    simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
+    float total = simd::sum(sum[0]);
+    benchmark::DoNotOptimize(total);
+  });
+  return static_cast<double>(pieces * piece * 4);
+}
 
 multiply_rates measure_multiply_rates(const skim::tbb_executor& executor) {
 #if SKIM_CPU_DOT_PAIRS
