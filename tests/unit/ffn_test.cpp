@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::ffn against exact arithmetic on the same stored values.
-#include "support/executors.hpp"
 #include "support/ffn_case.hpp"
 
 #include <skim/cpu/ffn.hpp>
@@ -26,8 +25,7 @@ namespace {
 using namespace skim_test;
 using skim::neuron_retention;
 
-const skim::serial_executor serial_instance;
-const skim::host_executor serial = behind_pointer(serial_instance);
+const skim::serial_executor serial;
 
 /// Calls `body(op, args, workspace)` with the case's own arithmetic and `selector`.
 template <class Selector, class Body>

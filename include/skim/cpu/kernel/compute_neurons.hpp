@@ -192,7 +192,7 @@ void compensate_neurons(const ffn_args& args, const neuron_compensator& compensa
 
 /// Scratch of `compute_neurons` for lists of up to `count` neurons of weights of `type`.
 template <class Accumulate>
-std::size_t compute_bytes(const Accumulate& arithmetic, const ffn_args& args, element type, std::int64_t count,
+std::size_t compute_bytes(Accumulate arithmetic, const ffn_args& args, element type, std::int64_t count,
                           unsigned workers) {
   return simd::with_math(arithmetic, type, [&](auto math) {
     arena arena;
