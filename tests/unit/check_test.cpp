@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bad input: `check` names the argument, what it got and what it expected; `run` answers the same and writes nothing.
 #include "support/attention_case.hpp"
+#include "support/checked.hpp"
 #include "support/executors.hpp"
 #include "support/faults.hpp"
 
@@ -14,20 +15,6 @@ using namespace skim_test;
 using skim::status;
 
 using attention_fault = fault<skim::attention_args>;
-
-// Checks are always inlined, and here are many calls of them: compiled once.
-SKIM_NOINLINE skim::report checked(const skim::attention_args& args) {
-  return check(args);
-}
-SKIM_NOINLINE skim::report shape_checked(const skim::attention_args& args) {
-  return check_shape(args);
-}
-SKIM_NOINLINE skim::report indices_checked(const skim::attention_args& args, const skim::index_lists* lists = nullptr) {
-  return check_indices(args, lists);
-}
-SKIM_NOINLINE skim::report checked(const skim::retention& keep) {
-  return check(keep);
-}
 
 // Most views are contiguous with Tq 7, Tk 40, Hq 6, Hk 2, D 8, Dv 4.
 attention_case good_case() {

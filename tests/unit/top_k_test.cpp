@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stable top-k, and sink_window, which is top-k over equal scores.
 #include "support/attention_sample.hpp"
+#include "support/checked.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
@@ -132,7 +133,7 @@ TEST(SinkWindow, EqualsTheReference) {
     const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
     aligned_memory workspace(op.workspace_bytes(args, 1));
     ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-    ASSERT_TRUE(check_indices(args, &lists).ok());
+    ASSERT_TRUE(indices_checked(args, &lists).ok());
     EXPECT_EQ(indices.back(), -7);
     skim::for_each_block(args, op.block_rows(), [&](const skim::attention_sequence& block, std::int64_t index) {
       for (std::int64_t head = 0; head < c.Hk; ++head) {
