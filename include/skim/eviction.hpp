@@ -130,7 +130,7 @@ SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retenti
 
 /// `keep` and `needs` are the policy's.
 SKIM_LOCAL constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
-                                            pointers given) {
+                                           pointers given) {
   const kv_cache& kv = args.kv;
   if (args.attended.sequences) return fault(status::unsupported, "attended.sequences", "set", "null");
   if (args.attended.batch.sequences != 0) {

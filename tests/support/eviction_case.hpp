@@ -143,21 +143,21 @@ inline cache_snapshot compacted(const cache_snapshot& before, const cache_storag
   const skim::kv_cache& kv = args.kv;
   const bool together = kv.v.data != kv.k.data && storage.v_bytes().empty();
   cache_snapshot after = before;
-  const auto move = [](auto& to, const auto& from, std::ptrdiff_t target, std::ptrdiff_t source, std::int64_t count) {
-    std::copy_n(from.begin() + source, count, to.begin() + target);
+  const auto move = [](auto& now, const auto& old, std::ptrdiff_t target, std::ptrdiff_t source, std::int64_t count) {
+    std::copy_n(old.begin() + source, count, now.begin() + target);
   };
   const auto byte_of = [&](const skim::kv_cache_tensor& tensor, const std::vector<unsigned char>& bytes, std::int64_t h,
                            std::int64_t slot) {
     return static_cast<const unsigned char*>(kv.row_address(tensor, h, slot)) - bytes.data();
   };
   for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const auto from = skim::reference::slots_after(args.how, kept.row(args.share_heads ? 0 : h));
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      const std::int64_t slot = static_cast<std::int64_t>(i), source = from[i];
-      const std::int64_t to_row = kv.metadata_row(slot), from_row = kv.metadata_row(source);
+    const auto sources = skim::reference::slots_after(args.how, kept.row(args.share_heads ? 0 : h));
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      const std::int64_t slot = static_cast<std::int64_t>(i), source = sources[i];
+      const std::int64_t new_row = kv.metadata_row(slot), old_row = kv.metadata_row(source);
       const std::int64_t positions = h * kv.positions_stride, norms = h * kv.inverse_norms_stride;
-      move(after.positions, before.positions, positions + to_row, positions + from_row, 1);
-      if (kv.inverse_norms) move(after.norms, before.norms, norms + to_row, norms + from_row, 1);
+      move(after.positions, before.positions, positions + new_row, positions + old_row, 1);
+      if (kv.inverse_norms) move(after.norms, before.norms, norms + new_row, norms + old_row, 1);
       if (args.how == skim::compaction::pages) continue;
       const std::vector<unsigned char>&k = storage.k_bytes(), &v = together ? k : storage.v_bytes();
       move(after.k, before.k, byte_of(kv.k, k, h, slot), byte_of(kv.k, k, h, source),

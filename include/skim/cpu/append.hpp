@@ -32,18 +32,14 @@ SKIM_NOINLINE inline void append_chunk(const append_args& args, executor_ref exe
   });
 }
 
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_append_once(const append_args& args) {
-  return skim::check(args);
-}
-
 }  // namespace detail
 
 /// Writes a chunk to the last `Tq` slots of `args.kv`: see `append_args`. No scratch; one pass over the chunk.
 /// A number is stored with one rounding to the cache's type; in a row with a scale, which f32 holds, two more precede it.
-/// The inverse norm's relative error is below 2^-24 (4 + D / 8). Statuses: those of `check`.
+/// The inverse norm's relative error is below 2^-24 (4 + D / 8), of a row with a scale 2^-24 (5 + D / 8). Statuses: those of
+/// `check`.
 inline report append(const append_args& args, executor_ref executor) {
-  if (report r = detail::check_append_once(args); !r) return r;
+  if (report r = skim::check(args); !r) return r;
   detail::append_chunk(args, executor);
   return {};
 }

@@ -39,7 +39,7 @@ struct bounded_cache {
     const std::int64_t Tq = k.extents[0], room = kv().capacity - kv().tokens;
     if (Tq > room) return detail::part_fault(status::bad_extent, "k", part::extents, 0, Tq, room, "at most");
     if (Tq > 0) args.kv.tokens += Tq;
-    if (report r = detail::check_append_once(args); !r) return r;
+    if (report r = skim::check(args); !r) return r;
     if (settings.budgets && !lengths) return null_fault("lengths");
     if (lengths) {
       executor.parallel_for(kv().heads,

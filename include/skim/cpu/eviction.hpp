@@ -14,16 +14,6 @@ inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-namespace detail {
-
-/// `skim::check` and `skim::check_shape`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_eviction_once(const eviction_args& args, const retention& keep,
-                                                const policy_needs& needs, pointers given) {
-  return check_eviction(args, keep, needs, given);
-}
-
-}  // namespace detail
-
 /// Which tokens of a cache stay, by `Evictor`. A plain value; make one per layer. State is per layer and sequence: `reset`
 /// it with an empty cache, then call `run` (or `observe`) after every chunk that was appended and attended.
 ///
@@ -163,7 +153,7 @@ struct eviction {
   }
 
   report check_given(const eviction_args& args, skim::detail::pointers given) const {
-    if (report r = detail::check_eviction_once(args, kept(args), needs(), given); !r) return r;
+    if (report r = detail::check_eviction(args, kept(args), needs(), given); !r) return r;
     return evictor.check(args);
   }
 

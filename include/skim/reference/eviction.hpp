@@ -100,16 +100,16 @@ inline std::vector<double> pool_heads(const vector_list& scores) {
 inline std::vector<std::int64_t> slots_after(compaction how, const std::vector<std::int64_t>& kept) {
   if (how != compaction::refill) return kept;
   const std::int64_t count = static_cast<std::int64_t>(kept.size());
-  std::vector<std::int64_t> from(kept.size(), -1), movers;
+  std::vector<std::int64_t> sources(kept.size(), -1), movers;
   for (const std::int64_t slot : kept) {
-    if (slot < count) from[static_cast<std::size_t>(slot)] = slot;
+    if (slot < count) sources[static_cast<std::size_t>(slot)] = slot;
     if (slot >= count) movers.push_back(slot);
   }
   std::size_t next = 0;
-  for (std::int64_t& slot : from) {
+  for (std::int64_t& slot : sources) {
     if (slot < 0) slot = movers[next++];
   }
-  return from;
+  return sources;
 }
 
 }  // namespace reference
