@@ -64,9 +64,13 @@ SKIM_HD SKIM_INLINE attention_args attended_call(const eviction_args& args) {
 /// protection, and leave room for budgets by head and for whole pages.
 template <class Policy>
 SKIM_INLINE retention kept_by(const Policy& policy, const eviction_args& args) {
-  retention keep = kept_by(policy, args.kv.tokens);
-  if (scores_alike<Policy>) keep.recent = 0;
-  return keep;
+  if constexpr (scores_alike<Policy> && detail::has<detail::keep_member, Policy>) {
+    retention keep = policy.keep;
+    keep.recent = 0;
+    return keep;
+  } else {
+    return kept_by(policy, args.kv.tokens);
+  }
 }
 
 /// What head `head` keeps: `keep` with its own budget, within which sinks and recent tokens are.
