@@ -53,7 +53,7 @@ SKIM_LOCAL constexpr report check_shape(const append_args& args) {
 }
 
 /// Reads the chunk, writes the cache; two flops an element of K where norms are kept.
-inline cost_estimate cost(const append_args& args) {
+SKIM_LOCAL cost_estimate cost(const append_args& args) {
   const double rows = static_cast<double>(args.k.extents[0]) * static_cast<double>(args.kv.heads);
   const auto bytes = [](element from, element to, std::int64_t dim) {
     return static_cast<double>(bytes_of(from, dim) + bytes_of(to, dim));

@@ -308,7 +308,7 @@ SKIM_LOCAL constexpr report check_shape(const attention_args& args) {
 namespace detail {
 
 /// A batch's numbers, which the host can read.
-inline report check_batch_indices(const attention_args& args) {
+SKIM_LOCAL report check_batch_indices(const attention_args& args) {
   const kv_batch& batch = args.batch;
   if (args.sequences || batch.sequences == 0) return {};
   if (batch.offsets[0] != 0) return fault(status::bad_index, "batch.offsets[0]", batch.offsets[0], 0);
@@ -326,7 +326,7 @@ inline report check_batch_indices(const attention_args& args) {
 }
 
 /// What `check_indices` says of arguments that passed `check`.
-inline report check_chunk_indices(const attention_args& args, const index_lists* lists) {
+SKIM_LOCAL report check_chunk_indices(const attention_args& args, const index_lists* lists) {
   if (report r = check_batch_indices(args); !r) return r;
   const std::int64_t count = sequence_count(args);
   for (std::int64_t s = 0; s < count; ++s) {
@@ -356,14 +356,15 @@ inline report check_chunk_indices(const attention_args& args, const index_lists*
 }  // namespace detail
 
 /// Reads what `check` may not: block tables, lengths, a batch's arrays and, if `lists` is given, its rows. Host memory only.
-inline report check_indices(const attention_args& args, const index_lists* lists = nullptr) {
+SKIM_LOCAL report check_indices(const attention_args& args, const index_lists* lists = nullptr) {
   if (report r = check(args); !r) return r;
   return detail::check_chunk_indices(args, lists);
 }
 
 /// Flops and bytes of attending to `keys` past keys per KV head and the chunk's own, of which a window hides some. Every K
 /// and V row that is seen is read once per KV head, q once, out written once.
-inline cost_estimate attend_cost(const attention_args& args, const attention_sequence& sequence, std::int64_t keys) {
+SKIM_LOCAL cost_estimate attend_cost(const attention_args& args, const attention_sequence& sequence,
+                                     std::int64_t keys) {
   const kv_view& kv = sequence.kv;
   const double Tq = static_cast<double>(sequence.Tq), Hq = static_cast<double>(args.q.extents[1]);
   const double past = static_cast<double>(keys), window = static_cast<double>(args.mask.left) + 1;

@@ -56,7 +56,7 @@ SKIM_LOCAL constexpr report check_shape(const attention_importance_args& args) {
 }
 
 /// Reads what `check` may not: block table, lengths, the lists that attention read. Host memory only.
-inline report check_indices(const attention_importance_args& args) {
+SKIM_LOCAL report check_indices(const attention_importance_args& args) {
   if (report r = check(args); !r) return r;
   return detail::check_chunk_indices(args.attended, args.read);
 }

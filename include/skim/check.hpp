@@ -22,7 +22,7 @@ inline constexpr std::int64_t largest_reach = std::int64_t{1} << 60;  // element
 enum class pointers : bool { ignored, required };
 
 /// True for finite values in [low, high].
-constexpr bool within(double value, double low, double high) {
+SKIM_INLINE constexpr bool within(double value, double low, double high) {
   return value >= low && value <= high;
 }
 
@@ -134,28 +134,28 @@ struct kv_tensor_names {
   const char *tensor, *dim, *rows, *heads, *pages, *row_stride, *head_stride, *page_stride, *dim_stride, *scales,
       *scale_strides;
 };
-inline constexpr kv_tensor_names names_of_k{"kv.k",
-                                            "kv.k.dim",
-                                            "kv.k.rows",
-                                            "kv.k.heads",
-                                            "kv.k.pages",
-                                            "kv.k.row_stride",
-                                            "kv.k.head_stride",
-                                            "kv.k.page_stride",
-                                            "kv.k.dim_stride",
-                                            "kv.k.scales",
-                                            "kv.k.scale_row_stride (with heads and pages)"};
-inline constexpr kv_tensor_names names_of_v{"kv.v",
-                                            "kv.v.dim",
-                                            "kv.v.rows",
-                                            "kv.v.heads",
-                                            "kv.v.pages",
-                                            "kv.v.row_stride",
-                                            "kv.v.head_stride",
-                                            "kv.v.page_stride",
-                                            "kv.v.dim_stride",
-                                            "kv.v.scales",
-                                            "kv.v.scale_row_stride (with heads and pages)"};
+constexpr kv_tensor_names names_of_k{"kv.k",
+                                     "kv.k.dim",
+                                     "kv.k.rows",
+                                     "kv.k.heads",
+                                     "kv.k.pages",
+                                     "kv.k.row_stride",
+                                     "kv.k.head_stride",
+                                     "kv.k.page_stride",
+                                     "kv.k.dim_stride",
+                                     "kv.k.scales",
+                                     "kv.k.scale_row_stride (with heads and pages)"};
+constexpr kv_tensor_names names_of_v{"kv.v",
+                                     "kv.v.dim",
+                                     "kv.v.rows",
+                                     "kv.v.heads",
+                                     "kv.v.pages",
+                                     "kv.v.row_stride",
+                                     "kv.v.head_stride",
+                                     "kv.v.page_stride",
+                                     "kv.v.dim_stride",
+                                     "kv.v.scales",
+                                     "kv.v.scale_row_stride (with heads and pages)"};
 
 template <class Void>
 SKIM_LOCAL constexpr report check_kv_tensor(const basic_kv_view<Void>& view, const basic_kv_tensor<Void>& tensor,
@@ -263,7 +263,7 @@ SKIM_LOCAL constexpr report check_kv(const basic_kv_view<Void>& view, std::int64
 
 /// Block table and lengths of a checked view, whose memory the host can read.
 template <class Void>
-inline report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t Tq) {
+SKIM_LOCAL report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t Tq) {
   const std::int64_t used_pages =
       view.layout == kv_layout::paged ? (view.tokens + view.page_size - 1) / view.page_size : 0;
   for (std::int64_t page = 0; page < used_pages; ++page) {

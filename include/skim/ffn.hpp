@@ -210,7 +210,7 @@ SKIM_LOCAL constexpr report check_neurons(const index_lists& lists, std::int64_t
 }  // namespace detail
 
 /// `check`, and whether each block's neurons ascend within [0, f). Reads the lists: host memory.
-inline report check_indices(const ffn_args& args, const index_lists& lists) {
+SKIM_LOCAL report check_indices(const ffn_args& args, const index_lists& lists) {
   if (report r = check(args); !r) return r;
   if (report r = detail::check_room(lists, block_count(args), 0); !r) return r;
   return detail::check_neurons(lists, args.up.extents[0]);

@@ -51,7 +51,7 @@ struct basic_kv_tensor {
 
   /// Reading what may be written.
   template <class Other, class = std::enable_if_t<std::is_const_v<Void> && !std::is_const_v<Other>>>
-  SKIM_HD constexpr basic_kv_tensor(const basic_kv_tensor<Other>& other)  // NOLINT: implicit, as for views
+  SKIM_HD SKIM_INLINE constexpr basic_kv_tensor(const basic_kv_tensor<Other>& other)  // NOLINT: implicit, as for views
       : data(other.data),
         type(other.type),
         dim(other.dim),
@@ -116,7 +116,7 @@ struct basic_kv_view {
 
   /// Reading what may be written.
   template <class Other, class = std::enable_if_t<is_const && !std::is_const_v<Other>>>
-  SKIM_HD constexpr basic_kv_view(const basic_kv_view<Other>& other)  // NOLINT: implicit, as for views
+  SKIM_HD SKIM_INLINE constexpr basic_kv_view(const basic_kv_view<Other>& other)  // NOLINT: implicit, as for views
       : k(other.k),
         v(other.v),
         heads(other.heads),

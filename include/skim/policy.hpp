@@ -115,7 +115,7 @@ SKIM_INLINE retention kept_by(const Policy& policy, std::int64_t tokens) {
 
 /// What `policy` needs of the call.
 template <class Policy>
-constexpr policy_needs needs_of(const Policy& policy) {
+SKIM_INLINE constexpr policy_needs needs_of(const Policy& policy) {
   if constexpr (detail::has<detail::needs_member, Policy>) return policy.needs();
   static_cast<void>(policy);
   return {};
@@ -123,7 +123,7 @@ constexpr policy_needs needs_of(const Policy& policy) {
 
 /// The cost that `policy` says of itself.
 template <class Policy, class Args>
-cost_estimate cost_of(const Policy& policy, const Args& args) {
+SKIM_LOCAL cost_estimate cost_of(const Policy& policy, const Args& args) {
   if constexpr (detail::has<detail::cost_member, Policy, Args>) return policy.cost(args);
   static_cast<void>(policy);
   static_cast<void>(args);

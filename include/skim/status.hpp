@@ -73,7 +73,7 @@ struct quantity {
 };
 
 /// Writes the value into `text` (at most `bytes`, always terminated) and returns `text`. A NaN reads "nan".
-inline const char* describe(quantity value, char* text, std::size_t bytes) {
+SKIM_LOCAL const char* describe(quantity value, char* text, std::size_t bytes) {
   switch (value.is) {
     case quantity::kind::none:
       std::snprintf(text, bytes, "nothing");
@@ -114,7 +114,7 @@ struct [[nodiscard]] report {
 };
 
 /// Writes the argument's full name, such as "q.extents[1]", into `text` (at most `bytes`, always terminated).
-inline const char* argument_name(const report& answer, char* text, std::size_t bytes) {
+SKIM_LOCAL const char* argument_name(const report& answer, char* text, std::size_t bytes) {
   switch (answer.of) {
     case part::whole:
       std::snprintf(text, bytes, "%s", answer.argument);
@@ -137,7 +137,7 @@ inline const char* argument_name(const report& answer, char* text, std::size_t b
 
 /// Writes one line such as "bad extent: q.extents[1] is 7, expected a multiple of 2" into `text` (at most `bytes`,
 /// always terminated) and returns `text`.
-inline const char* describe(const report& answer, char* text, std::size_t bytes) {
+SKIM_LOCAL const char* describe(const report& answer, char* text, std::size_t bytes) {
   if (bytes == 0) return text;
   if (answer.ok()) {
     std::snprintf(text, bytes, "ok");

@@ -22,8 +22,8 @@ struct tensor_view {
   constexpr tensor_view() = default;
 
   /// Contiguous, last extent fastest.
-  SKIM_HD constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank],
-                                element kind = element_of<std::remove_const_t<T>>)
+  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank],
+                                            element kind = element_of<std::remove_const_t<T>>)
       : data(pointer), type(kind) {
     std::uint64_t stride = 1;  // unsigned: absurd sizes must reach `check` without overflowing here
     for (int axis = Rank - 1; axis >= 0; --axis) {
@@ -33,8 +33,9 @@ struct tensor_view {
     }
   }
 
-  SKIM_HD constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank], const std::int64_t (&steps)[Rank],
-                                element kind = element_of<std::remove_const_t<T>>)
+  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank],
+                                            const std::int64_t (&steps)[Rank],
+                                            element kind = element_of<std::remove_const_t<T>>)
       : data(pointer), type(kind) {
     for (int axis = 0; axis < Rank; ++axis) {
       extents[axis] = sizes[axis];
@@ -44,7 +45,8 @@ struct tensor_view {
 
   /// Adds const, erases the type, or both.
   template <class U, class = std::enable_if_t<!std::is_same_v<U, T> && std::is_convertible_v<U*, T*>>>
-  SKIM_HD constexpr tensor_view(const tensor_view<U, Rank>& other)  // NOLINT: the conversion is meant to be implicit
+  SKIM_HD SKIM_INLINE constexpr tensor_view(
+      const tensor_view<U, Rank>& other)  // NOLINT: the conversion is meant to be implicit
       : data(other.data), type(other.type) {
     for (int axis = 0; axis < Rank; ++axis) {
       extents[axis] = other.extents[axis];

@@ -34,7 +34,7 @@ SKIM_LOCAL constexpr report check_tokens(const tensor_view<Void, 2>& tokens, con
 /// to [f, d] = from [d, f], transposed: a checkpoint's down projection becomes rows of neurons. Types must be equal, and
 /// such that each number has bytes of its own. Plain loops, for the time of loading. Statuses: null_pointer, bad_extent,
 /// bad_stride, bad_type; unsupported for a type whose numbers share bytes.
-inline report transpose(const tensor_view<const void, 2>& from, const tensor_view<void, 2>& to) {
+SKIM_LOCAL report transpose(const tensor_view<const void, 2>& from, const tensor_view<void, 2>& to) {
   using namespace detail;
   if (report r = check_matrix(from, -1, -1, "from"); !r) return r;
   if (report r = check_matrix(to, from.extents[1], from.extents[0], "to"); !r) return r;

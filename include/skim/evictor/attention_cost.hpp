@@ -9,7 +9,7 @@ inline namespace v0_2 {
 namespace detail {
 
 /// Flops of the weights of `queries` tokens' queries, and K read once.
-inline cost_estimate weights_cost(const eviction_args& args, std::int64_t queries) {
+SKIM_LOCAL cost_estimate weights_cost(const eviction_args& args, std::int64_t queries) {
   const kv_cache& kv = args.kv;
   const double n = static_cast<double>(kv.tokens), D = static_cast<double>(kv.k.dim);
   const double rows = static_cast<double>(queries * args.attended.q.extents[1]);

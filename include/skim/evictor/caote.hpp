@@ -10,14 +10,13 @@ namespace detail {
 
 /// The base's cost, and V read twice.
 template <class Base>
-cost_estimate caote_cost(const Base& base, const eviction_args& args) {
+SKIM_LOCAL cost_estimate caote_cost(const Base& base, const eviction_args& args) {
   static_assert(has<caote_weight_member, Base>,
                 "caote and fast_caote need a base with scores: this one has none (an evictor of your own needs: float "
                 "caote_weight(float score) const)");
   const double values = static_cast<double>(args.kv.heads * args.kv.tokens);
-  return cost_of(base, args) +
-         cost_estimate{5 * values * static_cast<double>(args.kv.v.dim),
-                       2 * values * static_cast<double>(bytes_of(args.kv.v.type, args.kv.v.dim))};
+  return cost_of(base, args) + cost_estimate{5 * values * static_cast<double>(args.kv.v.dim),
+                                             2 * values * static_cast<double>(bytes_of(args.kv.v.type, args.kv.v.dim))};
 }
 
 }  // namespace detail
@@ -35,13 +34,13 @@ struct caote {
   /// leaving: 0, 1, ..., and +inf for those that stay.
   bool joint = false;
 
-  retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
-  report check(const eviction_args& args) const {
+  SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
+  SKIM_INLINE report check(const eviction_args& args) const {
     if (joint && args.share_heads) return fault(status::unsupported, "share_heads (caote, joint)", 1, 0);
     return base.check(args);
   }
-  cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
-  constexpr policy_needs needs() const { return needs_of(base); }
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
+  SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
 };
 
 /// As `caote`, around the plain mean of the cached values instead of their weighted one.
@@ -49,10 +48,10 @@ template <class Base>
 struct fast_caote {
   Base base{};
 
-  retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
-  report check(const eviction_args& args) const { return base.check(args); }
-  cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
-  constexpr policy_needs needs() const { return needs_of(base); }
+  SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
+  SKIM_INLINE report check(const eviction_args& args) const { return base.check(args); }
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
+  SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
 };
 
 template <class Base>

@@ -31,10 +31,10 @@ struct keydiff {
 
   static constexpr bool prefers_later = true;
 
-  report check(const eviction_args&) const { return {}; }
+  SKIM_INLINE report check(const eviction_args&) const { return {}; }
 
   /// One dot product a key; K read once, the norms too where the cache has them.
-  cost_estimate cost(const eviction_args& args) const {
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const {
     const kv_cache& kv = args.kv;
     const double n = static_cast<double>(kv.tokens), keys = static_cast<double>(kv.heads) * n;
     const double passes = std::is_same_v<Anchor, skim::anchor::pairwise> ? n : 1;
@@ -42,7 +42,7 @@ struct keydiff {
             keys * static_cast<double>(bytes_of(kv.k.type, kv.k.dim) + std::int64_t{2 * sizeof(float)})};
   }
 
-  constexpr policy_needs needs() const { return {false, true, true}; }
+  SKIM_INLINE constexpr policy_needs needs() const { return {false, true, true}; }
 
   /// h = 1 - cos.
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return 1 + score > 0 ? 1 + score : 0; }

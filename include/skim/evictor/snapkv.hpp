@@ -25,7 +25,7 @@ struct snapkv {
     return all;
   }
 
-  report check(const eviction_args& args) const {
+  SKIM_INLINE report check(const eviction_args& args) const {
     if (window < 1) return fault(status::bad_value, "window", window, 1, "at least");
     const std::int64_t room = keep.count - keep.sinks;
     if (window > room) return fault(status::bad_value, "window", window, room, "beside the sinks at most");
@@ -41,10 +41,10 @@ struct snapkv {
     return args.new_tokens > window ? args.new_tokens - window : 0;
   }
 
-  cost_estimate cost(const eviction_args& args) const {
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const {
     return detail::weights_cost(args, args.new_tokens - first_query(args));
   }
-  constexpr policy_needs needs() const { return {true, true, false}; }
+  SKIM_INLINE constexpr policy_needs needs() const { return {true, true, false}; }
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return score; }
 };
 

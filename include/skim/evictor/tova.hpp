@@ -11,9 +11,9 @@ inline namespace v0_2 {
 struct tova {
   retention keep = retention::budget(1024);
 
-  report check(const eviction_args&) const { return {}; }
-  cost_estimate cost(const eviction_args& args) const { return detail::weights_cost(args, 1); }
-  constexpr policy_needs needs() const { return {true, true, false}; }
+  SKIM_INLINE report check(const eviction_args&) const { return {}; }
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::weights_cost(args, 1); }
+  SKIM_INLINE constexpr policy_needs needs() const { return {true, true, false}; }
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return score; }
 };
 

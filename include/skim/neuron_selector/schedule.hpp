@@ -36,8 +36,8 @@ SKIM_LOCAL constexpr report check(const neuron_schedule& schedule, std::int64_t 
 /// The paper goes through the layers in order, gives each its share of what is left, and cuts at 1; what a cut frees
 /// reaches later layers only. Here it is spread over all layers that are not cut: the same where none is. Importance that
 /// is negative or not finite counts as 0; where all are 0, layers share equally. O(layers^2).
-inline report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
-                             double* fractions) {
+SKIM_LOCAL report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
+                                 double* fractions) {
   if (report r = check(schedule, layers, 1); !r) return r;
   if (layers > 0 && !importance) return null_fault("importance");
   if (layers > 0 && !fractions) return null_fault("fractions");
@@ -90,8 +90,8 @@ inline report kept_fractions(const double* importance, std::int64_t layers, cons
 /// neurons [layers] = `kept_fractions` times f, in pieces of `schedule.multiple` (a layer's last piece may be shorter), at
 /// least one piece each: shares are rounded down, and pieces go to the largest remainders, the lower layer first, until the
 /// next would not bring the sum nearer to mean * layers * f. `scratch [layers]`.
-inline report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
-                           const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
+SKIM_LOCAL report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
+                               const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
   if (report r = check(schedule, layers, f); !r) return r;
   if (layers > 0 && !scratch) return null_fault("scratch");
   if (layers > 0 && !neurons) return null_fault("neurons");

@@ -10,8 +10,8 @@ inline namespace v0_2 {
 struct dense {
   static constexpr bool scores_alike = true;
 
-  retention kept(std::int64_t) const { return retention::share(1); }
-  report check(const attention_args&) const { return {}; }
+  SKIM_INLINE retention kept(std::int64_t) const { return retention::share(1); }
+  SKIM_INLINE report check(const attention_args&) const { return {}; }
 };
 
 }  // namespace v0_2

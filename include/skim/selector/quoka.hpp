@@ -30,7 +30,7 @@ struct quoka {
   skim::similarity similarity = skim::similarity::cosine;
   reduction reduce = reduction::max;
 
-  report check(const attention_args&) const {
+  SKIM_INLINE report check(const attention_args&) const {
     using namespace detail;
     if (report r = check_enumerator("queries.choice", queries.choice, query_choice::all); !r) return r;
     if (queries.choice != query_choice::all) {
@@ -41,7 +41,7 @@ struct quoka {
   }
 
   /// Scoring multiplies every past key with every chosen query and reads K once; choosing is small beside it.
-  cost_estimate cost(const attention_args& args) const {
+  SKIM_INLINE cost_estimate cost(const attention_args& args) const {
     cost_estimate total;
     for_each_block(args, keep.every, [&](const attention_sequence& block, std::int64_t) {
       const double D = static_cast<double>(args.q.extents[2]), Tk = static_cast<double>(block.Tk());
@@ -55,7 +55,7 @@ struct quoka {
     return total;
   }
 
-  constexpr policy_needs needs() const { return {false, false, similarity == skim::similarity::cosine}; }
+  SKIM_INLINE constexpr policy_needs needs() const { return {false, false, similarity == skim::similarity::cosine}; }
 };
 
 }  // namespace v0_2

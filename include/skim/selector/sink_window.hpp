@@ -19,7 +19,7 @@ struct sink_window {
     return all;
   }
   template <class Args>
-  report check(const Args&) const {
+  SKIM_INLINE report check(const Args&) const {
     if (keep.recent == 0) return {};
     return fault(status::bad_value, "keep.recent (sink_window derives it)", keep.recent, 0);
   }
