@@ -2,9 +2,9 @@
 /// \file The attention kernel: dense, over index lists, over any cache layout. It does not know who chose the keys.
 ///
 /// The query rows that share a KV head are cut into strips, and the keys of a block of rows (see `index_lists`) into pieces,
-/// by the block's own keys and heads alone. A strip's pieces are attended one by one and merged in order, so that bits
-/// depend on nothing else; who does that is another matter: one worker for the whole strip where there are strips enough,
-/// else one for each piece, and the results are merged by a second loop.
+/// by the block's own keys and heads alone. A strip's pieces are attended one by one and merged in pairs that follow from
+/// their number, so that bits depend on nothing else. Who does that is another matter: one worker for the whole strip where
+/// there are strips enough, else several, each for some of its pieces, and a second loop merges what they found.
 #pragma once
 
 #include <skim/cpu/kernel/attend_rows.hpp>
@@ -33,11 +33,14 @@ SKIM_INLINE std::int64_t most_pieces(std::int64_t keys, std::int64_t heads) {
 
 /// How one block is cut.
 struct attend_plan {
-  std::int64_t s, b;                      // the sequence, and which of its blocks
-  std::int64_t index;                     // of the block in the call
-  std::int64_t rows, strips, stride;      // rows = G * Tq; stride = rows of a strip, rounded up to lanes
-  std::int64_t pieces, piece_keys;        // in every strip
-  std::int64_t first_strip, first_piece;  // of this block, among those of all heads and blocks of the call
+  std::int64_t s, b;                     // the sequence, and which of its blocks
+  std::int64_t index;                    // of the block in the call
+  std::int64_t rows, strips, stride;     // rows = G * Tq; stride = rows of a strip, rounded up to lanes
+  std::int64_t pieces, piece_keys;       // in every strip
+  std::int64_t shared;                   // pieces of a work unit, a power of two
+  std::int64_t first_strip, first_unit;  // of this block, among those of all heads and blocks of the call
+
+  std::int64_t units() const { return (pieces + shared - 1) / shared; }  // of a strip
 };
 
 /// `keys`: the most that a head of the block reads, its own included.
@@ -62,30 +65,42 @@ SKIM_INLINE std::int64_t keys_read(const attention_sequence& block, const index_
   return most + block.Tq;
 }
 
-/// Plans all blocks of the call; `plans [blocks + 1]`, of which the last counts strips and pieces.
+/// Plans all blocks of the call; `plans [blocks + 1]`, of which the last counts strips and units. A unit gets as many pieces
+/// as leave no more than `most_units`, where strips are no more themselves.
 inline void plan_call(const attention_args& args, const index_lists* lists, std::int64_t block_rows,
-                      attend_plan* plans) {
+                      std::int64_t most_units, attend_plan* plans) {
   const std::int64_t heads = first_view(args).heads;
+  std::int64_t blocks = 0, pieces = 1;
+  for_each_block(args, block_rows, [&](const attention_sequence& block, std::int64_t index) {
+    plans[index] = plan_block(args, block, keys_read(block, lists, index * heads));
+    pieces = greater(pieces, plans[index].pieces);
+    blocks = index + 1;
+  });
   attend_plan total{};
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    const attention_sequence sequence = sequence_at(args, s);
-    for (std::int64_t b = 0; b < block_count(sequence.Tq, block_rows); ++b) {
-      const attention_sequence block = block_of(sequence, b, block_rows);
-      attend_plan plan = plan_block(args, block, keys_read(block, lists, total.index * heads));
-      plan.s = s;
-      plan.b = b;
-      plan.index = total.index++;
+  for (std::int64_t shared = 1;; shared *= 2) {
+    total = attend_plan{};
+    for (; total.index < blocks; ++total.index) {
+      attend_plan& plan = plans[total.index];
+      plan.shared = shared;
+      plan.index = total.index;
       plan.first_strip = total.first_strip;
-      plan.first_piece = total.first_piece;
+      plan.first_unit = total.first_unit;
       total.first_strip += heads * plan.strips;
-      total.first_piece += heads * plan.strips * plan.pieces;
-      plans[plan.index] = plan;
+      total.first_unit += heads * plan.strips * plan.units();
+    }
+    if (total.first_unit <= most_units || shared >= pieces) break;
+  }
+  for (std::int64_t s = 0, index = 0; s < sequence_count(args); ++s) {
+    const std::int64_t count = block_count(sequence_at(args, s).Tq, block_rows);
+    for (std::int64_t b = 0; b < count; ++b, ++index) {
+      plans[index].s = s;
+      plans[index].b = b;
     }
   }
-  plans[total.index] = total;
+  plans[blocks] = total;
 }
 
-/// The plan of the block that holds strip (or piece) `index` of the call; `count` blocks.
+/// The plan of the block that holds strip (or unit) `index` of the call; `count` blocks.
 SKIM_INLINE const attend_plan& plan_of(const attend_plan* plans, std::int64_t count, std::int64_t index,
                                        std::int64_t attend_plan::*first) {
   std::int64_t low = 0, high = count;  // plans[low].*first <= index < plans[high].*first
@@ -96,39 +111,79 @@ SKIM_INLINE const attend_plan& plan_of(const attend_plan* plans, std::int64_t co
   return plans[low];
 }
 
+inline constexpr std::int64_t units_of_worker = 8;  // at most, where strips are cut: enough to balance
+
+/// Sums of pieces, and how many pieces each is of, on the way to those of them all. They are merged as in a tournament, two
+/// of equal size whenever there are two, the rest from the last on: the same pairs whoever merges them.
+struct merge_stack {
+  static constexpr int most = 8;  // of up to 127 pieces
+
+  int depth = 0;
+  std::int64_t sizes[most];
+
+  /// Calls `merge(i)`, which folds sums i + 1 into sums i, after a sum of `size` pieces has come.
+  template <class Merge>
+  SKIM_INLINE void push(std::int64_t size, const Merge& merge) {
+    sizes[depth++] = size;
+    while (depth > 1 && sizes[depth - 2] == sizes[depth - 1]) fold(merge);
+  }
+  template <class Merge>
+  SKIM_INLINE void finish(const Merge& merge) {
+    while (depth > 1) fold(merge);
+  }
+
+ private:
+  template <class Merge>
+  SKIM_INLINE void fold(const Merge& merge) {
+    --depth;
+    merge(depth - 1);
+    sizes[depth - 1] += sizes[depth];
+  }
+};
+
+/// Sums that `pieces` pieces need at once.
+SKIM_INLINE std::int64_t stack_depth(std::int64_t pieces) {
+  std::int64_t depth = 1;
+  while (pieces > 1) {
+    pieces /= 2;
+    ++depth;
+  }
+  return depth;
+}
+static_assert(wanted_pieces < std::int64_t{1} << (merge_stack::most - 1), "the stack holds every strip's pieces");
+
 /// The workspace of one call. Sizes are bounds that do not shrink with any size of the call.
 template <class Math>
 struct attend_workspace {
   attend_plan* plans;
   char* scratches;  // [workers]
-  char* partials;   // [pieces]: where workers share strips
+  char* partials;   // [units]: where several share a strip
   std::size_t scratch_bytes, partial_bytes;
-  std::int64_t strips;  // from how many on each is one worker's
+  std::int64_t most_units, depth;
 
   attend_workspace(arena& arena, const attention_args& args, std::int64_t block_rows, unsigned workers) {
-    if (workers == 0) workers = 1;
     const kv_view& kv = first_view(args);
     const std::int64_t D = kv.k.dim, Dv = kv.v.dim, most = most_strip_rows(D + Dv);
     const std::int64_t own = block_rows > 0 ? smaller(block_rows, most_rows(args)) : most_rows(args);
     const std::int64_t rows = own * group_size(args), stride = round_up(smaller(rows, most), simd::lanes);
-    const std::int64_t blocks = block_count(args, block_rows);
+    const std::int64_t blocks = block_count(args, block_rows), pieces = most_pieces(most_tokens(args), kv.heads);
     plans = arena.take<attend_plan>(blocks + 1);
+    depth = stack_depth(pieces);
     detail::arena scratch, partial;
     attend_scratch<Math>(scratch, D, Dv, stride);
-    strip_sums(scratch, Dv, stride);
-    strip_sums(scratch, Dv, stride);
+    for (std::int64_t i = 0; i < depth; ++i) strip_sums(scratch, Dv, stride);
     strip_sums(partial, Dv, stride);
     scratch_bytes = scratch.used();
     partial_bytes = partial.used();
-    strips = 2 * static_cast<std::int64_t>(workers);
-    const std::int64_t pieces = most_pieces(most_tokens(args), kv.heads);
-    const std::int64_t shared = smaller(strips - 1, saturated(blocks * kv.heads, (rows + most - 1) / most));
+    most_units = units_of_worker * static_cast<std::int64_t>(workers);
+    const std::int64_t strips = saturated(blocks * kv.heads, (rows + most - 1) / most);
+    const std::int64_t units = pieces > 1 ? smaller(most_units, saturated(strips, pieces)) : 0;
     scratches = arena.take<char>(saturated(static_cast<std::int64_t>(scratch_bytes), workers));
-    partials = arena.take<char>(pieces > 1 ? shared * pieces * static_cast<std::int64_t>(partial_bytes) : 0);
+    partials = arena.take<char>(saturated(static_cast<std::int64_t>(partial_bytes), units));
   }
 
   char* scratch_of(unsigned worker) const { return worker_piece(scratches, scratch_bytes, worker); }
-  char* partial(std::int64_t piece) const { return partials + partial_bytes * static_cast<std::size_t>(piece); }
+  char* partial(std::int64_t unit) const { return partials + partial_bytes * static_cast<std::size_t>(unit); }
 };
 
 /// Folds the sums of the next piece of a strip into those of the pieces before it.
@@ -181,56 +236,59 @@ struct attend_call {
     return scratch;
   }
 
-  void attend_piece(attend_job job, const attend_plan& plan, std::int64_t piece, const attend_scratch<Math>& scratch,
-                    const strip_sums& sums) const {
-    job.key_begin = piece * plan.piece_keys;
-    job.key_end = job.key_begin + plan.piece_keys;
-    attend_rows<Math>(job, scratch, rule, sums);
-  }
-
-  /// All pieces of strip `index`, one after another.
-  void attend_strip(std::int64_t index, unsigned worker) const {
-    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_strip);
-    const attend_job job = this->job(plan, index - plan.first_strip);
+  /// Attends the job's rows to pieces [first, end) and leaves what they give, merged, in `sums[0]`.
+  void attend_pieces(attend_job job, const attend_plan& plan, std::int64_t first, std::int64_t end,
+                     const attend_scratch<Math>& scratch, const strip_sums* sums) const {
     const std::int64_t Dv = job.sequence.kv.v.dim;
-    arena arena(workspace.scratch_of(worker));
-    const attend_scratch<Math> scratch = load(job, arena);
-    const strip_sums total(arena, Dv, plan.stride), next(arena, Dv, plan.stride);
-    attend_piece(job, plan, 0, scratch, total);
-    for (std::int64_t piece = 1; piece < plan.pieces; ++piece) {
-      attend_piece(job, plan, piece, scratch, next);
-      merge_sums(total, next, Dv, plan.stride);
+    const auto merge = [&](int i) { merge_sums(sums[i], sums[i + 1], Dv, plan.stride); };
+    merge_stack stack;
+    for (std::int64_t piece = first; piece < end; ++piece) {
+      job.key_begin = piece * plan.piece_keys;
+      job.key_end = job.key_begin + plan.piece_keys;
+      attend_rows<Math>(job, scratch, rule, sums[stack.depth]);
+      stack.push(1, merge);
     }
-    store_rows(job, total, scratch.row);
+    stack.finish(merge);
   }
 
-  strip_sums partial(const attend_plan& plan, std::int64_t piece, std::int64_t Dv) const {
-    arena arena(workspace.partial(piece));
+  strip_sums partial(const attend_plan& plan, std::int64_t unit, std::int64_t Dv) const {
+    arena arena(workspace.partial(unit));
     return {arena, Dv, plan.stride};
   }
 
-  /// Piece `index` of all strips' pieces.
-  void attend_partly(std::int64_t index, unsigned worker) const {
-    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_piece);
-    const std::int64_t piece = index - plan.first_piece;
-    const attend_job job = this->job(plan, piece / plan.pieces);
+  /// Unit `index`: a whole strip, whose rows are stored, or some of its pieces.
+  void attend_unit(std::int64_t index, unsigned worker) const {
+    const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_unit);
+    const std::int64_t unit = (index - plan.first_unit) % plan.units();
+    const attend_job job = this->job(plan, (index - plan.first_unit) / plan.units());
+    const std::int64_t Dv = job.sequence.kv.v.dim;
     arena arena(workspace.scratch_of(worker));
     const attend_scratch<Math> scratch = load(job, arena);
-    attend_piece(job, plan, piece % plan.pieces, scratch, partial(plan, index, job.sequence.kv.v.dim));
+    strip_sums sums[merge_stack::most];
+    for (std::int64_t i = 0; i < workspace.depth; ++i) sums[i] = strip_sums(arena, Dv, plan.stride);
+    if (plan.units() > 1) sums[0] = partial(plan, index, Dv);
+    const std::int64_t first = unit * plan.shared;
+    attend_pieces(job, plan, first, smaller(first + plan.shared, plan.pieces), scratch, sums);
+    if (plan.units() == 1) store_rows(job, sums[0], scratch.row);
   }
 
-  /// What `attend_partly` left of strip `index`.
+  /// Merges and stores strip `index`, if several units share it.
   void merge_strip(std::int64_t index, unsigned worker) const {
     const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_strip);
+    if (plan.units() == 1) return;
     const attend_job job = this->job(plan, index - plan.first_strip);
     const std::int64_t Dv = job.sequence.kv.v.dim;
-    const std::int64_t first = plan.first_piece + (index - plan.first_strip) * plan.pieces;
-    const strip_sums total = partial(plan, first, Dv);
-    for (std::int64_t piece = 1; piece < plan.pieces; ++piece) {
-      merge_sums(total, partial(plan, first + piece, Dv), Dv, plan.stride);
+    const std::int64_t first = plan.first_unit + (index - plan.first_strip) * plan.units();
+    strip_sums sums[merge_stack::most];
+    const auto merge = [&](int i) { merge_sums(sums[i], sums[i + 1], Dv, plan.stride); };
+    merge_stack stack;
+    for (std::int64_t unit = 0; unit < plan.units(); ++unit) {
+      sums[stack.depth] = partial(plan, first + unit, Dv);
+      stack.push(1, merge);
     }
+    stack.finish(merge);
     arena arena(workspace.scratch_of(worker));
-    store_rows(job, total, arena.take<float>(round_up(Dv, padded_to)));
+    store_rows(job, sums[0], arena.take<float>(round_up(Dv, padded_to)));
   }
 };
 
@@ -244,19 +302,17 @@ void attend_with(const attention_args& args, const index_lists* lists, std::int6
   std::int64_t blocks = 0;
   for (std::int64_t s = 0; s < sequence_count(args); ++s) blocks += block_count(sequence_at(args, s).Tq, block_rows);
   attend_plan one[2];  // a call of one block is planned by everyone for himself
-  if (blocks == 1) {
-    plan_call(args, lists, block_rows, one);
-  } else {
-    executor.parallel_for(1, [&](std::int64_t, unsigned) { plan_call(args, lists, block_rows, parts.plans); });
-  }
   const attend_plan* const plans = blocks == 1 ? one : parts.plans;
-  const attend_call<Math> call{&args, lists, block_rows, parts, plans, blocks, logit_rule::of(args)};
-  const std::int64_t strips = plans[blocks].first_strip, pieces = plans[blocks].first_piece;
-  if (strips >= parts.strips || pieces == strips) {
-    executor.parallel_for(strips, [&](std::int64_t index, unsigned worker) { call.attend_strip(index, worker); });
-    return;
+  if (blocks == 1) {
+    plan_call(args, lists, block_rows, parts.most_units, one);
+  } else {
+    executor.parallel_for(
+        1, [&](std::int64_t, unsigned) { plan_call(args, lists, block_rows, parts.most_units, parts.plans); });
   }
-  executor.parallel_for(pieces, [&](std::int64_t index, unsigned worker) { call.attend_partly(index, worker); });
+  const attend_call<Math> call{&args, lists, block_rows, parts, plans, blocks, logit_rule::of(args)};
+  const std::int64_t strips = plans[blocks].first_strip, units = plans[blocks].first_unit;
+  executor.parallel_for(units, [&](std::int64_t index, unsigned worker) { call.attend_unit(index, worker); });
+  if (units == strips) return;
   executor.parallel_for(strips, [&](std::int64_t index, unsigned worker) { call.merge_strip(index, worker); });
 }
 

@@ -19,8 +19,9 @@ namespace detail {
 
 /// What a strip's rows leave behind: unnormalised output, running maxima and denominators.
 struct strip_sums {
-  float *out, *largest, *sum;  // [round_up(Dv, 8), stride] by `row_lanes`, [stride], [stride]
+  float *out = nullptr, *largest = nullptr, *sum = nullptr;  // [round_up(Dv, 8), stride] by `row_lanes`, [stride] each
 
+  strip_sums() = default;
   strip_sums(arena& arena, std::int64_t Dv, std::int64_t stride) {
     out = arena.take<float>(round_up(Dv, padded_to) * stride);
     largest = arena.take<float>(stride);
