@@ -14,7 +14,7 @@ enum class kv_layout : std::uint8_t {
   ring,        ///< slot i is row `(ring_start + i) % capacity`
 };
 
-inline constexpr const char* to_string(kv_layout layout) {
+SKIM_LOCAL constexpr const char* to_string(kv_layout layout) {
   switch (layout) {
     case kv_layout::contiguous:
       return "contiguous";

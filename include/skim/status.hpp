@@ -26,7 +26,7 @@ enum class status : std::uint8_t {
 /// Which way a call went. A sparse policy answers `dense` where it had nothing to leave out.
 enum class path : std::uint8_t { none, dense, sparse };
 
-inline constexpr const char* to_string(status code) {
+SKIM_LOCAL constexpr const char* to_string(status code) {
   switch (code) {
     case status::ok:
       return "ok";
@@ -149,9 +149,10 @@ SKIM_LOCAL const char* describe(const report& answer, char* text, std::size_t by
     std::snprintf(text, bytes, "%s: %s is null", to_string(answer.code), name);
     return text;
   }
-  std::snprintf(text, bytes, "%s: %s is %s, expected %s%s%s", to_string(answer.code), name,
-                describe(answer.got, got, sizeof got), answer.relation, answer.relation[0] == '\0' ? "" : " ",
-                describe(answer.expected, expected, sizeof expected));
+  const int length = std::snprintf(
+      text, bytes, "%s: %s is %s, expected %s%s%s", to_string(answer.code), name, describe(answer.got, got, sizeof got),
+      answer.relation, answer.relation[0] == '\0' ? "" : " ", describe(answer.expected, expected, sizeof expected));
+  if (length < 0) text[0] = '\0';  // looked at: compilers warn of a text that may be cut unseen
   return text;
 }
 
@@ -170,7 +171,7 @@ struct cost_estimate {
   double flops = 0;
   double bytes = 0;
 
-  SKIM_HD constexpr cost_estimate operator+(cost_estimate other) const {
+  SKIM_HD SKIM_INLINE constexpr cost_estimate operator+(cost_estimate other) const {
     return {flops + other.flops, bytes + other.bytes};
   }
 };

@@ -46,7 +46,7 @@ class team_executor {
   }
 
   /// Returns when every member has called it.
-  void wait() const {
+  SKIM_INLINE void wait() const {
     const std::uint32_t generation = barrier_->generation.load(std::memory_order_acquire);
     if (barrier_->arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == nth_) {
       barrier_->next.store(0, std::memory_order_relaxed);

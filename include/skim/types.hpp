@@ -103,7 +103,7 @@ SKIM_HD SKIM_INLINE constexpr bool is_stored(element type) {
   return format_of(type).bytes > 0;
 }
 
-inline constexpr const char* to_string(element type) {
+SKIM_LOCAL constexpr const char* to_string(element type) {
   switch (type) {
     case element::none:
       return "none";

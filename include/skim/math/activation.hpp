@@ -17,7 +17,7 @@ enum class activation : std::uint8_t {
   relu_squared,  ///< max(x, 0)^2
 };
 
-inline constexpr const char* to_string(activation act) {
+SKIM_LOCAL constexpr const char* to_string(activation act) {
   switch (act) {
     case activation::silu:
       return "silu";
