@@ -3,8 +3,6 @@
 #include "allocation_counter.hpp"
 #include "calls.hpp"
 
-#include "support/checked.hpp"
-
 #include "support/eviction_case.hpp"
 #include "support/ffn_case.hpp"
 
@@ -86,7 +84,7 @@ void expect_none_of(const skim::cpu::attention<Selector, Accumulate>& op, execut
                              if (!op.select(args, lists, {}, workspace.get(), executor)) ++refused;
                              if (!listed.run(args, lists, scratch.get(), executor)) ++refused;
                              if (!op.check(args) || !(op.cost(args).flops > 0)) ++refused;
-                             if (!indices_checked(args, &lists)) ++refused;
+                             if (!check_indices(args, &lists)) ++refused;
                              // A bad report allocates nothing either.
                              if (op.run(args, {}, {}, executor).ok()) ++refused;
                            }),

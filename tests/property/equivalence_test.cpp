@@ -2,8 +2,6 @@
 // Calls that must agree: bit for bit, or within the error bound.
 #include "calls.hpp"
 
-#include "support/checked.hpp"
-
 #include <skim/testing/matchers.hpp>
 
 namespace {
@@ -88,7 +86,7 @@ TEST(Run, IsSelectThenAttend) {
       const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
       aligned_memory workspace(op.workspace_bytes(args, 1));
       ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-      ASSERT_TRUE(indices_checked(args, &lists).ok());
+      ASSERT_TRUE(check_indices(args, &lists).ok());
       const skim::cpu::attend<> listed;
       aligned_memory scratch(listed.workspace_bytes(args, every, 1));
       ASSERT_TRUE(listed.run(args, lists, scratch.get(), skim::serial_executor{}).ok());

@@ -19,8 +19,6 @@ TEST_P(executor_bits, of_attention_are_the_serial_ones) {
 
 /// Few rows and many keys: the shapes that split keys over units and merge.
 TEST_P(executor_bits, of_merged_key_pieces_are_the_serial_ones) {
-  // From 2 strips a worker on, each is one worker's and folds its pieces; below, the pieces are spread and merged. One head
-  // and one row are one strip, which even one worker spreads; 200 rows of 7 heads make 21 strips, which 7 workers fold.
   for (const std::int64_t Tq : {1, 5, 33, 200}) {
     for (const std::int64_t Hk : {1, 2, 7}) {
       attention_case c;
@@ -33,6 +31,48 @@ TEST_P(executor_bits, of_merged_key_pieces_are_the_serial_ones) {
       attention_inputs inputs(c), again(c);
       const result expected = attend(skim::cpu::attention<>{}, c, inputs);
       EXPECT_EQ(attend_on(GetParam(), skim::cpu::attention<>{}, c, again), expected) << c;
+    }
+  }
+}
+
+/// As many workers as it is told to have, one after another: how a call is shared among them needs no threads to be seen.
+struct many_workers {
+  unsigned workers;
+
+  unsigned concurrency() const { return workers; }
+  template <class Body>
+  void parallel_for(std::int64_t n, const Body& body) const {
+    for (std::int64_t index = n; index-- > 0;) body(index, static_cast<unsigned>(index) % workers);
+  }
+};
+
+/// From one strip, which many workers share, to more strips than workers; calls of unequal sequences among them.
+TEST(WorkerBits, AreThoseOfOne) {
+  for (const std::int64_t sequences : {1, 3}) {
+    for (const std::int64_t Tq : {1, 40, 300}) {
+      for (const std::int64_t Tk : {0, 700, 2600, 9000}) {
+        attention_case c;
+        c.sequences = sequences;
+        c.Tq = Tq;
+        c.Tk = Tk;
+        c.Hk = Tq == 300 ? 2 : 1;
+        c.G = 3;
+        c.D = c.Dv = 8;
+        c.lse = c.lengths = true;
+        if (Tq * Tk > 1000000) continue;
+        SCOPED_TRACE(testing::Message() << c);
+        attention_inputs inputs(c);
+        const skim::cpu::attention<> op;
+        const result expected = attend(op, c, inputs);
+        for (const unsigned workers : {2u, 3u, 5u, 8u, 16u, 31u, 64u, 128u, 1000u}) {
+          attention_inputs again(c);
+          const skim::attention_args args = again.args();
+          aligned_memory workspace(op.workspace_bytes(args, workers));
+          ASSERT_TRUE(op.run(args, {}, workspace.get(), many_workers{workers}).ok());
+          EXPECT_TRUE(workspace.guards_intact());
+          ASSERT_EQ(result_of(again), expected) << workers << " workers";
+        }
+      }
     }
   }
 }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "attention_case.hpp"
-#include "checked.hpp"
 #include "values.hpp"
 
 #include <skim/cpu/attention.hpp>
@@ -270,7 +269,7 @@ inline void expect_selection(const skim::quoka& policy, const skim::attention_ar
   selected_lists whole(op, args), stepped(op, args);
   aligned_memory workspace(op.workspace_bytes(args, 1));
   ASSERT_TRUE(op.select(args, whole.lists, {}, workspace.get(), serial).ok());
-  ASSERT_TRUE(indices_checked(args, &whole.lists).ok());
+  ASSERT_TRUE(check_indices(args, &whole.lists).ok());
   EXPECT_TRUE(workspace.guards_intact() && whole.outside_intact());
 
   const std::int64_t sequences = skim::sequence_count(args), longest = skim::longest_past(args, every);

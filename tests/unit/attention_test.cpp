@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::attention against exact arithmetic on the same stored values.
-#include "support/attention_sample.hpp"
-#include "support/checked.hpp"
-
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/simd/tile_math.hpp>
 #include <skim/testing/matchers.hpp>
+#include "support/attention_sample.hpp"
 
 #include <gtest/gtest.h>
 
@@ -23,7 +21,7 @@ void expect_exact(const attention_case& c, skim::testing::arithmetic rounding) {
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention<skim::dense, Accumulate> op;
   const skim::cpu::attend<Accumulate> listed;
-  ASSERT_TRUE(indices_checked(args, inputs.lists()).ok());
+  ASSERT_TRUE(check_indices(args, inputs.lists()).ok());
   aligned_memory workspace(inputs.lists() ? listed.workspace_bytes(args, c.block_rows, 1)
                                           : op.workspace_bytes(args, 1));
   const skim::serial_executor executor;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bad input: `check` names the argument, what it got and what it expected; `run` answers the same and writes nothing.
 #include "support/attention_case.hpp"
-#include "support/checked.hpp"
 #include "support/executors.hpp"
 #include "support/faults.hpp"
 
@@ -309,14 +308,14 @@ TEST_P(attention_faults, are_named_and_nothing_is_written) {
   aligned_memory workspace(1 << 22);
   GetParam().make(args);
   const expectation& expected = GetParam().expected;
-  expect_report(checked(args), expected);
-  expect_report(indices_checked(args), expected);
+  expect_report(check(args), expected);
+  expect_report(check_indices(args), expected);
   if (expected.code != status::null_pointer) {
-    EXPECT_FALSE(shape_checked(args));
+    EXPECT_FALSE(check_shape(args));
     EXPECT_EQ(sparse_op.workspace_bytes(args, 1), 0u);
     EXPECT_EQ(sparse_op.state_bytes(args), 0u);
   } else {
-    EXPECT_TRUE(shape_checked(args).ok()) << "before there is memory";
+    EXPECT_TRUE(check_shape(args).ok()) << "before there is memory";
     EXPECT_GT(sparse_op.workspace_bytes(args, 1), 0u);
   }
 
@@ -343,12 +342,12 @@ TEST(Attention, KeysAndValuesMayDifferInTypeOrShareMemory) {
   attention_inputs inputs(good_case());
   skim::attention_args args = inputs.args();
   args.kv.v.type = skim::element::bf16;
-  EXPECT_TRUE(checked(args).ok());
+  EXPECT_TRUE(check(args).ok());
   args = inputs.args();
   share_values(args);
-  EXPECT_TRUE(checked(args).ok());
+  EXPECT_TRUE(check(args).ok());
   give_bias(args);
-  EXPECT_TRUE(checked(args).ok());
+  EXPECT_TRUE(check(args).ok());
 }
 
 // Several sequences.
@@ -374,9 +373,9 @@ attention_case good_sequences() {
 TEST_P(sequence_arguments, are_named) {
   attention_inputs inputs(good_sequences());
   skim::attention_args args = inputs.args();
-  ASSERT_TRUE(checked(args).ok());
+  ASSERT_TRUE(check(args).ok());
   GetParam().make(args);
-  expect_report(checked(args), GetParam().expected);
+  expect_report(check(args), GetParam().expected);
 }
 
 TEST(Sequences, MustAgreeWithTheFirst) {
@@ -385,7 +384,7 @@ TEST(Sequences, MustAgreeWithTheFirst) {
   const auto expect_fault = [&](const std::function<void(skim::kv_view&)>& make, expectation expected) {
     const skim::kv_view good = inputs.view(2);
     make(inputs.view(2));
-    expect_report(checked(args), expected);
+    expect_report(check(args), expected);
     inputs.view(2) = good;
   };
   const auto three_heads = [](auto& kv) { kv.heads = kv.k.heads = kv.v.heads = 3; };
@@ -405,9 +404,9 @@ TEST(Sequences, OffsetsStartAtZeroAndAscend) {
   skim::attention_args args = inputs.args();
   const std::int64_t late[] = {1, 7, 7, 11}, back[] = {0, 7, 6, 11};
   args.offsets = late;
-  expect_report(checked(args), {status::bad_value, "offsets[0]", "1"});
+  expect_report(check(args), {status::bad_value, "offsets[0]", "1"});
   args.offsets = back;
-  expect_report(checked(args), {status::bad_value, "offsets[s + 1]", "6"});
+  expect_report(check(args), {status::bad_value, "offsets[s + 1]", "6"});
 }
 
 // A batch in one pool.
@@ -449,9 +448,9 @@ INSTANTIATE_TEST_SUITE_P(batches, batch_arguments, testing::ValuesIn(batch_fault
 TEST_P(batch_arguments, are_named) {
   attention_inputs inputs(good_batch());
   skim::attention_args args = inputs.args();
-  ASSERT_TRUE(indices_checked(args).ok());
+  ASSERT_TRUE(check_indices(args).ok());
   GetParam().make(args);
-  expect_report(checked(args), GetParam().expected);
+  expect_report(check(args), GetParam().expected);
   const skim::cpu::attention<> op;
   expect_report(op.run(args, {}, {}, skim::serial_executor{}), GetParam().expected);
 }
@@ -461,8 +460,8 @@ TEST(Batches, NumbersAreReadByCheckIndicesAndByTheOperation) {
   attention_inputs inputs(good_batch());
   skim::attention_args args = inputs.args();
   const auto expect_fault = [&](expectation expected) {
-    EXPECT_TRUE(checked(args).ok());
-    expect_report(indices_checked(args), expected);
+    EXPECT_TRUE(check(args).ok());
+    expect_report(check_indices(args), expected);
     expect_report(skim::cpu::attention<>{}.check(args), expected);
   };
   std::vector<std::int32_t> offsets(args.batch.offsets, args.batch.offsets + 4);
@@ -484,11 +483,11 @@ TEST(Batches, NumbersAreReadByCheckIndicesAndByTheOperation) {
   tokens[0] = 48;
   expect_fault({status::bad_index, "batch.tokens[s]", "48"});
   tokens = good_tokens;
-  ASSERT_TRUE(indices_checked(args).ok());
+  ASSERT_TRUE(check_indices(args).ok());
   std::vector<std::int32_t> tables(args.batch.block_tables, args.batch.block_tables + 3 * args.batch.table_stride);
   args.batch.block_tables = tables.data();
   tables[static_cast<std::size_t>(2 * args.batch.table_stride)] = -1;
-  expect_report(indices_checked(args), {status::bad_index, "kv.block_table[i]", "-1"});
+  expect_report(check_indices(args), {status::bad_index, "kv.block_table[i]", "-1"});
 }
 
 TEST(Sequences, NoneIsNothingToDo) {
@@ -512,7 +511,7 @@ TEST(Attention, AnEmptyChunkNeedsNoPointers) {
   args.q.data = nullptr;
   args.out.data = nullptr;
   args.kv.k.data = args.kv.v.data = nullptr;
-  EXPECT_TRUE(checked(args).ok());
+  EXPECT_TRUE(check(args).ok());
 }
 
 TEST(Attention, CheckFollowsNoPointer) {
@@ -553,19 +552,19 @@ TEST(CheckIndices, BlockTablesPointIntoThePool) {
   c.page_size = 8;
   attention_inputs inputs(c);
   skim::attention_args args = inputs.args();
-  ASSERT_TRUE(indices_checked(args).ok());
+  ASSERT_TRUE(check_indices(args).ok());
   std::vector<std::int32_t> table(args.kv.block_table, args.kv.block_table + args.kv.capacity / 8);
   args.kv.block_table = table.data();
   for (const std::int32_t wrong : {-1, static_cast<std::int32_t>(args.kv.pages)}) {
     const std::int32_t right = table[5];
     table[5] = wrong;
-    const skim::report r = indices_checked(args);
+    const skim::report r = check_indices(args);
     expect_report(r, {status::bad_index, "kv.block_table[i]", std::to_string(wrong)});
     EXPECT_EQ(r.expected.whole, wrong < 0 ? 0 : args.kv.pages - 1);
     table[5] = right;
   }
   table.back() = -1;  // a page behind the last token is not read
-  EXPECT_TRUE(indices_checked(args).ok());
+  EXPECT_TRUE(check_indices(args).ok());
 }
 
 TEST(CheckIndices, LengthsLieBetweenTheChunkAndAllTokens) {
@@ -573,11 +572,11 @@ TEST(CheckIndices, LengthsLieBetweenTheChunkAndAllTokens) {
   skim::attention_args args = inputs.args();
   std::int32_t lengths[] = {47, 7};
   args.kv.lengths = lengths;
-  EXPECT_TRUE(indices_checked(args).ok());
+  EXPECT_TRUE(check_indices(args).ok());
   lengths[1] = 6;
-  expect_report(indices_checked(args), {status::bad_index, "kv.lengths[h]", "6"});
+  expect_report(check_indices(args), {status::bad_index, "kv.lengths[h]", "6"});
   lengths[1] = 48;
-  expect_report(indices_checked(args), {status::bad_index, "kv.lengths[h]", "48"});
+  expect_report(check_indices(args), {status::bad_index, "kv.lengths[h]", "48"});
 }
 
 TEST(CheckIndices, ListsAscendWithinThePast) {
@@ -585,10 +584,10 @@ TEST(CheckIndices, ListsAscendWithinThePast) {
   const skim::attention_args args = inputs.args();
   std::vector<std::int32_t> indices{0, 5, 39, 1, 2, 3}, counts{3, 3};
   const auto expect_fault = [&](skim::index_lists lists, expectation expected) {
-    expect_report(indices_checked(args, &lists), expected);
+    expect_report(check_indices(args, &lists), expected);
   };
   const skim::index_lists good{indices.data(), counts.data(), 2, 3};
-  ASSERT_TRUE(indices_checked(args, &good).ok());
+  ASSERT_TRUE(check_indices(args, &good).ok());
   expect_fault({indices.data(), counts.data(), 3, 3}, {status::bad_extent, "lists.rows", "3"});
   expect_fault({indices.data(), nullptr, 2, 3}, {status::null_pointer, "lists.counts", ""});
   expect_fault({nullptr, counts.data(), 2, 3}, {status::null_pointer, "lists.indices", ""});
@@ -616,12 +615,12 @@ TEST(CheckIndices, ListsOfABlockReachItsOwnPast) {
   const skim::attention_args args = inputs.args();
   std::vector<std::int32_t> indices{39, 39, 45, 45}, counts{1, 1, 1, 1};
   const skim::index_lists lists{indices.data(), counts.data(), 4, 1, 6};
-  EXPECT_TRUE(indices_checked(args, &lists).ok());
+  EXPECT_TRUE(check_indices(args, &lists).ok());
   indices[1] = 40;
-  expect_report(indices_checked(args, &lists), {status::bad_index, "lists.indices[r][i]", "40"});
+  expect_report(check_indices(args, &lists), {status::bad_index, "lists.indices[r][i]", "40"});
   indices[1] = 0;
   indices[2] = 46;
-  expect_report(indices_checked(args, &lists), {status::bad_index, "lists.indices[r][i]", "46"});
+  expect_report(check_indices(args, &lists), {status::bad_index, "lists.indices[r][i]", "46"});
 }
 
 // Memory and lists given to an operation.
@@ -733,12 +732,12 @@ TEST(ShortState, IsRefused) {
 
 TEST(Retention, ParametersAreChecked) {
   using skim::retention;
-  const auto argument = [](retention keep) { return std::string(checked(keep).argument); };
-  EXPECT_TRUE(checked(retention::budget(1)).ok());
-  EXPECT_TRUE(checked(retention::budget(512, 4, 508)).ok());
-  EXPECT_TRUE(checked(retention::share(1)).ok());
-  EXPECT_TRUE(checked(retention::share(0.25, 4, 128)).ok());
-  EXPECT_EQ(checked(retention::budget(0)).code, status::bad_value);
+  const auto argument = [](retention keep) { return std::string(check(keep).argument); };
+  EXPECT_TRUE(check(retention::budget(1)).ok());
+  EXPECT_TRUE(check(retention::budget(512, 4, 508)).ok());
+  EXPECT_TRUE(check(retention::share(1)).ok());
+  EXPECT_TRUE(check(retention::share(0.25, 4, 128)).ok());
+  EXPECT_EQ(check(retention::budget(0)).code, status::bad_value);
   EXPECT_EQ(argument(retention::budget(0)), "keep.count");
   EXPECT_EQ(argument(retention::budget(-5)), "keep.count");
   EXPECT_EQ(argument(retention::budget(8, -1, 0)), "keep.sinks");
@@ -772,11 +771,11 @@ TEST(Retention, AShareRoundsUpAndCoversItsEnds) {
 TEST(Retention, BoundsOfDenseBlocksAreChecked) {
   using skim::retention;
   const retention ten = retention::budget(10);
-  expect_report(checked(ten.dense_under(-2)), {status::bad_value, "keep.dense_below", "-2"});
-  expect_report(checked(ten.dense_under(0, -2)), {status::bad_value, "keep.rows_below", "-2"});
-  expect_report(checked(ten.for_every(-1)), {status::bad_value, "keep.every", "-1"});
-  expect_report(checked(ten.dense_under(huge)), {status::bad_value, "keep.dense_below", ""});
-  EXPECT_TRUE(checked(ten.dense_under(-1, -1)).ok());
+  expect_report(check(ten.dense_under(-2)), {status::bad_value, "keep.dense_below", "-2"});
+  expect_report(check(ten.dense_under(0, -2)), {status::bad_value, "keep.rows_below", "-2"});
+  expect_report(check(ten.for_every(-1)), {status::bad_value, "keep.every", "-1"});
+  expect_report(check(ten.dense_under(huge)), {status::bad_value, "keep.dense_below", ""});
+  EXPECT_TRUE(check(ten.dense_under(-1, -1)).ok());
   const retention all = ten.dense_under(5, 6).for_every(7);
   EXPECT_EQ(all.count, 10);
   EXPECT_EQ(all.dense_below, 5);

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Costs against counts by hand.
-#include "support/attention_sample.hpp"
-#include "support/checked.hpp"
-
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/selector/quoka.hpp>
 #include <skim/selector/sink_window.hpp>
 #include <skim/version.hpp>
+#include "support/attention_sample.hpp"
 
 #include <gtest/gtest.h>
 
@@ -180,10 +178,10 @@ TEST(Sizes, AreKnownBeforeThereIsMemory) {
     const skim::attention_args args = inputs.args();
     std::vector<skim::kv_view> views;
     const skim::attention_args shape = without_memory(args, views);
-    EXPECT_TRUE(shape_checked(args).ok());
+    EXPECT_TRUE(check_shape(args).ok());
     char line[300];
-    ASSERT_TRUE(shape_checked(shape).ok()) << describe(shape_checked(shape), line, sizeof line);
-    EXPECT_FALSE(checked(shape).ok() && shape.q.extents[0] > 0);
+    ASSERT_TRUE(check_shape(shape).ok()) << describe(check_shape(shape), line, sizeof line);
+    EXPECT_FALSE(check(shape).ok() && shape.q.extents[0] > 0);
     for (const size_function& bytes : every_size()) {
       EXPECT_EQ(bytes(shape, 3), bytes(args, 3));
       EXPECT_LE(bytes(shape, 0), bytes(args, 1));
@@ -218,7 +216,7 @@ TEST(Sizes, OfSmallerCallsAreSmaller) {
     const std::int64_t largest[] = {below(5), below(700) + 1, below(9000) + 700};
     const unsigned workers = random() % 9 + 1;
     const skim::attention_args most = shape_of(largest[0], largest[1], largest[2], Hk, G, D, Dv);
-    ASSERT_TRUE(shape_checked(most).ok());
+    ASSERT_TRUE(check_shape(most).ok());
     std::vector<std::size_t> reserved;
     for (const size_function& bytes : every_size()) reserved.push_back(bytes(most, workers));
     for (int smaller = 0; smaller < 4; ++smaller) {
@@ -227,7 +225,7 @@ TEST(Sizes, OfSmallerCallsAreSmaller) {
       const std::int64_t sequences = largest[0] == 0 ? 0 : below(largest[0]) + 1;
       const unsigned fewer = random() % workers + 1;
       const skim::attention_args args = shape_of(sequences, Tq, tokens, Hk, G, D, Dv);
-      ASSERT_TRUE(shape_checked(args).ok());
+      ASSERT_TRUE(check_shape(args).ok());
       for (std::size_t i = 0; i < reserved.size(); ++i) {
         ASSERT_LE(every_size()[i](args, fewer), reserved[i])
             << "operation " << i << ": " << sequences << " sequences of " << Tq << " rows, " << tokens << " tokens, "
@@ -327,9 +325,9 @@ TEST(Sizes, OfAbsurdArgumentsAreZero) {
     accepted += good;
     EXPECT_TRUE(good || op.workspace_bytes(args, workers) == 0);
     EXPECT_EQ(op.state_bytes(args), 0u);
-    EXPECT_TRUE(good || shape_checked(args) || skim::cpu::attention<>{}.workspace_bytes(args, workers) == 0);
+    EXPECT_TRUE(good || check_shape(args) || skim::cpu::attention<>{}.workspace_bytes(args, workers) == 0);
     const std::size_t listed = skim::cpu::attend<>{}.workspace_bytes(args, any(), workers);
-    EXPECT_TRUE(shape_checked(args) || listed == 0);
+    EXPECT_TRUE(check_shape(args) || listed == 0);
     if (good) {
       EXPECT_GE(op.workspace_bytes(args, workers), skim::cpu::attention<>{}.workspace_bytes(args, 0));
     }

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stable top-k, and sink_window, which is top-k over equal scores.
-#include "support/attention_sample.hpp"
-#include "support/checked.hpp"
-
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
 #include <skim/reference/quoka.hpp>
 #include <skim/selector/sink_window.hpp>
 #include <skim/testing/matchers.hpp>
+#include "support/attention_sample.hpp"
 
 #include <gtest/gtest.h>
 
@@ -134,7 +132,7 @@ TEST(SinkWindow, EqualsTheReference) {
     const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
     aligned_memory workspace(op.workspace_bytes(args, 1));
     ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-    ASSERT_TRUE(indices_checked(args, &lists).ok());
+    ASSERT_TRUE(check_indices(args, &lists).ok());
     EXPECT_EQ(indices.back(), -7);
     skim::for_each_block(args, op.block_rows(), [&](const skim::attention_sequence& block, std::int64_t index) {
       for (std::int64_t head = 0; head < c.Hk; ++head) {
@@ -205,7 +203,7 @@ std::vector<list_of_slots> lists_of(const skim::cpu::attention<Selector>& op, at
   const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
   aligned_memory workspace(op.workspace_bytes(args, 1));
   EXPECT_EQ(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
-  EXPECT_TRUE(indices_checked(args, &lists).ok());
+  EXPECT_TRUE(check_indices(args, &lists).ok());
   std::vector<list_of_slots> all;
   for (std::int64_t r = 0; r < rows; ++r) all.emplace_back(lists.row(r), lists.row(r) + lists.counts[r]);
   EXPECT_EQ(op.run(args, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
