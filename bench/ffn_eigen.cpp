@@ -3,7 +3,9 @@
 #define EIGEN_DONT_PARALLELIZE
 #include "ffn.hpp"
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 namespace bench {
 namespace {

@@ -4,7 +4,9 @@
 
 #include <skim/interop/fitted_fastforward.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <cstdint>
 #include <filesystem>

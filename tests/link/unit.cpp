@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file Compiled once per processor level, with SKIM_UNIT naming the function. As in a host's unit of this kind there
-/// is nothing in it but the library; no standard container, no Eigen, no oneTBB.
+/// is nothing in it but the library; no standard container, no Eigen, no oneTBB. The intrinsics come first, as behind many
+/// a host's own headers: GCC's warnings about them must not come either.
+#include <immintrin.h>
+
 #include "unit.hpp"
 
 #include <skim/skim.hpp>

@@ -5,7 +5,9 @@
 #include <skim/ffn.hpp>
 #include <skim/math/order.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <algorithm>
 #include <stdexcept>

@@ -5,7 +5,9 @@
 #include <skim/calibrate/descend.hpp>
 #include <skim/calibrate/losses.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Cholesky>
+SKIM_INTRINSICS_END
 
 namespace skim {
 inline namespace v0_2 {

@@ -4,7 +4,9 @@
 
 #include <skim/view.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <utility>
 

@@ -28,6 +28,8 @@ struct amx_matrix {
 
 #if SKIM_CPU_AMX
 
+SKIM_INTRINSICS_BEGIN
+
 /// Eight tiles of full size.
 struct alignas(64) amx_shapes {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -118,6 +120,8 @@ SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::ui
     _mm512_storeu_si512(target + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
   }
 }
+
+SKIM_INTRINSICS_END
 
 #else
 
