@@ -18,7 +18,7 @@ enum class compaction : std::uint8_t {
   pages,   ///< whole pages leave: survivors stay where they are, their pages' numbers close up in the block table
 };
 
-inline constexpr const char* to_string(compaction way) {
+SKIM_LOCAL constexpr const char* to_string(compaction way) {
   return way == compaction::refill ? "refill" : way == compaction::stable ? "stable" : "pages";
 }
 
@@ -179,7 +179,7 @@ SKIM_LOCAL constexpr report check_shape(const eviction_args& args, const retenti
 }
 
 /// Reads what `check` may not: lengths, block table, the lists that attention read, budgets. Host memory only.
-inline report check_indices(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+SKIM_LOCAL report check_indices(const eviction_args& args, const retention& keep, const policy_needs& needs) {
   if (report r = check(args, keep, needs); !r) return r;
   const kv_cache& kv = args.kv;
   if (report r = detail::check_kv_indices(kv, args.new_tokens); !r) return r;

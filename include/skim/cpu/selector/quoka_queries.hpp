@@ -7,6 +7,7 @@
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/math/order.hpp>
 #include <skim/selector/queries.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim {
 inline namespace v0_2 {
