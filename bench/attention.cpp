@@ -2,12 +2,11 @@
 // Dense and QUOKA attention, as an engine calls them: one chunk, one layer after another.
 #include "layers.hpp"
 
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/reference/attention.hpp>
 
 #include <benchmark/benchmark.h>
 #include <unistd.h>
-
-#include <chrono>
 
 namespace bench {
 namespace {
@@ -23,12 +22,11 @@ struct row {
 
 /// A call's arguments but for the cache. Queries and output have the cache's type, as in an engine of that type.
 struct call {
-  std::vector<block> q, out;
+  skim::buffer q, out;
   skim::attention_args args;
 
   explicit call(const row& r)
-      : q(blocks_for(static_cast<std::size_t>(r.of.Tq * r.of.Hq * r.of.D * skim::element_bytes(r.type)))),
-        out(q.size()) {
+      : q(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D))), out(q.bytes()) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     for (std::int64_t i = 0; i < r.of.Tq * r.of.Hq * r.of.D; ++i) {
@@ -39,33 +37,35 @@ struct call {
   }
 };
 
-/// Microseconds that a call of `work` takes.
-template <class Work>
-double microseconds(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-}
+/// Lists for what `op` selects.
+struct listed {
+  std::vector<std::int32_t> indices, counts;
+  skim::index_lists lists;
+
+  template <class Op>
+  listed(const Op& op, const skim::attention_args& args)
+      : indices(static_cast<std::size_t>(args.kv.heads * op.list_capacity(args))),
+        counts(static_cast<std::size_t>(args.kv.heads)),
+        lists{indices.data(), counts.data(), args.kv.heads, op.list_capacity(args)} {}
+};
 
 /// The two halves of a sparse policy's call, timed apart over as many calls as `run` was. Where the policy runs dense
 /// there is nothing to select.
 template <class Op>
-void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory workspace,
-                 const std::pair<layers*, skim::cpu::tbb_executor>& on) {
-  const std::int64_t capacity = op.list_capacity(one.args), heads = one.args.kv.heads;
-  std::vector<std::int32_t> indices(static_cast<std::size_t>(heads * capacity)),
-      counts(static_cast<std::size_t>(heads));
-  const skim::index_lists lists{indices.data(), counts.data(), heads, capacity};
-  const bool sparse = op.run(one.args, {}, workspace, on.second).taken == skim::path::sparse;
+void time_halves(benchmark::State& state, const Op& op, call& one, layers& cache, skim::memory workspace,
+                 skim::executor_ref executor) {
+  const listed chosen(op, one.args);
+  const skim::cpu::attend reader{op.accumulate};
+  const bool sparse = op.run(one.args, {}, workspace, executor).taken == skim::path::sparse;
   double select = 0, attend = 0;
   skim::report report;
   for (benchmark::IterationCount i = 0; i < state.iterations() && report; ++i) {
-    one.args.kv = on.first->next(one.args.kv.tokens);
+    one.args.kv = cache.next(one.args.kv.tokens);
     if (sparse) {
-      select += microseconds([&] { report = op.select(one.args, lists, {}, workspace, on.second); });
-      attend += microseconds([&] { report = report ? op.attend(one.args, lists, workspace, on.second) : report; });
+      select += microseconds([&] { report = op.select(one.args, chosen.lists, {}, workspace, executor); });
+      if (report) attend += microseconds([&] { report = reader.run(one.args, chosen.lists, workspace, executor); });
     } else {
-      attend += microseconds([&] { report = op.run(one.args, {}, workspace, on.second); });
+      attend += microseconds([&] { report = op.run(one.args, {}, workspace, executor); });
     }
   }
   if (!report) return state.SkipWithError(skim::to_string(report.code));
@@ -76,25 +76,21 @@ void time_halves(benchmark::State& state, const Op& op, call& one, skim::memory 
 /// Normalised mean squared error of the kernel with f32 output against the reference, which reads the same stored values
 /// and the same lists: six rows of the chunk, from both its ends and its middle.
 template <class Op>
-double sampled_nmse(const Op& op, skim::attention_args args, skim::memory workspace,
-                    const skim::cpu::tbb_executor& executor) {
-  const std::int64_t Tq = args.q.extents[0], Hq = args.q.extents[1], D = args.q.extents[2], heads = args.kv.heads;
+double sampled_nmse(const Op& op, skim::attention_args args, skim::memory workspace, skim::executor_ref executor) {
+  const std::int64_t Tq = args.q.extents[0], Hq = args.q.extents[1], D = args.q.extents[2];
   std::vector<float> out(static_cast<std::size_t>(Tq * Hq * D));
   args.out = skim::tensor_view<float, 3>(out.data(), {Tq, Hq, D});
-  const std::int64_t capacity = op.list_capacity(args);
-  std::vector<std::int32_t> indices(static_cast<std::size_t>(heads * capacity)),
-      counts(static_cast<std::size_t>(heads));
-  const skim::index_lists lists{indices.data(), counts.data(), heads, capacity};
+  const listed chosen(op, args);
   const skim::report run = op.run(args, {}, workspace, executor);
   const bool sparse = run.taken == skim::path::sparse;
-  if (sparse && !op.select(args, lists, {}, workspace, executor)) return -1;
+  if (sparse && !op.select(args, chosen.lists, {}, workspace, executor)) return -1;
   const skim::attention_sequence sequence = skim::sequence_at(args, 0);
   double error = 0, power = 0;
   std::vector<double> exact(static_cast<std::size_t>(D));
   for (const std::int64_t t : {std::int64_t{0}, Tq / 2, Tq - 1}) {
     for (const std::int64_t h : {std::int64_t{0}, Hq - 1}) {
       const auto slots =
-          skim::reference::slots_read(sequence, 0, h / skim::group_size(args), sparse ? &lists : nullptr);
+          skim::reference::slots_read(sequence, 0, h / skim::group_size(args), sparse ? &chosen.lists : nullptr);
       skim::reference::attend_row(args, sequence, t, h, slots, exact.data());
       for (std::int64_t d = 0; d < D; ++d) {
         const double right = exact[static_cast<std::size_t>(d)];
@@ -108,44 +104,41 @@ double sampled_nmse(const Op& op, skim::attention_args args, skim::memory worksp
 }
 
 template <class Op>
-void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
-             const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, const Op& op, const row& r, layers& cache, const skim::tbb_executor& executor) {
   show_progress(r.name);
   call one(r);
   one.args.kv = cache.next(r.of.Tk + r.of.Tq);
-  std::vector<block> workspace = blocks_for(op.workspace_bytes(one.args, executor.concurrency()));
+  const skim::buffer workspace(op.workspace_bytes(one.args, executor.concurrency()));
   for (auto _ : state) {
     one.args.kv = cache.next(r.of.Tk + r.of.Tq);
-    const skim::report report = op.run(one.args, {}, memory_of(workspace), executor);
+    const skim::report report = op.run(one.args, {}, workspace, executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
   const skim::cost_estimate cost = op.cost(one.args);
   using benchmark::Counter;
   state.counters["flops"] = Counter(cost.flops, Counter::kIsIterationInvariantRate);
   state.counters["bytes"] = Counter(cost.bytes, Counter::kIsIterationInvariantRate);
-  state.counters["nmse"] = sampled_nmse(op, one.args, memory_of(workspace), executor);
+  state.counters["nmse"] = sampled_nmse(op, one.args, workspace, executor);
   state.SetLabel(r.label);
   if (!std::is_same_v<Op, skim::cpu::attention<skim::dense, decltype(op.accumulate)>>) {
-    time_halves(state, op, one, memory_of(workspace), {&cache, executor});
+    time_halves(state, op, one, cache, workspace, executor);
   }
 }
 
 /// Registers rows; keeps the first complaint of a `check`.
 class registrar {
  public:
-  explicit registrar(const skim::cpu::tbb_executor& executor)
+  explicit registrar(const skim::tbb_executor& executor)
       : executor_(executor), store_(std::make_shared<layer_store>(executor)) {}
 
   template <class Op>
   void add(const Op& op, const row& r) {
-    // `check` follows no pointer, so that any but null will do.
-    static char anything[1];
+    const skim::tensor_view<const void, 3> past(nullptr, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type);
     skim::attention_args args;
-    args.q = skim::tensor_view<const void, 3>(anything, {r.of.Tq, r.of.Hq, r.of.D}, r.type);
-    args.out = skim::tensor_view<void, 3>(anything, {r.of.Tq, r.of.Hq, r.of.D}, r.type);
-    args.kv = skim::contiguous_kv({anything, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type},
-                                  {anything, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type}, r.of.Tk + r.of.Tq);
-    if (const skim::report report = op.check(args); !report && complaint_.empty()) {
+    args.q = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, r.type};
+    args.out = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, r.type};
+    args.kv = skim::contiguous_kv(past, past, r.of.Tk + r.of.Tq);
+    if (const skim::report report = op.check_shape(args); !report && complaint_.empty()) {
       char text[160];
       complaint_ = r.name + ": " + skim::describe(report, text, sizeof text);
     }
@@ -168,7 +161,7 @@ class registrar {
   }
 
  private:
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::shared_ptr<layer_store> store_;
   std::string complaint_;
 };
@@ -188,7 +181,7 @@ void add_methods(registrar& to, row r, const char* variant, const attention_rows
   to.add(skim::cpu::attention{skim::dense{}, Accumulate{}}, r);
   for (const std::int64_t budget : rows.budgets) {
     r.name = name_of("quoka", r, variant, budget, threads);
-    to.add(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(budget)},
+    to.add(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine(16), skim::retention::budget(budget)},
                                 Accumulate{}},
            r);
   }
@@ -196,19 +189,13 @@ void add_methods(registrar& to, row r, const char* variant, const attention_rows
 
 }  // namespace
 
-std::int64_t last_level_cache_bytes() {
-  std::int64_t most = 0;
-  for (const auto& cache : benchmark::CPUInfo::Get().caches) most = std::max(most, std::int64_t{cache.size});
-  return most > 0 ? most : std::int64_t{64} << 20;
-}
-
-std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor) {
+std::string add_attention_rows(const attention_rows& rows, const skim::tbb_executor& executor) {
   using skim::accumulate::dot_pairs;
   using skim::accumulate::widen_fma;
   registrar to(executor);
   const unsigned threads = executor.concurrency();
   for (const element type : rows.storage) {
-    const bool pairs = skim::cpu::simd::multiplies_pairs<dot_pairs>(type);
+    const bool pairs = SKIM_CPU_DOT_PAIRS && type == element::bf16;
     for (const shape& of : rows.shapes) {
       if (pairs && rows.pairs_first) {
         add_methods<dot_pairs>(to, {of, type, "", "dot_pairs"}, "", rows, threads);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/types.hpp>
 
 #include <nlohmann/json.hpp>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -28,23 +29,34 @@ struct attention_rows {
 struct multiply_rates {
   double fma_f32, dot_bf16;
 };
-multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor);
+multiply_rates measure_multiply_rates(const skim::tbb_executor& executor);
 
-/// The ceilings: f32 multiply-add, bf16 dot product, bf16 matrix tiles, reading memory.
-void add_roofline_rows(const skim::cpu::tbb_executor& executor);
+/// The ceilings: f32 multiply-add, bf16 dot product, bf16 AMX, reading memory.
+void add_roofline_rows(const skim::tbb_executor& executor);
 
 /// Dense and QUOKA attention; a line that says what is wrong with the settings, or an empty one.
-std::string add_attention_rows(const attention_rows& rows, const skim::cpu::tbb_executor& executor);
+std::string add_attention_rows(const attention_rows& rows, const skim::tbb_executor& executor);
 
 /// Evictors on a cache of 32768 tokens from which 128 leave, and reading its keys once.
-void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor);
+void add_eviction_rows(const std::vector<skim::element>& storage, const skim::tbb_executor& executor);
 
 /// The FFN of 128 tokens in f32 and bf16, as far as `storage` has them: dense, FastForward, and by other libraries that
 /// were there when this was compiled.
-void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, const skim::cpu::tbb_executor& executor);
+void add_ffn_rows(const std::vector<skim::element>& storage, bool pairs_first, const skim::tbb_executor& executor);
 
 /// Bytes of the last-level cache; 64 MiB where the system does not tell.
 std::int64_t last_level_cache_bytes();
+
+/// Reads `count` floats once, in pieces of `piece`; what does not fill one is left out. Returns the bytes read.
+double read_once(const float* from, std::int64_t count, std::int64_t piece, const skim::tbb_executor& executor);
+
+/// Microseconds that a call of `work` takes.
+template <class Work>
+double microseconds(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
 
 /// Says on a terminal what runs now.
 void show_progress(const std::string& row);

@@ -26,12 +26,12 @@ std::string name_of(const char* method, const row& r, unsigned threads) {
 /// What the chunk's attention leaves to evictors that look at it. Random queries; the log-sum-exp of logits of a standard
 /// deviation of one, so that weights have the size of a model's.
 struct attended_chunk {
-  std::vector<block> q;
+  skim::buffer q;
   std::vector<float> lse;
   skim::eviction_args args;
 
   explicit attended_chunk(const row& r)
-      : q(blocks_for(static_cast<std::size_t>(r.of.Tq * r.of.Hq * r.of.D * skim::element_bytes(r.type)))),
+      : q(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D))),
         lse(static_cast<std::size_t>(r.of.Tq * r.of.Hq), std::log(static_cast<float>(r.of.Tk)) + 0.5f) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
@@ -40,12 +40,13 @@ struct attended_chunk {
     }
     args.attended.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
     args.attended.lse = skim::tensor_view<float, 2>(lse.data(), {r.of.Tq, r.of.Hq});
+    args.new_tokens = r.of.Tq;
   }
 
   /// The next layer's cache, full again: the last `Tq` tokens count as new ones.
-  void visit(const skim::kv_view& kv, std::int64_t position) {
-    args.attended.kv = kv;
-    const std::int64_t Tq = args.attended.q.extents[0];
+  void visit(const skim::kv_cache& kv, std::int64_t position) {
+    args.kv = kv;
+    const std::int64_t Tq = args.new_tokens;
     for (std::int64_t head = 0; head < kv.heads; ++head) {
       std::int32_t* const positions = kv.positions + head * kv.positions_stride + kv.tokens - Tq;
       for (std::int64_t t = 0; t < Tq; ++t) positions[t] = static_cast<std::int32_t>(position + t);
@@ -54,18 +55,17 @@ struct attended_chunk {
 };
 
 template <class Op>
-void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
-             const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, const Op& op, const row& r, layers& cache, const skim::tbb_executor& executor) {
   show_progress(r.name);
   const std::int64_t tokens = r.of.Tk + r.of.Tq;
   attended_chunk chunk(r);
   chunk.visit(cache.next_bounded(tokens).kv, tokens);
-  std::vector<std::vector<block>> states;
+  std::vector<skim::buffer> states;
   for (std::int64_t layer = 0; layer < cache.count(tokens); ++layer) {
-    states.push_back(blocks_for(op.state_bytes(chunk.args)));
-    if (!op.reset(chunk.args, memory_of(states.back()), executor)) return state.SkipWithError("reset");
+    states.emplace_back(op.state_bytes(chunk.args));
+    if (!op.reset(chunk.args, states.back(), executor)) return state.SkipWithError("reset");
   }
-  std::vector<block> workspace = blocks_for(op.workspace_bytes(chunk.args, executor.concurrency()));
+  const skim::buffer workspace(op.workspace_bytes(chunk.args, executor.concurrency()));
   std::vector<std::int32_t> indices(static_cast<std::size_t>(r.of.Hk * r.of.Tk)),
       counts(static_cast<std::size_t>(r.of.Hk));
   const skim::index_lists lists{indices.data(), counts.data(), r.of.Hk, r.of.Tk};
@@ -74,8 +74,7 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
   for (auto _ : state) {
     const layers::bounded next = cache.next_bounded(tokens);
     chunk.visit(next.kv, position += r.of.Tq);
-    skim::memory kept = memory_of(states[static_cast<std::size_t>(next.layer)]);
-    report = op.run(chunk.args, lists, kept, memory_of(workspace), executor);
+    report = op.run(chunk.args, lists, states[static_cast<std::size_t>(next.layer)], workspace, executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
   if (report.taken != skim::path::sparse || counts[0] != r.of.Tk) return state.SkipWithError("nothing was evicted");
@@ -86,29 +85,14 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
 }
 
 /// Reads the next layer's keys once: the time that every policy which looks at all keys is measured by.
-void measure_read(benchmark::State& state, const row& r, layers& cache, const skim::cpu::tbb_executor& executor) {
-  namespace simd = skim::cpu::simd;
+void measure_read(benchmark::State& state, const row& r, layers& cache, const skim::tbb_executor& executor) {
   show_progress(r.name);
-  const std::int64_t tokens = r.of.Tk + r.of.Tq;
-  const std::int64_t floats = tokens * r.of.Hk * r.of.D * skim::element_bytes(r.type) / 4;
-  constexpr std::int64_t streams = 8, piece = 1 << 17;  // 512 KiB
+  const std::int64_t tokens = r.of.Tk + r.of.Tq, floats = tokens * r.of.Hk * skim::bytes_of(r.type, r.of.D) / 4;
+  double bytes = 0;
   for (auto _ : state) {
-    const float* const keys = static_cast<const float*>(cache.next(tokens).k.data);
-    executor.parallel_for(floats / piece, [&](std::int64_t index, unsigned) {
-      const float* const from = keys + index * piece;
-      simd::floats sum[streams];
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
-      for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
-        simd::unroll<streams>([&](auto i)
-                                  SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + i * (piece / streams) + at); });
-      }
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
-      float total = simd::sum(sum[0]);
-      benchmark::DoNotOptimize(total);
-    });
+    bytes = read_once(static_cast<const float*>(cache.next(tokens).k.data), floats, 1 << 17, executor);  // 512 KiB
   }
-  state.counters["bytes"] = benchmark::Counter(static_cast<double>(floats / piece * piece * 4),
-                                               benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 template <class Measure>
@@ -122,7 +106,7 @@ void add_row(const row& r, const std::shared_ptr<layer_store>& store, const Meas
 
 }  // namespace
 
-void add_eviction_rows(const std::vector<skim::element>& storage, const skim::cpu::tbb_executor& executor) {
+void add_eviction_rows(const std::vector<skim::element>& storage, const skim::tbb_executor& executor) {
   const auto store = std::make_shared<layer_store>(executor);
   for (const skim::element type : storage) {
     row r{{32, 8, 128, 128, 32768}, type, ""};

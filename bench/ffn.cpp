@@ -2,7 +2,10 @@
 // The FFN of a block of tokens: dense, FastForward and other libraries, one layer after another.
 #include "ffn.hpp"
 
+#include <skim/cpu/features.hpp>
 #include <skim/cpu/simd/math.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <benchmark/benchmark.h>
@@ -20,7 +23,7 @@ using skim::element;
 /// One model's layers for all rows of its shape and type; made when the first of them runs.
 class ffn_store {
  public:
-  ffn_store(const ffn_shape& of, element type, const skim::cpu::tbb_executor& executor)
+  ffn_store(const ffn_shape& of, element type, const skim::tbb_executor& executor)
       : of_(of), type_(type), executor_(executor) {}
 
   const ffn_layers& get() {
@@ -31,7 +34,7 @@ class ffn_store {
  private:
   ffn_shape of_;
   element type_;
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::optional<ffn_layers> made_;
 };
 
@@ -54,8 +57,8 @@ void register_row(const std::string& name, const std::function<void(benchmark::S
       ->Unit(benchmark::kMillisecond);
 }
 
-std::vector<block> output_of(const ffn_layers& layers) {
-  return blocks_for(static_cast<std::size_t>(layers.shape.M * layers.shape.d * skim::element_bytes(layers.type)));
+skim::buffer output_of(const ffn_layers& layers) {
+  return skim::buffer(static_cast<std::size_t>(layers.shape.M * skim::bytes_of(layers.type, layers.shape.d)));
 }
 
 /// An operation, layer by layer: one value of it per layer.
@@ -63,11 +66,11 @@ template <class Op>
 struct layered {
   const ffn_layers* layers;
   std::vector<Op> ops;
-  std::vector<block> out, workspace;
+  skim::buffer out, workspace;
 
   layered(const ffn_layers& of, std::vector<Op> of_layers, unsigned workers)
       : layers(&of), ops(std::move(of_layers)), out(output_of(of)) {
-    workspace = blocks_for(ops[0].workspace_bytes(args(0), workers));
+    workspace = skim::buffer(ops[0].workspace_bytes(args(0), workers));
   }
   skim::ffn_args args(std::int64_t layer) {
     skim::ffn_args args = layers->args(layer);
@@ -79,20 +82,20 @@ struct layered {
 /// Normalised mean squared error of the first layer with f32 output against the reference, which reads the same stored
 /// values and computes the same neurons: the block's last token.
 template <class Op>
-double sampled_nmse(layered<Op>& with, const skim::cpu::tbb_executor& executor) {
+double sampled_nmse(layered<Op>& with, const skim::tbb_executor& executor) {
   const Op& op = with.ops[0];
   skim::ffn_args args = with.args(0);
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1], f = args.up.extents[0];
   std::vector<float> out(static_cast<std::size_t>(M * d)), numbers(static_cast<std::size_t>(f));
   args.out = skim::tensor_view<float, 2>(out.data(), {M, d});
-  const skim::memory workspace = memory_of(with.workspace);
+  const skim::memory workspace = with.workspace;
   std::vector<std::int32_t> neurons = skim::reference::every_neuron(args);
   const skim::report run = op.run(args, {}, workspace, executor);
   if (run.taken == skim::path::sparse) {
-    const skim::tensor_view<float, 1> scores(numbers.data(), {f});
+    const skim::tensor_view<float, 2> scores(numbers.data(), {1, f});
     std::int32_t count = 0;
     const skim::index_lists lists{neurons.data(), &count, 1, f};
-    if (!op.predict(args, scores, {}, workspace, executor)) return -1;
+    if (!op.score(args, scores, {}, workspace, executor)) return -1;
     if (!op.choose(args, scores, lists, workspace, executor)) return -1;
     neurons.resize(static_cast<std::size_t>(count));
   }
@@ -100,7 +103,7 @@ double sampled_nmse(layered<Op>& with, const skim::cpu::tbb_executor& executor) 
   last.x.data = args.x.at(M - 1);
   last.x.extents[0] = 1;
   std::vector<double> exact = skim::reference::ffn(last, neurons);
-  const skim::neuron_compensator compensator = Op::kernel::compensator(op.selector);
+  const skim::neuron_compensator compensator = op.compensator();
   if (run.taken == skim::path::sparse && skim::compensates(compensator)) {
     const std::vector<double> rest = skim::reference::compensation(last, compensator);
     for (std::size_t c = 0; c < exact.size(); ++c) exact[c] += rest[c];
@@ -114,32 +117,24 @@ double sampled_nmse(layered<Op>& with, const skim::cpu::tbb_executor& executor) 
   return error / power;
 }
 
-/// Microseconds that a call of `work` takes.
-template <class Work>
-double microseconds(const Work& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-}
-
 /// The steps of a sparse call, timed apart over as many calls as `run` was.
 template <class Op>
-void time_steps(benchmark::State& state, layered<Op>& with, const skim::cpu::tbb_executor& executor) {
+void time_steps(benchmark::State& state, layered<Op>& with, const skim::tbb_executor& executor) {
   const std::int64_t f = with.layers->shape.f;
   std::vector<float> numbers(static_cast<std::size_t>(f));
-  const skim::tensor_view<float, 1> scores(numbers.data(), {f});
+  const skim::tensor_view<float, 2> scores(numbers.data(), {1, f});
   std::vector<std::int32_t> indices(numbers.size());
   std::int32_t count = 0;
   const skim::index_lists lists{indices.data(), &count, 1, f};
   double select = 0, compute = 0, compensate = 0;
-  const skim::memory workspace = memory_of(with.workspace);
+  const skim::memory workspace = with.workspace;
   for (benchmark::IterationCount i = 0; i < state.iterations(); ++i) {
     const std::size_t layer = i % with.ops.size();
     const Op& op = with.ops[layer];
     const skim::ffn_args args = with.args(static_cast<std::int64_t>(layer));
     skim::report report;
     select += microseconds([&] {
-      report = op.predict(args, scores, {}, workspace, executor);
+      report = op.score(args, scores, {}, workspace, executor);
       if (report) report = op.choose(args, scores, lists, workspace, executor);
     });
     if (report) compute += microseconds([&] { report = op.compute(args, lists, workspace, executor); });
@@ -158,8 +153,8 @@ const char* label_of(skim::accumulate::widen_fma) {
 const char* label_of(skim::accumulate::dot_pairs) {
   return "dot_pairs";
 }
-const char* label_of(skim::accumulate::tiles) {
-  return "tiles";
+const char* label_of(skim::accumulate::amx) {
+  return "amx";
 }
 
 /// What a row's repetitions share.
@@ -169,12 +164,12 @@ struct row_result {
 };
 
 template <class Op>
-void measure(benchmark::State& state, layered<Op> with, row_result& result, const skim::cpu::tbb_executor& executor) {
+void measure(benchmark::State& state, layered<Op> with, row_result& result, const skim::tbb_executor& executor) {
   std::size_t layer = 0;
   skim::report report;
   for (auto _ : state) {
     layer = (layer + 1) % with.ops.size();
-    report = with.ops[layer].run(with.args(static_cast<std::int64_t>(layer)), {}, memory_of(with.workspace), executor);
+    report = with.ops[layer].run(with.args(static_cast<std::int64_t>(layer)), {}, with.workspace, executor);
     if (!report) return state.SkipWithError(skim::to_string(report.code));
   }
   if (report.taken != result.way) return state.SkipWithError("the call did not go the way that the row is about");
@@ -189,7 +184,7 @@ void measure(benchmark::State& state, layered<Op> with, row_result& result, cons
 }
 
 /// |a - b| / |b| of outputs [M, d].
-double relative_difference(const std::vector<block>& a, const std::vector<block>& b, const ffn_layers& layers) {
+double relative_difference(const skim::buffer& a, const skim::buffer& b, const ffn_layers& layers) {
   double difference = 0, length = 0;
   for (std::int64_t i = 0; i < layers.shape.M * layers.shape.d; ++i) {
     const double right = static_cast<double>(skim::load_element(b.data(), layers.type, i));
@@ -202,12 +197,12 @@ double relative_difference(const std::vector<block>& a, const std::vector<block>
 
 /// Ends the program if a peer computes something else than skim's dense FFN: its times would mean nothing.
 void compare_with_dense(const std::string& name, const ffn_layers& layers, const ffn_call& call,
-                        const skim::cpu::tbb_executor& executor) {
+                        const skim::tbb_executor& executor) {
   const double limit = layers.type == element::f32 ? 1e-5 : 1e-2;  // a peer may round the values between its products
-  std::vector<block> out = output_of(layers);
+  skim::buffer out = output_of(layers);
   for (std::int64_t layer = 0; layer < layers.count(); ++layer) {
     layered<skim::cpu::ffn<>> dense(layers, {{}}, executor.concurrency());
-    const skim::report report = dense.ops[0].run(dense.args(layer), {}, memory_of(dense.workspace), executor);
+    const skim::report report = dense.ops[0].run(dense.args(layer), {}, dense.workspace, executor);
     call(layer, out.data());
     const double difference = relative_difference(out, dense.out, layers);
     if (report && difference < limit) continue;
@@ -218,7 +213,7 @@ void compare_with_dense(const std::string& name, const ffn_layers& layers, const
 }
 
 void measure_peer(benchmark::State& state, const ffn_layers& layers, const ffn_call& call) {
-  std::vector<block> out = output_of(layers);
+  skim::buffer out = output_of(layers);
   std::int64_t layer = 0;
   for (auto _ : state) {
     layer = (layer + 1) % layers.count();
@@ -235,7 +230,7 @@ void measure_peer(benchmark::State& state, const ffn_layers& layers, const ffn_c
 }
 
 void add_peer_row(const ffn_peer& peer, const std::string& name, const std::shared_ptr<ffn_store>& store,
-                  const skim::cpu::tbb_executor& executor) {
+                  const skim::tbb_executor& executor) {
   const auto call = std::make_shared<ffn_call>();  // made by the first repetition for all
   register_row(name, [peer, name, store, executor, call](benchmark::State& state) {
     const ffn_layers& layers = store->get();
@@ -257,7 +252,7 @@ struct own_rows {
   ffn_shape of;
   element type;
   std::shared_ptr<ffn_store> store;
-  skim::cpu::tbb_executor executor;
+  skim::tbb_executor executor;
 };
 
 /// `variant`: the part of the name that tells ways to multiply apart; empty for the best.
@@ -283,12 +278,14 @@ void add_own_rows(const own_rows& rows, const std::string& variant, const Accumu
 
 void add_own_rows(const own_rows& rows, bool pairs_first) {
   using skim::accumulate::dot_pairs;
-  if (!skim::cpu::simd::multiplies_pairs<dot_pairs>(rows.type)) {
+  const bool pairs =
+      skim::cpu::simd::with_math(dot_pairs{}, rows.type, [](auto math) { return decltype(math)::values == 2; });
+  if (!pairs) {
     return add_own_rows(rows, "", skim::accumulate::widen_fma{});
   }
-  const skim::accumulate::tiles tiles = skim::cpu::request_tiles();
-  if (tiles.granted) add_own_rows(rows, "", tiles);
-  const bool pairs_are_best = pairs_first && !tiles.granted, widening_is_best = !pairs_first && !tiles.granted;
+  const skim::accumulate::amx amx = skim::cpu::request_amx();
+  if (amx.granted) add_own_rows(rows, "", amx);
+  const bool pairs_are_best = pairs_first && !amx.granted, widening_is_best = !pairs_first && !amx.granted;
   add_own_rows(rows, pairs_are_best ? "" : "dot_pairs/", dot_pairs{});
   if (widening_is_best) add_own_rows(rows, "", skim::accumulate::widen_fma{});
 }
@@ -322,7 +319,7 @@ void multiply_by_silu(const float* gate, float* values, std::int64_t count) {
   }
 }
 
-void add_ffn_rows(const std::vector<element>& storage, bool pairs_first, const skim::cpu::tbb_executor& executor) {
+void add_ffn_rows(const std::vector<element>& storage, bool pairs_first, const skim::tbb_executor& executor) {
   const std::vector<ffn_peer> beside = peers();
   for (const ffn_shape& of : {ffn_shape{128, 4096, 14336}, ffn_shape{128, 3072, 8192}, ffn_shape{128, 2048, 8192}}) {
     for (const element type : storage) {

@@ -21,11 +21,9 @@ struct ffn_shape {
 /// a sparse call reads: weights come from memory, as in an engine. Inputs and output stay where they are.
 class ffn_layers {
  public:
-  ffn_layers(const ffn_shape& of, skim::element kind, const skim::cpu::tbb_executor& executor)
-      : shape(of),
-        type(kind),
-        weights_(blocks_for(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind)))) {
-    x_ = blocks_for(static_cast<std::size_t>(of.M * of.d * skim::element_bytes(type)));
+  ffn_layers(const ffn_shape& of, skim::element kind, const skim::tbb_executor& executor)
+      : shape(of), type(kind), weights_(static_cast<std::size_t>(layers_of(of, kind) * layer_bytes(of, kind))) {
+    x_ = skim::buffer(static_cast<std::size_t>(of.M * skim::bytes_of(type, of.d)));
     fill({x_.data(), {of.M, of.d}, type}, 1, 0, executor);
     for (std::int64_t layer = 0; layer < count(); ++layer) {
       std::int64_t part = 0;
@@ -40,7 +38,7 @@ class ffn_layers {
   }
 
   static std::int64_t layers_of(const ffn_shape& of, skim::element type) {
-    return 4 * last_level_cache_bytes() / (3 * of.d * of.f * skim::element_bytes(type)) + 1;
+    return 4 * last_level_cache_bytes() / (3 * of.f * skim::bytes_of(type, of.d)) + 1;
   }
   std::int64_t count() const { return layers_of(shape, type); }
 
@@ -55,7 +53,7 @@ class ffn_layers {
     args.gate = matrix(layer, 0);
     args.up = matrix(layer, 1);
     args.down = matrix(layer, 2);
-    args.block = 1;  // neither the prompt's first nor its last
+    args.first_block = 1;  // neither the prompt's first nor its last
     return args;
   }
 
@@ -82,18 +80,18 @@ class ffn_layers {
     const std::int64_t sizes[][2] = {{f, d}, {f, d}, {f, d}, {1, d}, {d, r}, {r, f}, {d, c}, {c, d}};
     std::int64_t offset = 0;
     for (std::int64_t before = 0; before < part; ++before) offset += sizes[before][0] * sizes[before][1];
-    char* const at = const_cast<char*>(weights_.data()->bytes) + layer * layer_bytes(shape, type);
-    return {at + offset * skim::element_bytes(type), {sizes[part][0], sizes[part][1]}, type};
+    char* const at = weights_.as<char>() + layer * layer_bytes(shape, type);
+    return {at + skim::bytes_of(type, offset), {sizes[part][0], sizes[part][1]}, type};
   }
 
   static std::int64_t layer_bytes(const ffn_shape& of, skim::element type) {
     const std::int64_t r = skim::predictor_rank(of.d), c = skim::compensator_width(of.d);
     const std::int64_t elements = 3 * of.d * of.f + of.d + r * (of.d + of.f) + 2 * of.d * c;
-    return (elements * skim::element_bytes(type) + 63) / 64 * 64;
+    return (skim::bytes_of(type, elements) + 63) / 64 * 64;
   }
 
   /// Rows out of one table of normal values, each from another place: drawing billions of them would take minutes.
-  static void fill(const matrix_view& to, float scale, std::uint32_t seed, const skim::cpu::tbb_executor& executor) {
+  static void fill(const matrix_view& to, float scale, std::uint32_t seed, const skim::tbb_executor& executor) {
     static const std::vector<float> table = [] {
       std::mt19937 generator(1);
       std::normal_distribution<float> normal;
@@ -112,7 +110,7 @@ class ffn_layers {
     });
   }
 
-  std::vector<block> weights_, x_;
+  skim::buffer weights_, x_;
 };
 
 /// The FFN of one layer as another library computes it, on weights that it has arranged as it likes: out [M, d].
@@ -120,8 +118,8 @@ using ffn_call = std::function<void(std::int64_t layer, void* out)>;
 
 /// A library beside which skim's FFN is measured.
 struct ffn_peer {
-  const char* name;                                                                     ///< in names of rows
-  ffn_call (*make)(const ffn_layers& layers, const skim::cpu::tbb_executor& executor);  ///< throws what it cannot do
+  const char* name;                                                                ///< in names of rows
+  ffn_call (*make)(const ffn_layers& layers, const skim::tbb_executor& executor);  ///< throws what it cannot do
   bool f32_only;
 };
 

@@ -3,7 +3,9 @@
 #define EIGEN_DONT_PARALLELIZE
 #include "ffn.hpp"
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 namespace bench {
 namespace {
@@ -14,7 +16,7 @@ using const_map = Eigen::Map<const matrix>;
 
 class eigen_ffn {
  public:
-  eigen_ffn(const ffn_layers& of, const skim::cpu::tbb_executor& executor)
+  eigen_ffn(const ffn_layers& of, const skim::tbb_executor& executor)
       : of_(&of), executor_(executor), gate_(of.shape.M, of.shape.f), values_(of.shape.M, of.shape.f) {}
 
   void run(std::int64_t layer, void* out) {
@@ -45,11 +47,11 @@ class eigen_ffn {
   }
 
   const ffn_layers* of_;
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   matrix gate_, values_;
 };
 
-ffn_call make(const ffn_layers& layers, const skim::cpu::tbb_executor& executor) {
+ffn_call make(const ffn_layers& layers, const skim::tbb_executor& executor) {
   const auto ffn = std::make_shared<eigen_ffn>(layers, executor);
   return [ffn](std::int64_t layer, void* out) { ffn->run(layer, out); };
 }

@@ -152,7 +152,7 @@ class onednn_ffn {
   step gate_, up_, down_;
 };
 
-ffn_call make(const ffn_layers& layers, const skim::cpu::tbb_executor& executor) {
+ffn_call make(const ffn_layers& layers, const skim::tbb_executor& executor) {
   omp_set_num_threads(static_cast<int>(executor.concurrency()));
   const auto ffn = std::make_shared<onednn_ffn>(layers);
   return [ffn](std::int64_t layer, void* out) { ffn->run(layer, out); };

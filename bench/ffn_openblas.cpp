@@ -9,7 +9,7 @@ namespace {
 
 class openblas_ffn {
  public:
-  openblas_ffn(const ffn_layers& of, const skim::cpu::tbb_executor& executor)
+  openblas_ffn(const ffn_layers& of, const skim::tbb_executor& executor)
       : of_(&of),
         executor_(executor),
         gate_(static_cast<std::size_t>(of.shape.M * of.shape.f)),
@@ -34,11 +34,11 @@ class openblas_ffn {
   }
 
   const ffn_layers* of_;
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::vector<float> gate_, values_;  // [M, f]
 };
 
-ffn_call make(const ffn_layers& layers, const skim::cpu::tbb_executor& executor) {
+ffn_call make(const ffn_layers& layers, const skim::tbb_executor& executor) {
   openblas_set_num_threads(static_cast<int>(executor.concurrency()));
   const auto ffn = std::make_shared<openblas_ffn>(layers, executor);
   return [ffn](std::int64_t layer, void* out) { ffn->run(layer, out); };

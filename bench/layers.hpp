@@ -13,20 +13,8 @@
 
 namespace bench {
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
-inline std::vector<block> blocks_for(std::size_t bytes) {
-  return std::vector<block>(bytes / sizeof(block) + 1);
-}
-
-inline skim::memory memory_of(std::vector<block>& blocks) {
-  return {blocks.data(), blocks.size() * sizeof(block)};
-}
-
 inline std::int64_t bytes_per_token(const shape& of, skim::element type) {
-  return 2 * of.Hk * of.D * skim::element_bytes(type);
+  return 2 * of.Hk * skim::bytes_of(type, of.D);
 }
 
 /// The KV caches of many layers, with inverse norms of the keys, as an engine that appends chunk by chunk holds them.
@@ -42,13 +30,13 @@ class layers {
     return std::max(4 * last_level_cache_bytes() / bytes_per_token(of, type) + tokens, 2 * tokens);
   }
 
-  layers(const shape& of, skim::element type, std::int64_t tokens, const skim::cpu::tbb_executor& executor)
-      : keys_(blocks_for(static_cast<std::size_t>(tokens * bytes_per_token(of, type) / 2))),
-        values_(keys_.size()),
+  layers(const shape& of, skim::element type, std::int64_t tokens, const skim::tbb_executor& executor)
+      : keys_(static_cast<std::size_t>(tokens * bytes_per_token(of, type) / 2)),
+        values_(keys_.bytes()),
         norms_(static_cast<std::size_t>(tokens * of.Hk)),
         positions_(norms_.size()) {
-    all_ = skim::contiguous_kv({keys_.data(), {tokens, of.Hk, of.D}, type},
-                               {values_.data(), {tokens, of.Hk, of.D}, type}, tokens);
+    all_ = skim::contiguous_cache({keys_.data(), {tokens, of.Hk, of.D}, type},
+                                  {values_.data(), {tokens, of.Hk, of.D}, type}, tokens);
     all_.inverse_norms = norms_.data();
     all_.inverse_norms_stride = tokens;
     all_.positions = positions_.data();
@@ -80,35 +68,31 @@ class layers {
 
   /// The next layer's cache with positions, and its number.
   struct bounded {
-    skim::kv_view kv;
+    skim::kv_cache kv;
     std::int64_t layer;
   };
   bounded next_bounded(std::int64_t tokens) {
     if (row_ + tokens > all_.capacity) row_ = 0;
-    skim::kv_view view = all_;
-    const std::int64_t bytes = row_ * all_.k.row_stride * skim::element_bytes(all_.k.type);
-    view.k.data = static_cast<char*>(all_.k.data) + bytes;
-    view.v.data = static_cast<char*>(all_.v.data) + bytes;
-    view.inverse_norms += row_;
-    view.positions += row_;
-    view.tokens = view.capacity = tokens;
+    skim::kv_cache view = skim::rows(all_, row_, tokens);
+    view.capacity = tokens;
+    view.first_position = 0;
     row_ += tokens;
     return {view, row_ / tokens - 1};
   }
   std::int64_t count(std::int64_t tokens) const { return all_.capacity / tokens; }
 
  private:
-  std::vector<block> keys_, values_;
+  skim::buffer keys_, values_;
   std::vector<float> norms_;
   std::vector<std::int32_t> positions_;
-  skim::kv_view all_;  // all layers, one behind the other
+  skim::kv_cache all_;  // all layers, one behind the other
   std::int64_t row_ = 0;
 };
 
 /// One set of layers for all rows of equal element type and heads; made when the first of them runs.
 class layer_store {
  public:
-  explicit layer_store(const skim::cpu::tbb_executor& executor) : executor_(executor) {}
+  explicit layer_store(const skim::tbb_executor& executor) : executor_(executor) {}
 
   void reserve(const shape& of, skim::element type) {
     std::int64_t& tokens = sets_[key(of, type)].tokens;
@@ -136,7 +120,7 @@ class layer_store {
   };
   static name key(const shape& of, skim::element type) { return {type, of.Hk, of.D}; }
 
-  skim::cpu::tbb_executor executor_;
+  skim::tbb_executor executor_;
   std::map<name, set> sets_;
 };
 

@@ -106,7 +106,7 @@ int run(const settings& from) {
   }
   if (!initialize(from)) return 2;
   tbb::task_arena arena(from.threads);
-  const skim::cpu::tbb_executor executor(arena);
+  const skim::tbb_executor executor(arena);
   bench::attention_rows rows = rows_of(from);
   const bench::multiply_rates rates = bench::measure_multiply_rates(executor);
   rows.pairs_first = rates.dot_bf16 > rates.fma_f32;

@@ -2,7 +2,7 @@
 // What becomes of Google Benchmark's result: the machine in its context, shares of the ceilings, a table.
 #include "bench.hpp"
 
-#include <skim/cpu/simd/compat.hpp>
+#include <skim/cpu/features.hpp>
 #include <skim/version.hpp>
 
 #include <unistd.h>
@@ -143,7 +143,7 @@ json complete(const std::string& written) {
     return a.value("family_index", 0) < b.value("family_index", 0);
   });
   const double fma = ceiling(rows, "roofline/fma_f32/", "flops"), dot = ceiling(rows, "roofline/dot_bf16/", "flops");
-  const double tiles = ceiling(rows, "roofline/tiles_bf16/", "flops");
+  const double amx = ceiling(rows, "roofline/amx_bf16/", "flops");
   const double read = ceiling(rows, "roofline/read/", "bytes");
   for (json& entry : rows) {
     const std::string aggregate = entry.value("aggregate_name", "");
@@ -152,7 +152,7 @@ json complete(const std::string& written) {
     if (!starts_with(name, "attention/") && !starts_with(name, "ffn/")) continue;
     if (aggregate == "stddev" || aggregate == "cv" || bytes == 0) continue;
     const std::string label = entry.value("label", "");
-    const double peak = label == "tiles" ? tiles : label == "dot_pairs" ? dot : fma;
+    const double peak = label == "amx" ? amx : label == "dot_pairs" ? dot : fma;
     if (peak > 0 && read > 0) entry["roof"] = flops / std::min(peak, flops / bytes * read);
   }
   for (json& entry : rows) {

@@ -2,7 +2,9 @@
 // The machine's ceilings, measured in the same run as everything that is compared with them.
 #include "bench.hpp"
 
+#include <skim/cpu/features.hpp>
 #include <skim/cpu/simd/amx.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -48,11 +50,11 @@ struct dot_bf16 {
     using math = simd::tile_math<skim::accumulate::dot_pairs>;
     std::uint32_t pairs[simd::lanes];
     math::pack(pairs, simd::floats(0.5f), simd::floats(0.25f));
-    const simd::floats many = math::load_steps(pairs);
+    const simd::floats packed = math::load_steps(pairs);
     simd::floats sum[chains];
     simd::unroll<chains>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(static_cast<float>(i)); });
     for (std::int64_t step = 0; step < piece_steps; ++step) {
-      simd::unroll<chains>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = math::multiply_add(many, pairs[0], sum[i]); });
+      simd::unroll<chains>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = math::multiply_add(packed, pairs[0], sum[i]); });
     }
     simd::unroll<chains>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
     return simd::sum(sum[0]);
@@ -62,11 +64,11 @@ struct dot_bf16 {
 
 #if SKIM_CPU_AMX
 /// Four tiles of sums and four of operands are all that there are.
-struct tiles_bf16 {
+struct amx_bf16 {
   static constexpr std::int64_t flops_per_step = std::int64_t{4} * 2 * 16 * 16 * 32;
 
   static float piece() {
-    const simd::tile_registers registers;
+    const simd::amx_registers registers;
     alignas(64) float sums[16 * 16];
     _tile_zero(0);
     _tile_zero(1);
@@ -89,7 +91,7 @@ struct tiles_bf16 {
 #endif
 
 template <class Kind>
-work multiply(const skim::cpu::tbb_executor& executor) {
+work multiply(const skim::tbb_executor& executor) {
   const std::int64_t pieces = pieces_per_thread * executor.concurrency();
   executor.parallel_for(pieces, [](std::int64_t, unsigned) {
     float sum = Kind::piece();
@@ -99,7 +101,7 @@ work multiply(const skim::cpu::tbb_executor& executor) {
 }
 
 template <class Kind>
-double rate(const skim::cpu::tbb_executor& executor) {
+double rate(const skim::tbb_executor& executor) {
   using clock = std::chrono::steady_clock;
   multiply<Kind>(executor);  // wakes the threads, and lets the clock settle for wide registers
   double flops = 0, seconds = 0;
@@ -119,27 +121,13 @@ struct memory_pass {
 
   memory_pass() : data(static_cast<std::size_t>((last_level_cache_bytes() / piece + 1) * piece), 1.0f) {}
 
-  work operator()(const skim::cpu::tbb_executor& executor) const {
-    const std::int64_t pieces = static_cast<std::int64_t>(data.size()) / piece;
-    executor.parallel_for(pieces, [this](std::int64_t index, unsigned) {
-      constexpr int streams = 8;  // one after another reads a third less: the prefetcher works page by page
-      const float* const from = data.data() + index * piece;
-      simd::floats sum[streams];
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
-      for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
-        simd::unroll<streams>([&](auto i)
-                                  SKIM_LAMBDA_INLINE { sum[i] += simd::load(from + i * (piece / streams) + at); });
-      }
-      simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
-      float total = simd::sum(sum[0]);
-      benchmark::DoNotOptimize(total);
-    });
-    return {0, static_cast<double>(data.size()) * 4};
+  work operator()(const skim::tbb_executor& executor) const {
+    return {0, read_once(data.data(), static_cast<std::int64_t>(data.size()), piece, executor)};
   }
 };
 
 template <class Loop>
-void add_row(const char* kind, const skim::cpu::tbb_executor& executor, const Loop& loop) {
+void add_row(const char* kind, const skim::tbb_executor& executor, const Loop& loop) {
   const std::string name = std::string("roofline/") + kind + "/threads:" + std::to_string(executor.concurrency());
   benchmark::RegisterBenchmark(
       name.c_str(),
@@ -160,7 +148,31 @@ void add_row(const char* kind, const skim::cpu::tbb_executor& executor, const Lo
 
 }  // namespace
 
-multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor) {
+std::int64_t last_level_cache_bytes() {
+  std::int64_t most = 0;
+  for (const auto& cache : benchmark::CPUInfo::Get().caches) most = std::max(most, std::int64_t{cache.size});
+  return most > 0 ? most : std::int64_t{64} << 20;
+}
+
+double read_once(const float* from, std::int64_t count, std::int64_t piece, const skim::tbb_executor& executor) {
+  const std::int64_t pieces = count / piece;
+  executor.parallel_for(pieces, [&](std::int64_t index, unsigned) {
+    constexpr int streams = 8;  // one after another reads a third less: the prefetcher works page by page
+    const float* const begin = from + index * piece;
+    simd::floats sum[streams];
+    simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[i] = simd::floats(0.0f); });
+    for (std::int64_t at = 0; at < piece / streams; at += simd::lanes) {
+      simd::unroll<streams>([&](auto i)
+                                SKIM_LAMBDA_INLINE { sum[i] += simd::load(begin + i * (piece / streams) + at); });
+    }
+    simd::unroll<streams>([&](auto i) SKIM_LAMBDA_INLINE { sum[0] += sum[i]; });
+    float total = simd::sum(sum[0]);
+    benchmark::DoNotOptimize(total);
+  });
+  return static_cast<double>(pieces * piece * 4);
+}
+
+multiply_rates measure_multiply_rates(const skim::tbb_executor& executor) {
 #if SKIM_CPU_DOT_PAIRS
   return {rate<fma_f32>(executor), rate<dot_bf16>(executor)};
 #else
@@ -168,16 +180,16 @@ multiply_rates measure_multiply_rates(const skim::cpu::tbb_executor& executor) {
 #endif
 }
 
-void add_roofline_rows(const skim::cpu::tbb_executor& executor) {
+void add_roofline_rows(const skim::tbb_executor& executor) {
   add_row("fma_f32", executor, multiply<fma_f32>);
 #if SKIM_CPU_DOT_PAIRS
   add_row("dot_bf16", executor, multiply<dot_bf16>);
 #endif
 #if SKIM_CPU_AMX
-  if (skim::cpu::request_tiles().granted) add_row("tiles_bf16", executor, multiply<tiles_bf16>);
+  if (skim::cpu::request_amx().granted) add_row("amx_bf16", executor, multiply<amx_bf16>);
 #endif
   const auto memory = std::make_shared<memory_pass>();
-  add_row("read", executor, [memory](const skim::cpu::tbb_executor& with) { return (*memory)(with); });
+  add_row("read", executor, [memory](const skim::tbb_executor& with) { return (*memory)(with); });
 }
 
 }  // namespace bench

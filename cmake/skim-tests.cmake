@@ -5,10 +5,6 @@ set(SKIM_TEST_ARCH native CACHE STRING "-march of tests, benchmarks and examples
 set(SKIM_TEST_STRIDE 1 CACHE STRING "Tests over a sample of cases take every n-th case, for slow builds")
 
 set(skim_warnings -Wall -Wextra -Wshadow)
-if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
-  # GCC 12 reports uninitialised values inside its own AVX-512 headers; Clang watches over ours.
-  list(APPEND skim_warnings -Wno-uninitialized -Wno-maybe-uninitialized)
-endif()
 
 # Stops with the Debian package's name if one of our own programs lacks a library.
 function(skim_require package target debian_package)

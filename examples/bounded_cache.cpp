@@ -3,6 +3,7 @@
 // differs from all others', is still there at the end: KeyDiff keeps what is unlike the rest.
 #include <skim/skim.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -11,16 +12,6 @@ namespace {
 
 constexpr std::int64_t budget = 64, chunk = 16, capacity = budget + chunk, Hq = 4, Hk = 2, D = 64;
 constexpr std::int64_t chunks = 100, marked = 123;
-
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
-struct block_memory {
-  std::vector<block> blocks;
-  explicit block_memory(std::size_t bytes) : blocks(bytes / sizeof(block) + 1) {}
-  skim::memory get() { return {blocks.data(), blocks.size() * sizeof(block)}; }
-};
 
 }  // namespace
 
@@ -31,25 +22,27 @@ int main() {
 
   skim::cpu::bounded_cache<skim::keydiff<>> cache;  // views over the host's memory; it owns nothing
   cache.op.evictor = skim::keydiff{skim::retention::budget(budget)};
-  cache.kv() = skim::contiguous_kv(skim::tensor_view<skim::bf16, 3>(keys.data(), {capacity, Hk, D}),
-                                   skim::tensor_view<skim::bf16, 3>(values.data(), {capacity, Hk, D}), 0);
+  cache.kv() = skim::contiguous_cache(skim::tensor_view<skim::bf16, 3>(keys.data(), {capacity, Hk, D}),
+                                      skim::tensor_view<skim::bf16, 3>(values.data(), {capacity, Hk, D}), 0);
   cache.kv().positions = positions.data();
   cache.kv().inverse_norms = norms.data();
   cache.kv().positions_stride = cache.kv().inverse_norms_stride = capacity;
-  cache.kept = {slots.data(), counts.data(), Hk, budget};
+  cache.kept.indices = slots.data();
+  cache.kept.counts = counts.data();
+  cache.kept.rows = Hk;
+  cache.kept.capacity = budget;
 
   skim::attention_args args;
   args.q = skim::tensor_view<const float, 3>(q.data(), {chunk, Hq, D});
   args.out = skim::tensor_view<float, 3>(out.data(), {chunk, Hq, D});
   skim::eviction_args longest = cache.settings;  // what is largest needs the most memory
-  longest.attended = args;
-  longest.attended.kv = cache.kv();
-  longest.attended.kv.tokens = args.kv.tokens = capacity;
-  args.kv = longest.attended.kv;
+  longest.kv.tokens = capacity;
+  longest.new_tokens = chunk;
+  args.kv = longest.kv;
   const skim::cpu::attention<> reader;
-  block_memory state(cache.op.state_bytes(longest));
-  block_memory workspace(std::max(cache.op.workspace_bytes(longest, 1), reader.workspace_bytes(args, 1)));
-  cache.state = state.get();
+  const skim::buffer state(cache.op.state_bytes(longest));
+  const skim::buffer workspace(std::max(cache.op.workspace_bytes(longest, 1), reader.workspace_bytes(args, 1)));
+  cache.state = state;
   const skim::serial_executor executor;
   if (!cache.op.reset(longest, cache.state, executor)) return 1;
 
@@ -67,8 +60,8 @@ int main() {
       return 1;
     }
     args.kv = cache.kv();
-    if (!reader.run(args, {}, workspace.get(), executor)) return 1;
-    if (!cache.evict(args, nullptr, workspace.get(), executor)) return 1;
+    if (!reader.run(args, {}, workspace, executor)) return 1;
+    if (!cache.evict(args, nullptr, workspace, executor)) return 1;
   }
   std::int64_t found = 0;
   for (std::int64_t slot = 0; slot < cache.kv().tokens; ++slot) found += cache.kv().position(0, slot) == marked;

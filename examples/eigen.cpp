@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Eigen matrices: what a projection gives is viewed, not copied, and threads come from oneTBB. Checked against attention
 // written in Eigen.
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/interop/tbb.hpp>
 #include <skim/skim.hpp>
 
 #include <cstdio>
-#include <vector>
 
 namespace {
 
@@ -26,10 +25,6 @@ matrix attention_of_head(const matrix& q, const matrix& k, const matrix& v) {
   return logits * v;
 }
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
 }  // namespace
 
 int main() {
@@ -46,9 +41,9 @@ int main() {
   args.kv = skim::contiguous_kv(skim::as_heads(k, Hk), skim::as_heads(v, Hk), Tk + Tq);
 
   const skim::cpu::attention<> op;
-  const skim::cpu::tbb_executor executor;
-  std::vector<block> workspace(op.workspace_bytes(args, executor.concurrency()) / sizeof(block) + 1);
-  const skim::report report = op.run(args, {}, {workspace.data(), workspace.size() * sizeof(block)}, executor);
+  const skim::tbb_executor executor;
+  const skim::buffer workspace(op.workspace_bytes(args, executor.concurrency()));
+  const skim::report report = op.run(args, {}, workspace, executor);
   if (!report) {
     char text[160];
     std::fprintf(stderr, "%s\n", skim::describe(report, text, sizeof text));

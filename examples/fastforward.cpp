@@ -4,7 +4,6 @@
 #include <skim/skim.hpp>
 
 #include <cstdio>
-#include <cstdlib>
 #include <random>
 
 namespace {
@@ -47,11 +46,9 @@ int main() {
   std::vector<float> out(x.size());
   const skim::tensor_view<float, 2> to(out.data(), {M, d});
   skim::ffn_args args{matrix(x, M), layer.gate, layer.up, layer.down, to};
-  args.block = 1;  // neither the prompt's first nor its last: sparse
-  const std::size_t bytes = (op.workspace_bytes(args, 1) + 63) / 64 * 64;
-  const skim::memory workspace{std::aligned_alloc(skim::memory_alignment, bytes), bytes};
+  args.first_block = 1;  // neither the prompt's first nor its last: sparse
+  const skim::buffer workspace(op.workspace_bytes(args, 1));
   const skim::report report = op.run(args, {}, workspace, skim::serial_executor{});
-  std::free(workspace.data);
   if (!report || report.taken != skim::path::sparse) return 1;
 
   const auto &ours = fitted.reports[0].predictor, &set = fitted.reports[0].calibrated_set;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <mutex>
 #include <random>
+#include <thread>
 #include <vector>
 
 /// The host's pool, as small as it gets: threads take one index after another while the caller sleeps.
@@ -50,10 +51,6 @@ class thread_pool {
   std::int64_t next_ = 0, n_ = 0, left_ = 0;  // of the loop that runs; n_ = -1 ends the pool
 };
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
 int main() {
   constexpr std::int64_t Tk = 4000, Tq = 64, Hq = 8, Hk = 2, D = 64;
   std::vector<float> q(Tq * Hq * D), keys((Tk + Tq) * Hk * D), values(keys.size()), out(q.size()), serial(q.size());
@@ -65,11 +62,11 @@ int main() {
   args.q = skim::tensor_view<const float, 3>(q.data(), {Tq, Hq, D});
   args.kv = skim::contiguous_kv(skim::tensor_view<float, 3>(keys.data(), {Tk + Tq, Hk, D}),
                                 skim::tensor_view<float, 3>(values.data(), {Tk + Tq, Hk, D}), Tk + Tq);
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(512)}};
-  const auto run = [&](std::vector<float>& to, const auto& executor) {
-    args.out = skim::tensor_view<float, 3>(to.data(), {Tq, Hq, D});
-    std::vector<block> workspace(op.workspace_bytes(args, executor.concurrency()) / sizeof(block) + 1);
-    return op.run(args, {}, {workspace.data(), workspace.size() * sizeof(block)}, executor).ok();
+  const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(16), skim::retention::budget(512, 4, 128)}};
+  const auto run = [&](std::vector<float>& result, skim::executor_ref executor) {  // any executor converts
+    args.out = skim::tensor_view<float, 3>(result.data(), {Tq, Hq, D});
+    const skim::buffer workspace(op.workspace_bytes(args, executor.concurrency()));
+    return op.run(args, {}, workspace, executor).ok();
   };
   thread_pool pool(4);
   const skim::host_executor executor(&pool, 4, thread_pool::dispatch);

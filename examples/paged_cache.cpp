@@ -12,10 +12,6 @@ namespace {
 
 constexpr std::int64_t pages = 40, page_size = 16, chunk = 48, Hq = 4, Hk = 2, D = 64;
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
 std::vector<float> noise(std::int64_t n) {
   static std::mt19937 generator(1);
   static std::normal_distribution<float> normal;
@@ -33,13 +29,13 @@ int main() {
 
   const std::int64_t lengths[] = {5 * chunk, 2 * chunk};  // a long and a short conversation take turns
   std::vector<std::int32_t> tables[2];
-  skim::kv_view caches[2];
+  skim::kv_cache caches[2];
   std::int32_t taken = 0;
   for (std::int64_t done = 0; done < lengths[0]; done += chunk) {
     for (int s = 0; s < 2; ++s) {
       if (done >= lengths[s]) continue;
       for (std::int64_t i = 0; i < chunk / page_size; ++i) tables[s].push_back(++taken * 7 % pages);  // in any order
-      caches[s] = skim::paged_kv(k, v, tables[s].data(), static_cast<std::int64_t>(tables[s].size()), done + chunk);
+      caches[s] = skim::paged_cache(k, v, tables[s].data(), static_cast<std::int64_t>(tables[s].size()), done + chunk);
       const std::vector<float> new_keys = noise(chunk * Hk * D), new_values = noise(chunk * Hk * D);
       skim::append_args append;
       append.k = skim::tensor_view<const float, 3>(new_keys.data(), {chunk, Hk, D});
@@ -56,15 +52,15 @@ int main() {
   skim::attention_args args;
   args.q = skim::tensor_view<const float, 3>(q.data(), {2 * chunk, Hq, D});
   args.out = skim::tensor_view<float, 3>(out.data(), {2 * chunk, Hq, D});
-  args.sequences = caches;
+  const skim::kv_view views[] = {caches[0], caches[1]};
+  args.sequences = views;
   args.offsets = offsets;
   args.sequence_count = 2;
 
   if (!skim::check_indices(args)) return 1;  // block tables that come from outside are worth a look
   const skim::cpu::attention<> op;
-  std::vector<block> workspace(op.workspace_bytes(args, 1) / sizeof(block) + 1);
-  const skim::memory scratch{workspace.data(), workspace.size() * sizeof(block)};
-  if (!op.run(args, {}, scratch, skim::serial_executor{})) return 1;
+  const skim::buffer workspace(op.workspace_bytes(args, 1));
+  if (!op.run(args, {}, workspace, skim::serial_executor{})) return 1;
 
   std::vector<double> exact(out.size());
   skim::reference::attend(args, nullptr, {exact.data(), {2 * chunk, Hq, D}});

@@ -24,16 +24,11 @@ double nmse(const std::vector<X>& x, const std::vector<Y>& y) {
   return error / power;
 }
 
-struct alignas(skim::memory_alignment) block {
-  char bytes[skim::memory_alignment];
-};
-
 /// Runs `op` serially in memory of its own and prints what went wrong, if anything did.
 template <class Op>
 bool run(const Op& op, const skim::attention_args& args) {
-  std::vector<block> workspace(op.workspace_bytes(args, 1) / sizeof(block) + 1);
-  const skim::memory scratch{workspace.data(), workspace.size() * sizeof(block)};
-  const skim::report report = op.run(args, {}, scratch, skim::serial_executor{});
+  const skim::buffer workspace(op.workspace_bytes(args, 1));
+  const skim::report report = op.run(args, {}, workspace, skim::serial_executor{});
   char text[160];
   if (!report) std::fprintf(stderr, "%s\n", skim::describe(report, text, sizeof text));
   return report.ok();
@@ -65,7 +60,8 @@ int main() {
   skim::reference::attend(args, nullptr, {exact.data(), {Tq, Hq, D}});
   if (!run(skim::cpu::attention<>{}, args)) return 1;
   const double dense = nmse(out, exact);
-  if (!run(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, skim::retention::budget(256)}}, args)) {
+  if (!run(skim::cpu::attention{skim::quoka{skim::queries::farthest_point(16), skim::retention::budget(256, 4, 32)}},
+           args)) {
     return 1;
   }
   const double sparse = nmse(out, exact);

@@ -65,9 +65,9 @@ class recorder {
     args.attended = attended;
     args.sum = &importance_[static_cast<std::size_t>(layer)];
     const skim::cpu::attention_importance op;
-    const skim::memory scratch = scratch_.get(op.workspace_bytes(args, threads_.concurrency()));
+    scratch_.reserve(op.workspace_bytes(args, threads_.concurrency()));
     char text[256];
-    if (const skim::report answer = op.run(args, scratch, threads_); !answer) {
+    if (const skim::report answer = op.run(args, scratch_, threads_); !answer) {
       throw error(skim::describe(answer, text, sizeof text));
     }
   }
@@ -75,7 +75,7 @@ class recorder {
   std::vector<std::vector<recorded_block>> blocks_;  // [layers]
   std::vector<double> importance_;                   // [layers]
   executor threads_;
-  aligned_bytes scratch_;
+  skim::buffer scratch_;
 };
 
 skim::calibrate::ffn_layer ffn_weights_of(const layer_weights& layer) {

@@ -5,7 +5,7 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
-#include <skim/selector/queries.hpp>
+#include <skim/math/random.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -67,17 +67,20 @@ session::session(const model& weights, const method& how, const session_options&
       ffns_(how.make_ffns(weights, options.seed)) {
   const model_config& c = model_.config;
   const std::size_t rows = static_cast<std::size_t>(cache_capacity_ * c.kv_heads);
-  const std::size_t row_bytes = static_cast<std::size_t>(c.D * skim::element_bytes(options.kv_type));
+  const std::size_t row_bytes = static_cast<std::size_t>(skim::bytes_of(options.kv_type, c.D));
   std::uint64_t layer = 0;
   for (layer_cache& cache : caches_) {
     const std::uint64_t stream = skim::draw(options.seed, layer++);
-    cache.k.resize(rows * row_bytes);
-    cache.v.resize(rows * row_bytes);
-    if (how.reads_norms) cache.inverse_norms.resize(rows);
+    cache.k = skim::buffer(rows * row_bytes);
+    cache.v = skim::buffer(rows * row_bytes);
     cache.selector = how.make_selector(stream);
-    if (!how.make_evictor) continue;
-    cache.positions.resize(rows);
-    cache.evictor = how.make_evictor(stream);
+    if (how.make_evictor) cache.evictor = how.make_evictor(stream);
+    const auto needs = [&](bool skim::policy_needs::*what) {
+      return cache.selector->needs().*what || (cache.evictor && cache.evictor->needs().*what);
+    };
+    if (needs(&skim::policy_needs::inverse_norms)) cache.inverse_norms.resize(rows);
+    if (cache.evictor) cache.positions.resize(rows);  // slots no longer say them
+    if (needs(&skim::policy_needs::lse)) lse_.resize(options_.chunk, c.query_heads);
   }
 
   x_.resize(options_.chunk, c.d);
@@ -87,7 +90,6 @@ session::session(const model& weights, const method& how, const session_options&
   ffn_out_.resize(options_.chunk, c.d);
   cosines_.resize(options_.chunk, c.D / 2);
   sines_.resize(options_.chunk, c.D / 2);
-  if (caches_[0].evictor && caches_[0].evictor->reads_attention()) lse_.resize(options_.chunk, c.query_heads);
   frequencies_.resize(c.D / 2);
   for (std::int64_t i = 0; i < c.D / 2; ++i) {
     frequencies_(i) =
@@ -96,33 +98,34 @@ session::session(const model& weights, const method& how, const session_options&
   reserve_longest();
 }
 
-/// Does for the longest calls what must not wait: a bad method is refused before any work, and the clock sees no
-/// allocation.
+/// Does for the longest calls what must not wait: a bad method is refused before any work, and what they need serves all
+/// shorter ones, so that nothing is allocated later.
 void session::reserve_longest() {
   layer_cache& cache = caches_[0];
   const std::size_t heads = static_cast<std::size_t>(model_.config.kv_heads);
-  const skim::attention_args longest = arguments(cache, options_.chunk, cache_capacity_);
+  const unsigned workers = threads_.concurrency();
+  const skim::attention_args longest = attention_of(cache, options_.chunk, cache_capacity_);
   demand(cache.selector->check(longest));
-  slots_.resize(heads * static_cast<std::size_t>(cache.selector->list_capacity(arguments(cache, 1, cache_capacity_))));
+  slots_.resize(heads * static_cast<std::size_t>(cache.selector->list_capacity(longest)));
   counts_of_head_.resize(heads);
-  scratch_.get(std::max(cache.selector->workspace_bytes(longest, threads_.concurrency()),
-                        skim::cpu::attention<>{}.workspace_bytes(longest, threads_.concurrency())));
+  scratch_.reserve(cache.selector->workspace_bytes(longest, workers));
+  scratch_.reserve(skim::cpu::attention<>{}.workspace_bytes(longest, workers));
   for (std::size_t layer = 0; layer < ffns_.size(); ++layer) {
     const skim::ffn_args ffn = ffn_of(static_cast<std::int64_t>(layer), options_.chunk, feeding::prompt);
     demand(ffns_[layer]->check(ffn));
-    scratch_.get(ffns_[layer]->workspace_bytes(ffn, threads_.concurrency()));
-    caches_[layer].ffn_state = caches_[layer].ffn_storage.get(ffns_[layer]->state_bytes(ffn));
+    scratch_.reserve(ffns_[layer]->workspace_bytes(ffn, workers));
+    caches_[layer].ffn_state = skim::buffer(ffns_[layer]->state_bytes(ffn));
     demand(ffns_[layer]->reset(ffn, caches_[layer].ffn_state, threads_));
   }
   if (!cache.evictor) return;
-  const skim::eviction_args eviction = eviction_of(longest);
+  const skim::eviction_args eviction = eviction_of(cache, longest);
   demand(cache.evictor->check(eviction));
   kept_.resize(heads * static_cast<std::size_t>(budget_));
   kept_of_head_.resize(heads);
-  scratch_.get(cache.evictor->workspace_bytes(eviction, threads_.concurrency()));
+  scratch_.reserve(cache.evictor->workspace_bytes(eviction, workers));
   for (layer_cache& each : caches_) {
-    each.state = each.state_storage.get(each.evictor->state_bytes(eviction));
-    demand(each.evictor->reset(eviction, each.state, threads_));
+    each.evictor_state = skim::buffer(each.evictor->state_bytes(eviction));
+    demand(each.evictor->reset(eviction, each.evictor_state, threads_));
   }
 }
 
@@ -207,31 +210,30 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
   const std::int64_t past = cache.tokens;
   cache.tokens += Tq;
   counts_.kv_tokens = std::max(counts_.kv_tokens, cache.tokens);
-  const skim::attention_args args = arguments(cache, Tq, cache.tokens);
+  const skim::attention_args args = attention_of(cache, Tq, cache.tokens);
   const float* const k = qkv_.data() + c.query_heads * c.D;
   skim::append_args appended;
   appended.k = {k, {Tq, c.kv_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
   appended.v = {k + c.kv_heads * c.D, {Tq, c.kv_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
-  appended.kv = args.kv;
+  appended.kv = view_of(cache, cache.tokens);
   appended.position = tokens_;
   demand(skim::cpu::append(appended, threads_));
 
-  const skim::cpu::attention<> reader;
   skim::index_lists lists;
   lists.indices = slots_.data();
   lists.counts = counts_of_head_.data();
   lists.rows = c.kv_heads;
-  lists.capacity = cache.selector->list_capacity(args);
-  const bool sparse = lists.capacity < past;
+  lists.capacity = static_cast<std::int64_t>(slots_.size()) / c.kv_heads;
+  const bool sparse = cache.selector->keys_read(past) < past;
   if (sparse) {
     const stopwatch timed(counts_.select_ms);
-    const skim::memory scratch = scratch_.get(cache.selector->workspace_bytes(args, threads_.concurrency()));
-    demand(cache.selector->select(args, lists, scratch, threads_));
+    demand(cache.selector->select(args, lists, scratch_, threads_));
   }
   {
     const stopwatch timed(counts_.attention_ms);
-    const skim::memory scratch = scratch_.get(reader.workspace_bytes(args, threads_.concurrency()));
-    demand(sparse ? reader.attend(args, lists, scratch, threads_) : reader.run(args, {}, scratch, threads_));
+    const skim::cpu::attend<> listed;
+    const skim::cpu::attention<> all;
+    demand(sparse ? listed.run(args, lists, scratch_, threads_) : all.run(args, {}, scratch_, threads_));
   }
   if (attention_listener_) attention_listener_(layer, args);
   counts_.reads += static_cast<double>(c.kv_heads);
@@ -242,15 +244,14 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
 /// Brings the cache back to its budget. `read`: what the chunk attended to; null: everything.
 void session::evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read) {
   const stopwatch timed(counts_.evict_ms);
-  skim::eviction_args args = eviction_of(attended);
+  skim::eviction_args args = eviction_of(cache, attended);
   args.read = read;
   skim::index_lists kept;
   kept.indices = kept_.data();
   kept.counts = kept_of_head_.data();
   kept.rows = model_.config.kv_heads;
   kept.capacity = budget_;
-  const skim::memory scratch = scratch_.get(cache.evictor->workspace_bytes(args, threads_.concurrency()));
-  demand(cache.evictor->run(args, kept, cache.state, scratch, threads_));
+  demand(cache.evictor->run(args, kept, cache.evictor_state, scratch_, threads_));
   cache.tokens = kept_of_head_[0];  // all heads keep equally many
 }
 
@@ -259,9 +260,8 @@ void session::ffn_block(std::int64_t layer, std::int64_t Tq, feeding how) {
   normalize(model_.layers[static_cast<std::size_t>(layer)].ffn_norm, Tq);
   const layer_ffn& ffn = *ffns_[static_cast<std::size_t>(layer)];
   const skim::ffn_args args = ffn_of(layer, Tq, how);
-  if (ffn_listener_) ffn_listener_(layer, args.x, args.block == 0 || args.last || args.decode);
-  const skim::memory scratch = scratch_.get(ffn.workspace_bytes(args, threads_.concurrency()));
-  demand(ffn.run(args, caches_[static_cast<std::size_t>(layer)].ffn_state, scratch, threads_));
+  if (ffn_listener_) ffn_listener_(layer, args.x, args.first_block == 0 || args.last || args.decode);
+  demand(ffn.run(args, caches_[static_cast<std::size_t>(layer)].ffn_state, scratch_, threads_));
   over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
     x_.middleRows(first, count) += ffn_out_.middleRows(first, count);
   });
@@ -309,11 +309,11 @@ void session::rotate(std::int64_t Tq) {
   });
 }
 
-skim::kv_view session::view_of(layer_cache& cache, std::int64_t tokens) const {
+skim::kv_cache session::view_of(layer_cache& cache, std::int64_t tokens) const {
   const model_config& c = model_.config;
   const std::int64_t extents[] = {cache_capacity_, c.kv_heads, c.D};
-  skim::kv_view view = skim::contiguous_kv({cache.k.data(), extents, options_.kv_type},
-                                           {cache.v.data(), extents, options_.kv_type}, tokens);
+  skim::kv_cache view = skim::contiguous_cache({cache.k.data(), extents, options_.kv_type},
+                                               {cache.v.data(), extents, options_.kv_type}, tokens);
   if (!cache.inverse_norms.empty()) {
     view.inverse_norms = cache.inverse_norms.data();
     view.inverse_norms_stride = cache_capacity_;
@@ -325,19 +325,20 @@ skim::kv_view session::view_of(layer_cache& cache, std::int64_t tokens) const {
   return view;
 }
 
-skim::attention_args session::arguments(layer_cache& cache, std::int64_t Tq, std::int64_t tokens) {
+skim::attention_args session::attention_of(layer_cache& cache, std::int64_t Tq, std::int64_t tokens) {
   const model_config& c = model_.config;
   skim::attention_args args;
   args.q = {qkv_.data(), {Tq, c.query_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
   args.out = {attended_.data(), {Tq, c.query_heads, c.D}, skim::element::f32};
   if (lse_.size() > 0) args.lse = {lse_.data(), {Tq, c.query_heads}};
   args.kv = view_of(cache, tokens);
-  args.dense_below = 0;  // the method decides, so that its accuracy and its speed are its own
   return args;
 }
 
-skim::eviction_args session::eviction_of(const skim::attention_args& attended) const {
+skim::eviction_args session::eviction_of(layer_cache& cache, const skim::attention_args& attended) const {
   skim::eviction_args args;
+  args.kv = view_of(cache, attended.kv.tokens);
+  args.new_tokens = attended.q.extents[0];
   args.attended = attended;
   args.how = compaction_;
   return args;
@@ -352,28 +353,19 @@ skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how)
   args.up = view(w.up);
   args.down = view(w.down);
   args.out = skim::tensor_view<float, 2>(ffn_out_.data(), {Tq, ffn_out_.cols()});
-  args.block = chunks_;
+  args.first_block = chunks_;
   args.last = how == feeding::prompt_end;
   args.decode = how == feeding::generated;
   return args;
 }
 
-skim::memory aligned_bytes::get(std::size_t count) {
-  const std::size_t needed = count + skim::memory_alignment;
-  if (storage_.size() < needed) storage_.resize(needed);
-  void* begin = storage_.data();
-  std::size_t left = storage_.size();
-  std::align(skim::memory_alignment, count, begin, left);
-  return {begin, count};
-}
-
 std::int64_t session::kv_bytes_held() const {
   const model_config& c = model_.config;
-  std::int64_t token = 2 * c.D * skim::element_bytes(options_.kv_type);
+  std::int64_t token = 2 * skim::bytes_of(options_.kv_type, c.D);
   if (!caches_[0].inverse_norms.empty()) token += static_cast<std::int64_t>(sizeof(float));
   if (!caches_[0].positions.empty()) token += static_cast<std::int64_t>(sizeof(std::int32_t));
   const std::int64_t tokens = caches_[0].evictor ? cache_capacity_ : counts_.kv_tokens;
-  return c.layers * (tokens * c.kv_heads * token + static_cast<std::int64_t>(caches_[0].state.bytes));
+  return c.layers * (tokens * c.kv_heads * token + static_cast<std::int64_t>(caches_[0].evictor_state.bytes()));
 }
 
 }  // namespace needle

@@ -5,11 +5,14 @@
 #include "method.hpp"
 #include "model.hpp"
 
-#include <skim/cache.hpp>
+#include <skim/buffer.hpp>
+#include <skim/interop/tbb.hpp>
 
 #include <vector>
 
 namespace needle {
+
+using executor = skim::tbb_executor;
 
 struct session_options {
   std::int64_t capacity = 0;  ///< most tokens that will be fed
@@ -26,28 +29,15 @@ struct session_counts {
   std::int64_t kv_tokens = 0;  ///< the most that a layer's cache has held
 };
 
-/// Bytes at an address that skim takes.
-class aligned_bytes {
- public:
-  /// The first `count` of them; contents are lost where it grows.
-  skim::memory get(std::size_t count);
-
- private:
-  std::vector<char> storage_;
-};
-
 /// What one layer holds.
 struct layer_cache {
-  std::vector<char> k, v;               // [capacity, Hk, D]
+  skim::buffer k, v;                    // [capacity, Hk, D]
   std::vector<float> inverse_norms;     // [Hk, capacity], or empty
   std::vector<std::int32_t> positions;  // [Hk, capacity], or empty: slot i is position i
   std::int64_t tokens = 0;              // in use
   std::unique_ptr<layer_selector> selector;
   std::unique_ptr<layer_evictor> evictor;  // or null
-  aligned_bytes state_storage;
-  skim::memory state;  // the evictor's
-  aligned_bytes ffn_storage;
-  skim::memory ffn_state;
+  skim::buffer evictor_state, ffn_state;
 };
 
 /// The tokens at positions first .. first + count - 1 have been fed.
@@ -97,9 +87,9 @@ class session {
   void turn_to(std::int64_t position, std::int64_t Tq);
   void rotate(std::int64_t Tq);
   void reserve_longest();
-  skim::kv_view view_of(layer_cache& cache, std::int64_t tokens) const;
-  skim::attention_args arguments(layer_cache& cache, std::int64_t Tq, std::int64_t tokens);
-  skim::eviction_args eviction_of(const skim::attention_args& attended) const;
+  skim::kv_cache view_of(layer_cache& cache, std::int64_t tokens) const;
+  skim::attention_args attention_of(layer_cache& cache, std::int64_t Tq, std::int64_t tokens);
+  skim::eviction_args eviction_of(layer_cache& cache, const skim::attention_args& attended) const;
   skim::ffn_args ffn_of(std::int64_t layer, std::int64_t Tq, feeding how);
 
   const model& model_;
@@ -122,7 +112,7 @@ class session {
   matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
-  aligned_bytes scratch_;
+  skim::buffer scratch_;
 };
 
 }  // namespace needle

@@ -1,42 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The evictors that a method can name, but for CAOTE.
-#include "evictors.hpp"
+/// \file The evictors that a method can name.
+#include "method_parts.hpp"
 
-#include <skim/cpu/random_tokens.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/eviction.hpp>
+#include <skim/cpu/evictor/caote.hpp>
+#include <skim/cpu/evictor/h2o.hpp>
+#include <skim/cpu/evictor/keydiff.hpp>
+#include <skim/cpu/evictor/random_tokens.hpp>
+#include <skim/cpu/evictor/snapkv.hpp>
+#include <skim/cpu/evictor/tova.hpp>
+#include <skim/selector/sink_window.hpp>
 
 namespace needle {
 namespace {
 
-evictor_maker make_random(const skim::random_tokens& evictor) {
-  return [evictor](std::uint64_t stream) {
-    skim::random_tokens own = evictor;
-    own.seed = skim::draw(evictor.seed, stream);
-    return std::make_unique<evictor_of<skim::random_tokens>>(own);
-  };
+template <class Evictor>
+class evictor_of final : public operation_of<layer_evictor, skim::cpu::eviction<Evictor>> {
+ public:
+  using operation_of<layer_evictor, skim::cpu::eviction<Evictor>>::operation_of;
+
+  skim::policy_needs needs() const override { return this->op_.needs(); }
+  skim::report run(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
+                   skim::memory workspace, skim::executor_ref threads) const override {
+    return this->op_.run(args, lists, state, workspace, threads);
+  }
+};
+
+template <class Evictor>
+evictor_maker maker(const Evictor& evictor) {
+  return
+      [evictor](std::uint64_t) { return std::make_unique<evictor_of<Evictor>>(skim::cpu::eviction<Evictor>{evictor}); };
 }
 
-part_kind scored_part(const std::string& name) {
-  return {name, keys_of_scored(name), [name](const parameters& given, method& result) {
-            result.make_evictor =
-                with_scored(name, given, result, [](const auto& evictor) { return evictor_maker_of(evictor); });
-          }};
-}
-
-}  // namespace
-
-names keys_of_scored(const std::string& name) {
-  names keys = {"budget", "sinks", "recent", "compaction"};
-  if (name == "keydiff") keys.push_back("anchor");
-  if (name == "snapkv") keys.insert(keys.end(), {"window", "pool"});
-  return keys;
-}
-
-skim::retention parse_kept(const parameters& given, method& result) {
+/// Reads the budget and what else every evictor may have.
+skim::retention parse_kept(const parameters& given, method& result, std::int64_t sinks = 0) {
   result.budget = given.count("budget", 1, 1024);
   const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
   result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
-  const auto keep = skim::retention::budget(result.budget, given.count("sinks", 0, 0), given.count("recent", 0, 0));
+  const auto keep = skim::retention::budget(result.budget, given.count("sinks", 0, sinks), given.count("recent", 0, 0));
   given.check(keep);
   return keep;
 }
@@ -54,23 +55,60 @@ skim::snapkv parse_snapkv(const parameters& given, const skim::retention& keep) 
   return evictor;
 }
 
+/// Calls `then` with the evictor `name`, one of those that have scores and so a CAOTE form.
+template <class Then>
+evictor_maker with_scored(const std::string& name, const parameters& given, method& result, const Then& then) {
+  const skim::retention keep = parse_kept(given, result);
+  if (name == "h2o") return then(skim::h2o{keep});
+  if (name == "tova") return then(skim::tova{keep});
+  if (name == "snapkv") return then(parse_snapkv(given, keep));
+  const std::string anchor = given.choice("anchor", {"unit_mean", "mean", "median", "pairwise"});
+  if (anchor == "mean") return then(skim::keydiff{keep, skim::anchor::mean{}});
+  if (anchor == "median") return then(skim::keydiff{keep, skim::anchor::median{}});
+  if (anchor == "pairwise") return then(skim::keydiff{keep, skim::anchor::pairwise{}});
+  return then(skim::keydiff{keep});
+}
+
+/// `form(base)` of each evictor that has scores; `wrap(given)` says what its evictor becomes.
+template <class Wrap>
+void add_scored(std::vector<part_kind>& parts, const std::string& form, const names& more, const Wrap& wrap) {
+  for (const char* base : {"keydiff", "h2o", "tova", "snapkv"}) {
+    const std::string name = base;
+    names keys = {"budget", "sinks", "recent", "compaction"};
+    if (name == "keydiff") keys.push_back("anchor");
+    if (name == "snapkv") keys.insert(keys.end(), {"window", "pool"});
+    keys.insert(keys.end(), more.begin(), more.end());
+    parts.push_back(
+        {form.empty() ? name : form + "(" + name + ")", keys, [name, wrap](const parameters& given, method& result) {
+           result.make_evictor = with_scored(name, given, result, wrap(given));
+         }});
+  }
+}
+
+void parse_sink_window(const parameters& given, method& result) {
+  result.make_evictor = maker(skim::sink_window{parse_kept(given, result, 4)});
+}
+
+void parse_random(const parameters& given, method& result) {
+  const skim::random_tokens evictor{parse_kept(given, result), static_cast<std::uint64_t>(given.count("seed", 0, 0))};
+  result.make_evictor = [evictor](std::uint64_t stream) {
+    return maker(skim::random_tokens{evictor.keep, skim::draw(evictor.seed, stream)})(stream);
+  };
+}
+
+}  // namespace
+
 std::vector<part_kind> evictor_parts() {
   std::vector<part_kind> parts;
-  for (const std::string& name : scored_evictors) parts.push_back(scored_part(name));
-  for (const part_kind& part : caote_parts()) parts.push_back(part);
-  for (const part_kind& part : fast_caote_parts()) parts.push_back(part);
-  parts.push_back(
-      {"evict(sink_window)", {"budget", "sinks", "compaction"}, [](const parameters& given, method& result) {
-         skim::sink_window evictor{parse_kept(given, result)};
-         evictor.keep.sinks = given.count("sinks", 0, 4);
-         given.check(evictor.keep);
-         result.make_evictor = evictor_maker_of(evictor);
-       }});
-  parts.push_back({"evict(random)", {"budget", "seed", "compaction"}, [](const parameters& given, method& result) {
-                     const skim::retention keep = parse_kept(given, result);
-                     const std::uint64_t seed = static_cast<std::uint64_t>(given.count("seed", 0, 0));
-                     result.make_evictor = make_random({keep, seed});
-                   }});
+  add_scored(parts, "", {}, [](const parameters&) { return [](const auto& evictor) { return maker(evictor); }; });
+  add_scored(parts, "caote", {"joint"}, [](const parameters& given) {
+    const bool joint = given.choice("joint", {"off", "on"}) == "on";
+    return [joint](const auto& evictor) { return maker(skim::caote{evictor, joint}); };
+  });
+  add_scored(parts, "fast_caote", {},
+             [](const parameters&) { return [](const auto& evictor) { return maker(skim::fast_caote{evictor}); }; });
+  parts.push_back({"evict(sink_window)", {"budget", "sinks", "compaction"}, parse_sink_window});
+  parts.push_back({"evict(random)", {"budget", "seed", "compaction"}, parse_random});
   return parts;
 }
 

@@ -6,7 +6,6 @@
 /// neurons does a chunk compute?
 #pragma once
 
-#include <skim/cpu/executor_tbb.hpp>
 #include <skim/eviction.hpp>
 #include <skim/ffn.hpp>
 #include <skim/workspace.hpp>
@@ -18,44 +17,41 @@
 
 namespace needle {
 
-using executor = skim::cpu::tbb_executor;
-
-/// A selector of one layer, its type erased: the engine need not be compiled once per selector.
-class layer_selector {
+/// An operation of one layer, its policy's type erased: the engine need not be compiled once per policy. Members are those
+/// of the operation.
+template <class Args>
+class layer_operation {
  public:
-  virtual ~layer_selector() = default;
-  virtual skim::report check(const skim::attention_args& args) const = 0;
-  /// The most past keys that a KV head of the chunk will read; all of them = there is nothing to select.
+  using arguments = Args;
+
+  virtual ~layer_operation() = default;
+  virtual skim::report check(const Args& args) const = 0;
+  virtual std::size_t state_bytes(const Args& args) const = 0;
+  virtual std::size_t workspace_bytes(const Args& args, unsigned workers) const = 0;
+  virtual skim::report reset(const Args& args, skim::memory state, skim::executor_ref threads) const = 0;
+};
+
+class layer_selector : public layer_operation<skim::attention_args> {
+ public:
+  virtual skim::policy_needs needs() const = 0;
   virtual std::int64_t list_capacity(const skim::attention_args& args) const = 0;
-  virtual std::size_t workspace_bytes(const skim::attention_args& args, unsigned workers) const = 0;
+  /// The past keys that a KV head will read; all of them = there is nothing to select.
+  virtual std::int64_t keys_read(std::int64_t past) const = 0;
   virtual skim::report select(const skim::attention_args& args, const skim::index_lists& lists, skim::memory workspace,
-                              const executor& threads) const = 0;
+                              skim::executor_ref threads) const = 0;
 };
 
-/// An evictor of one layer, its type erased; the members are those of `skim::cpu::eviction`.
-class layer_evictor {
+class layer_evictor : public layer_operation<skim::eviction_args> {
  public:
-  virtual ~layer_evictor() = default;
-  /// It needs the log-sum-exp of the chunk's attention.
-  virtual bool reads_attention() const = 0;
-  virtual skim::report check(const skim::eviction_args& args) const = 0;
-  virtual std::size_t state_bytes(const skim::eviction_args& args) const = 0;
-  virtual std::size_t workspace_bytes(const skim::eviction_args& args, unsigned workers) const = 0;
-  virtual skim::report reset(const skim::eviction_args& args, skim::memory state, const executor& threads) const = 0;
+  virtual skim::policy_needs needs() const = 0;
   virtual skim::report run(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
-                           skim::memory workspace, const executor& threads) const = 0;
+                           skim::memory workspace, skim::executor_ref threads) const = 0;
 };
 
-/// The FFN of one layer, its neuron selector's type erased; the members are those of `skim::cpu::ffn`.
-class layer_ffn {
+class layer_ffn : public layer_operation<skim::ffn_args> {
  public:
-  virtual ~layer_ffn() = default;
-  virtual skim::report check(const skim::ffn_args& args) const = 0;
-  virtual std::size_t state_bytes(const skim::ffn_args& args) const = 0;
-  virtual std::size_t workspace_bytes(const skim::ffn_args& args, unsigned workers) const = 0;
-  virtual skim::report reset(const skim::ffn_args& args, skim::memory state, const executor& threads) const = 0;
   virtual skim::report run(const skim::ffn_args& args, skim::memory state, skim::memory workspace,
-                           const executor& threads) const = 0;
+                           skim::executor_ref threads) const = 0;
 };
 
 struct model;
@@ -66,8 +62,7 @@ using evictor_maker = std::function<std::unique_ptr<layer_evictor>(std::uint64_t
 using ffn_maker = std::function<std::vector<std::unique_ptr<layer_ffn>>(const model& weights, std::uint64_t seed)>;
 
 struct method {
-  std::string text;          ///< as written
-  bool reads_norms = false;  ///< the cache must hold inverse key norms
+  std::string text;  ///< as written
 
   /// Make one layer's; `stream` tells layers and prompts apart where a rule draws at random.
   selector_maker make_selector;

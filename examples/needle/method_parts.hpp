@@ -45,6 +45,27 @@ struct part_kind {
   std::function<void(const parameters& given, method& result)> parse;
 };
 
+/// `Base` for the operation `Op`: what all three kinds have in common.
+template <class Base, class Op>
+class operation_of : public Base {
+ public:
+  using arguments = typename Base::arguments;
+
+  explicit operation_of(const Op& op) : op_(op) {}
+
+  skim::report check(const arguments& args) const override { return op_.check(args); }
+  std::size_t state_bytes(const arguments& args) const override { return op_.state_bytes(args); }
+  std::size_t workspace_bytes(const arguments& args, unsigned workers) const override {
+    return op_.workspace_bytes(args, workers);
+  }
+  skim::report reset(const arguments& args, skim::memory state, skim::executor_ref threads) const override {
+    return op_.reset(args, state, threads);
+  }
+
+ protected:
+  Op op_;
+};
+
 selector_maker make_dense();
 std::vector<part_kind> selector_parts();
 std::vector<part_kind> evictor_parts();

@@ -2,9 +2,11 @@
 /// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`.
 #pragma once
 
-#include <skim/calibrate/fitted.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <cstdint>
 #include <filesystem>

@@ -4,36 +4,33 @@
 #include "method_parts.hpp"
 #include "model.hpp"
 
-#include <skim/cpu/fastforward.hpp>
 #include <skim/cpu/ffn.hpp>
-#include <skim/cpu/oracle.hpp>
-#include <skim/cpu/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/all_neurons.hpp>
+#include <skim/cpu/neuron_selector/calibrated_set.hpp>
+#include <skim/cpu/neuron_selector/fastforward.hpp>
+#include <skim/cpu/neuron_selector/oracle.hpp>
+#include <skim/cpu/neuron_selector/random_neurons.hpp>
+#include <skim/cpu/neuron_selector/static_set.hpp>
 #include <skim/neuron_selector/schedule.hpp>
 
 namespace needle {
 namespace {
 
 template <class Selector>
-class ffn_of final : public layer_ffn {
+class ffn_of final : public operation_of<layer_ffn, skim::cpu::ffn<Selector>> {
  public:
-  explicit ffn_of(const Selector& selector) : op_{selector} {}
+  using operation_of<layer_ffn, skim::cpu::ffn<Selector>>::operation_of;
 
-  skim::report check(const skim::ffn_args& args) const override { return op_.check(args); }
-  std::size_t state_bytes(const skim::ffn_args& args) const override { return op_.state_bytes(args); }
-  std::size_t workspace_bytes(const skim::ffn_args& args, unsigned workers) const override {
-    return op_.workspace_bytes(args, workers);
-  }
-  skim::report reset(const skim::ffn_args& args, skim::memory state, const executor& threads) const override {
-    return op_.reset(args, state, threads);
-  }
   skim::report run(const skim::ffn_args& args, skim::memory state, skim::memory workspace,
-                   const executor& threads) const override {
-    return op_.run(args, state, workspace, threads);
+                   skim::executor_ref threads) const override {
+    return this->op_.run(args, state, workspace, threads);
   }
-
- private:
-  skim::cpu::ffn<Selector> op_;
 };
+
+template <class Selector>
+std::unique_ptr<layer_ffn> make(const Selector& selector) {
+  return std::make_unique<ffn_of<Selector>>(skim::cpu::ffn<Selector>{selector});
+}
 
 /// `kept(weights)` tells what each layer keeps, `selector_for(weights, layer, keep, seed)` is its policy.
 template <class Kept, class SelectorFor>
@@ -42,8 +39,7 @@ ffn_maker maker(const Kept& kept, const SelectorFor& selector_for) {
     std::vector<std::unique_ptr<layer_ffn>> ffns;
     const std::vector<skim::neuron_retention> keep = kept(weights);
     for (std::size_t layer = 0; layer < keep.size(); ++layer) {
-      const auto selector = selector_for(weights, layer, keep[layer], seed);
-      ffns.push_back(std::make_unique<ffn_of<std::decay_t<decltype(selector)>>>(selector));
+      ffns.push_back(make(selector_for(weights, layer, keep[layer], seed)));
     }
     return ffns;
   };
@@ -135,7 +131,7 @@ ffn_maker make_dense_ffns() {
   return [](const model& weights, std::uint64_t) {
     std::vector<std::unique_ptr<layer_ffn>> ffns;
     for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
-      ffns.push_back(std::make_unique<ffn_of<skim::all_neurons>>(skim::all_neurons{}));
+      ffns.push_back(make(skim::all_neurons{}));
     }
     return ffns;
   };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "output.hpp"
 
-#include <skim/skim.hpp>
+#include <skim/cpu/features.hpp>
 
 #include <nlohmann/json.hpp>
 

@@ -6,7 +6,7 @@
 #include <skim/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Arguments of one call: one layer, one chunk, after its attention, whose log-sum-exp says what each weight is a share of.
 ///
@@ -24,22 +24,42 @@ struct attention_importance_args {
   double* sum = nullptr;              ///< [1], zero before a layer's first chunk
 };
 
-/// O(1), follows no pointer. An empty chunk is valid.
-SKIM_INLINE report check(const attention_importance_args& args) {
-  using namespace detail;
-  if (args.attended.sequences) return fault(status::unsupported, "attended.sequence_count", 2, 1);
-  if (report r = check_chunk(args.attended); !r) return r;
-  if (!args.attended.lse.data && args.attended.q.extents[0] > 0) return null_fault("attended.lse.data");
+namespace detail {
+
+SKIM_LOCAL constexpr report check_importance(const attention_importance_args& args, pointers given) {
+  if (args.attended.sequences) {
+    return fault(status::unsupported, "attended.sequence_count", args.attended.sequence_count, 1);
+  }
+  if (args.attended.batch.sequences != 0) {
+    return fault(status::unsupported, "attended.batch.sequences", args.attended.batch.sequences, 0);
+  }
+  if (report r = check_chunk(args.attended, given); !r) return r;
+  if (args.read) {
+    if (report r = check_range("read.block_rows", args.read->block_rows, 0, largest_index); !r) return r;
+  }
   if (args.first < 0) return fault(status::bad_value, "first", args.first, 0, "at least");
-  if (!args.sum) return null_fault("sum");
-  return {};
+  if (given == pointers::ignored) return {};
+  if (!args.attended.lse.data && args.attended.q.extents[0] > 0) return null_fault("attended.lse.data");
+  return args.sum ? report{} : null_fault("sum");
+}
+
+}  // namespace detail
+
+/// O(1), follows no pointer. An empty chunk is valid.
+SKIM_LOCAL constexpr report check(const attention_importance_args& args) {
+  return detail::check_importance(args, detail::pointers::required);
+}
+
+/// The same before there is memory: pointers may be null.
+SKIM_LOCAL constexpr report check_shape(const attention_importance_args& args) {
+  return detail::check_importance(args, detail::pointers::ignored);
 }
 
 /// Reads what `check` may not: block table, lengths, the lists that attention read. Host memory only.
-inline report check_indices(const attention_importance_args& args) {
+SKIM_LOCAL report check_indices(const attention_importance_args& args) {
   if (report r = check(args); !r) return r;
   return detail::check_chunk_indices(args.attended, args.read);
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -28,6 +28,21 @@
 #define SKIM_MAY_ALIAS __attribute__((may_alias))
 #endif
 
+// What is too large for that, such as checks of arguments, has a copy in each unit.
+#define SKIM_LOCAL static inline
+
+// Around what calls intrinsics: GCC 12 warns of values that its own AVX-512 headers leave open. It looks for pragmas where
+// the intrinsic is defined and where it is inlined. Other instruction sets go without, and see whether ours are all set.
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define SKIM_INTRINSICS_BEGIN                                                          \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wuninitialized\"") \
+      _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")
+#define SKIM_INTRINSICS_END _Pragma("GCC diagnostic pop")
+#else
+#define SKIM_INTRINSICS_BEGIN
+#define SKIM_INTRINSICS_END
+#endif
+
 // Tells the processor that the thread spins.
 #if defined(__x86_64__) || defined(__i386__)
 #define SKIM_PAUSE() __builtin_ia32_pause()

@@ -4,10 +4,11 @@
 /// Glossary as in attention.hpp; `n` is the number of tokens that a KV head holds, the chunk's own included.
 #pragma once
 
-#include <skim/selector/retention.hpp>
+#include <skim/attention.hpp>
+#include <skim/policy.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// What becomes of the places of evicted tokens. In every way the survivors keep their positions (no re-rotation) and
 /// afterwards fill the slots from 0 on without holes.
@@ -17,14 +18,21 @@ enum class compaction : std::uint8_t {
   pages,   ///< whole pages leave: survivors stay where they are, their pages' numbers close up in the block table
 };
 
+SKIM_LOCAL constexpr const char* to_string(compaction way) {
+  return way == compaction::refill ? "refill" : way == compaction::stable ? "stable" : "pages";
+}
+
 /// Arguments of one eviction: one layer, one sequence, after its chunk was appended and attended.
 ///
 /// The cache stores positions (`kv.positions`): slots no longer say them once a token is gone. Its `capacity` stays the
 /// same from one call to the next, since state has a place for each row of metadata.
 struct eviction_args {
-  /// The attention call that the chunk has just run, with the cache as it is now: `q.extents[0]` tokens are new. Policies
-  /// that look at attention (H2O, TOVA, SnapKV) read q, `lse`, and mask, scale, soft cap and sink logits as that call
-  /// did; the others read `kv` only, and of q only its first extent. One sequence; `out` is never touched.
+  kv_cache kv;                  ///< as it is now
+  std::int64_t new_tokens = 0;  ///< the chunk's own: the last of `kv`
+
+  /// The attention call that the chunk has just run, for policies that look at attention (`needs().lse`: H2O, TOVA, SnapKV):
+  /// they read q [new_tokens, Hq, D], `lse`, and mask, scale, soft cap, sink logits, slopes and bias as that call did. One
+  /// sequence, that of `kv`, which stands for `attended.kv`; `out` is never touched. The others read nothing of it.
   attention_args attended;
   const index_lists* read = nullptr;  ///< the past keys that the call attended to; null: all
 
@@ -42,16 +50,31 @@ struct eviction_args {
 
 /// Rows of an eviction's index lists.
 SKIM_HD SKIM_INLINE std::int64_t list_rows(const eviction_args& args) {
-  return args.share_heads ? 1 : args.attended.kv.heads;
+  return args.share_heads ? 1 : args.kv.heads;
 }
 
-/// New tokens: the chunk's.
-SKIM_HD SKIM_INLINE std::int64_t new_tokens(const eviction_args& args) {
-  return args.attended.q.extents[0];
+/// The attention call that the chunk has run, over the cache as it is.
+SKIM_HD SKIM_INLINE attention_args attended_call(const eviction_args& args) {
+  attention_args call = args.attended;
+  call.kv = args.kv;
+  return call;
+}
+
+/// What an evictor keeps of the call's tokens. Where all score alike the highest positions stay: recent ones need no
+/// protection, and leave room for budgets by head and for whole pages.
+template <class Policy>
+SKIM_INLINE retention kept_by(const Policy& policy, const eviction_args& args) {
+  if constexpr (scores_alike<Policy> && detail::has<detail::keep_member, Policy>) {
+    retention keep = policy.keep;
+    keep.recent = 0;
+    return keep;
+  } else {
+    return kept_by(policy, args.kv.tokens);
+  }
 }
 
 /// What head `head` keeps: `keep` with its own budget, within which sinks and recent tokens are.
-SKIM_HD SKIM_INLINE retention kept_by(retention keep, const eviction_args& args, std::int64_t head) {
+SKIM_HD SKIM_INLINE retention kept_of_head(retention keep, const eviction_args& args, std::int64_t head) {
   if (!args.budgets) return keep;
   keep.count = args.budgets[head];
   if (keep.sinks > keep.count) keep.sinks = keep.count;
@@ -61,45 +84,39 @@ SKIM_HD SKIM_INLINE retention kept_by(retention keep, const eviction_args& args,
 
 /// The row length that an eviction's lists need.
 SKIM_HD SKIM_INLINE std::int64_t list_capacity(const retention& keep, const eviction_args& args) {
-  return keep.count < args.attended.kv.tokens ? keep.count : args.attended.kv.tokens;
+  return keep.count < args.kv.tokens ? keep.count : args.kv.tokens;
 }
 
 namespace detail {
 
+template <class Kernel>
+using inherited_score = decltype(&Kernel::template score<eviction_args>);
+
+/// True if `Policy` has all that an evictor needs, `Kernel` being a back-end's part of it; else an error that names what it
+/// lacks.
+template <class Policy, class Kernel, class On>
+constexpr bool is_evictor() {
+  static_assert(keeps<Policy>, "an evictor policy needs: retention keep");
+  static_assert(has<check_member, Policy, eviction_args>,
+                "an evictor policy needs: report check(const eviction_args&) const");
+  static_assert(scores_alike<Policy> || has<score_member, Policy, eviction_args, On> || !has<inherited_score, Kernel>,
+                "an evictor policy needs: void score(const eviction_args&, tensor_view<float, 2> scores, memory state, "
+                "memory workspace, executor_ref) const; one of the library: its header in skim/cpu/evictor");
+  return true;
+}
+
 /// Rows of per-token metadata must not overlap, or moving one head's would overwrite another's.
-SKIM_INLINE constexpr report check_metadata_stride(const char* name, std::int64_t stride, const kv_view& kv) {
+SKIM_LOCAL constexpr report check_metadata_apart(const char* name, std::int64_t stride, const kv_cache& kv) {
   if (kv.heads == 1 || stride >= kv.capacity) return {};
   return fault(status::bad_stride, name, stride, kv.capacity, "at least");
 }
 
-}  // namespace detail
-
-/// O(1), follows no pointer. `keep` is the policy's; `reads_attention`: it needs q and the log-sum-exp.
-SKIM_INLINE report check(const eviction_args& args, const retention& keep, bool reads_attention) {
-  using namespace detail;
-  const kv_view& kv = args.attended.kv;
-  if (args.attended.sequences) return fault(status::unsupported, "attended.sequence_count", 2, 1);
-  if (new_tokens(args) < 0) return fault(status::bad_extent, "attended.q.extents[0]", new_tokens(args), 0, "at least");
-  if (report r = check_kv(kv, new_tokens(args)); !r) return r;
-  if (reads_attention) {
-    if (report r = check_chunk(args.attended); !r) return r;
-    if (!args.attended.lse.data && new_tokens(args) > 0) return null_fault("attended.lse.data");
-  }
-  if (report r = check(keep); !r) return r;
-  if (keep.count == 0) return fault(status::bad_value, "keep.count", 0, 1, "at least");
-  if (!kv.positions && kv.capacity > 0) return null_fault("kv.positions");
-  const bool shared_positions = args.share_heads && kv.positions_stride == 0;
-  if (report r = check_metadata_stride("kv.positions_stride", kv.positions_stride, kv); !r && !shared_positions) {
-    return r;
-  }
-  if (kv.inverse_norms) {
-    if (report r = check_metadata_stride("kv.inverse_norms_stride", kv.inverse_norms_stride, kv); !r) return r;
-  }
-  if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads, number of)", 1, 0);
+SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retention& keep, pointers given) {
+  const kv_cache& kv = args.kv;
   if (args.how != compaction::pages) return {};
   if (kv.layout != kv_layout::paged) {
-    return fault(status::unsupported, "kv.layout (compaction by pages)", static_cast<int>(kv.layout),
-                 static_cast<int>(kv_layout::paged));
+    return fault(status::unsupported, "kv.layout (compaction by pages)", to_string(kv.layout),
+                 to_string(kv_layout::paged));
   }
   if (!args.share_heads) return fault(status::bad_value, "share_heads (compaction by pages)", 0, 1);
   if (keep.count % kv.page_size != 0) {
@@ -111,16 +128,64 @@ SKIM_INLINE report check(const eviction_args& args, const retention& keep, bool 
     return fault(status::bad_value, "keep.count (sinks, recent and a page that is not full)", keep.count,
                  ends * kv.page_size, "at least");
   }
-  if (!args.block_table && kv.tokens > 0) return null_fault("block_table");
+  if (given == pointers::required && !args.block_table && kv.tokens > 0) return null_fault("block_table");
   return {};
 }
 
+/// `keep` and `needs` are the policy's.
+SKIM_LOCAL constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
+                                           pointers given) {
+  const kv_cache& kv = args.kv;
+  if (args.attended.sequences) return fault(status::unsupported, "attended.sequences", "set", "null");
+  if (args.attended.batch.sequences != 0) {
+    return fault(status::unsupported, "attended.batch.sequences", args.attended.batch.sequences, 0);
+  }
+  if (report r = check_range("new_tokens", args.new_tokens, 0, largest_index); !r) return r;
+  if (report r = check_kv(kv, args.new_tokens, given); !r) return r;
+  if (needs.lse) {
+    if (report r = check_extent(args.attended.q, 0, args.new_tokens, "attended.q"); !r) return r;
+    if (report r = check_chunk(attended_call(args), given); !r) return r;
+    if (given == pointers::required && !args.attended.lse.data && args.new_tokens > 0) {
+      return null_fault("attended.lse.data");
+    }
+  }
+  if (report r = check_enumerator("how", args.how, compaction::pages); !r) return r;
+  if (report r = skim::check(keep); !r) return r;
+  if (keep.count == 0) {
+    return fault(status::bad_value, "keep.fraction (an evictor keeps a count)", keep.fraction, 0);
+  }
+  if (given == pointers::required && !kv.positions && kv.capacity > 0) return null_fault("kv.positions");
+  const bool shared_positions = args.share_heads && kv.positions_stride == 0;
+  if (kv.positions && !shared_positions) {
+    if (report r = check_metadata_apart("kv.positions_stride", kv.positions_stride, kv); !r) return r;
+  }
+  if (kv.inverse_norms) {
+    if (report r = check_metadata_apart("kv.inverse_norms_stride", kv.inverse_norms_stride, kv); !r) return r;
+  }
+  if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads)", "set", "null");
+  return check_pages(args, keep, given);
+}
+
+}  // namespace detail
+
+/// O(1), follows no pointer. `keep` and `needs` are the policy's.
+SKIM_LOCAL constexpr report check(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+  return detail::check_eviction(args, keep, needs, detail::pointers::required);
+}
+
+/// The same before there is memory: pointers may be null.
+SKIM_LOCAL constexpr report check_shape(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+  return detail::check_eviction(args, keep, needs, detail::pointers::ignored);
+}
+
 /// Reads what `check` may not: lengths, block table, the lists that attention read, budgets. Host memory only.
-inline report check_indices(const eviction_args& args, const retention& keep, bool reads_attention) {
-  using detail::fault;
-  if (report r = check(args, keep, reads_attention); !r) return r;
-  const kv_view& kv = args.attended.kv;
-  if (report r = detail::check_chunk_indices(args.attended, reads_attention ? args.read : nullptr); !r) return r;
+SKIM_LOCAL report check_indices(const eviction_args& args, const retention& keep, const policy_needs& needs) {
+  if (report r = check(args, keep, needs); !r) return r;
+  const kv_cache& kv = args.kv;
+  if (report r = detail::check_kv_indices(kv, args.new_tokens); !r) return r;
+  if (needs.lse) {
+    if (report r = detail::check_chunk_indices(attended_call(args), args.read); !r) return r;
+  }
   for (std::int64_t head = 0; args.share_heads && head < kv.heads; ++head) {
     if (kv.length(head) != kv.tokens) {
       return fault(status::bad_index, "kv.lengths[h] (with share_heads)", kv.length(head), kv.tokens);
@@ -128,47 +193,11 @@ inline report check_indices(const eviction_args& args, const retention& keep, bo
   }
   const std::int64_t least = keep.sinks + keep.recent > 1 ? keep.sinks + keep.recent : 1;
   for (std::int64_t head = 0; args.budgets && head < kv.heads; ++head) {
-    const std::int64_t budget = args.budgets[head];
-    if (budget < least) return fault(status::bad_index, "budgets[h]", budget, least, "at least");
-    if (budget > keep.count) return fault(status::bad_index, "budgets[h]", budget, keep.count, "at most");
+    if (report r = detail::check_range("budgets[h]", args.budgets[head], least, keep.count, status::bad_index); !r)
+      return r;
   }
   return {};
 }
 
-/// Calls `move(from, to)`, in an order that is safe in place, for every token that compaction brings to another slot.
-/// `list` holds the `count` slots that stay, ascending.
-template <class Move>
-SKIM_HD SKIM_INLINE void for_each_move(compaction how, const std::int32_t* list, std::int64_t count, const Move& move) {
-  if (how != compaction::refill) {
-    for (std::int64_t to = 0; to < count; ++to) {
-      if (list[to] != to) move(std::int64_t{list[to]}, to);
-    }
-    return;
-  }
-  std::int64_t mover = count;  // the survivors behind slot `count` are as many as the holes before it
-  while (mover > 0 && list[mover - 1] >= count) --mover;
-  for (std::int64_t to = 0, next = 0, staying = mover; mover < count; ++to) {
-    if (next < staying && list[next] == to) {
-      ++next;
-    } else {
-      move(std::int64_t{list[mover++]}, to);
-    }
-  }
-}
-
-/// Calls `visit(slot)` for the slots of [0, n) that are not listed, ascending.
-template <class Visit>
-SKIM_HD SKIM_INLINE void for_each_evicted(const std::int32_t* list, std::int64_t count, std::int64_t n,
-                                          const Visit& visit) {
-  std::int64_t next = 0;
-  for (std::int64_t slot = 0; slot < n; ++slot) {
-    if (next < count && list[next] == slot) {
-      ++next;
-    } else {
-      visit(slot);
-    }
-  }
-}
-
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -10,13 +10,11 @@
 
 #include <skim/config.hpp>
 
-#include <atomic>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 namespace detail {
 
@@ -76,54 +74,48 @@ class host_executor {
   dispatch dispatch_;
 };
 
-/// The meeting point of a team, in memory of the host; one per team, default-constructed once, reused call after call.
-struct team_barrier {
-  std::atomic<std::int64_t> next{0};         ///< the loop's next index
-  std::atomic<std::uint32_t> arrived{0};     ///< members waiting
-  std::atomic<std::uint32_t> generation{0};  ///< loops finished
-};
+namespace detail {
 
-/// For hosts in which every thread calls the operation itself ("task ith of nth", as in ggml): each of `nth` threads
-/// calls `run` with equal arguments and its own `ith`. Members take indices from a shared counter and spin at the end
-/// of each loop. All members return the same report; each has returned when its own part and every loop are done.
-class team_executor {
+using loop_body = void (*)(const void* context, std::int64_t index, unsigned worker);
+
+/// Static, that is a copy for each unit: units compiled for different processors may be linked together, and a shared copy
+/// could have the instructions of the wrong one.
+template <class E>
+static void loop_on(const void* executor, std::int64_t n, loop_body run, const void* context) {
+  static_cast<const E*>(executor)->parallel_for(
+      n, [run, context](std::int64_t index, unsigned worker) SKIM_LAMBDA_INLINE { run(context, index, worker); });
+}
+
+}  // namespace detail
+
+/// Any executor, as operations and policies take it: two pointers and a count, so that they are compiled once for all. It
+/// refers to the executor it was made from, which must live as long.
+class executor_ref {
  public:
-  team_executor(unsigned ith, unsigned nth, team_barrier& barrier) : ith_(ith), nth_(nth), barrier_(&barrier) {}
+  template <class E, class = std::enable_if_t<!std::is_same_v<E, executor_ref>>>
+  SKIM_INLINE executor_ref(const E& executor)  // NOLINT: every executor converts
+      : executor_(&executor), loop_(&detail::loop_on<E>), workers_(executor.concurrency()) {
+    static_assert(is_executor_v<E>,
+                  "an executor needs: unsigned concurrency() const, and a parallel_for(n, body) const");
+  }
 
-  SKIM_INLINE unsigned concurrency() const { return nth_; }
+  SKIM_INLINE unsigned concurrency() const { return workers_; }
 
   template <class Body>
   SKIM_INLINE void parallel_for(std::int64_t n, const Body& body) const {
-    for (;;) {
-      const std::int64_t index = barrier_->next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= n) break;
-      body(index, ith_);
-    }
-    wait();
+    const detail::loop_body run = [](const void* context, std::int64_t index, unsigned worker) {
+      (*static_cast<const Body*>(context))(index, worker);
+    };
+    loop_(executor_, n, run, &body);
   }
 
  private:
-  void wait() const {
-    const std::uint32_t generation = barrier_->generation.load(std::memory_order_acquire);
-    if (barrier_->arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == nth_) {
-      barrier_->next.store(0, std::memory_order_relaxed);
-      barrier_->arrived.store(0, std::memory_order_relaxed);
-      barrier_->generation.store(generation + 1, std::memory_order_release);
-      return;
-    }
-    // The host lends as many cores as members; where it lends fewer, yielding lets the others arrive.
-    for (unsigned spins = 0; barrier_->generation.load(std::memory_order_acquire) == generation; ++spins) {
-      if (spins < 4096) {
-        SKIM_PAUSE();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
-
-  unsigned ith_, nth_;
-  team_barrier* barrier_;
+  const void* executor_;
+  void (*loop_)(const void* executor, std::int64_t n, detail::loop_body run, const void* context);
+  unsigned workers_;
 };
 
-}  // namespace v0
+static_assert(std::is_trivially_copyable_v<executor_ref>, "a reference is two pointers and a count");
+
+}  // namespace v0_2
 }  // namespace skim

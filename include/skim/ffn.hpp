@@ -1,23 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The FFN of one block of tokens, on all neurons or on a list of them: arguments, `check`, `check_indices`, cost.
+/// \file The FFN of blocks of tokens, on all neurons or on a list of them per block: arguments, `check`, `check_indices`,
+/// cost.
 ///
-/// Glossary: `M` tokens of the block, `d` the model's width, `f` neurons, `K` neurons computed.
+/// Glossary: `M` tokens of the call, `d` the model's width, `f` neurons, `K` neurons computed.
 #pragma once
 
-#include <skim/attention.hpp>
-#include <skim/index_lists.hpp>
 #include <skim/math/activation.hpp>
+#include <skim/policy.hpp>
+#include <skim/weights.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
-/// Arguments of one FFN call: one layer, one block of tokens. Plain values and views.
+/// The rows of x that belong to one prompt.
+struct ffn_prompt {
+  std::int64_t rows = 0;
+  std::int64_t first_block = 0;  ///< number, in the prompt, of its first block in this call; from 0
+  bool last = false;             ///< the prompt ends with these rows
+  bool decode = false;           ///< the tokens are generated ones: see `neuron_retention::sparse_decode`
+};
+
+/// Arguments of one FFN call: one layer, the blocks of one prompt or of several. Plain values and views.
 ///
 ///     out = (act(x gate^T) * (x up^T)) down        gated
-///     out = act(x up^T) down                       plain, where `gate` has no data
+///     out = act(x up^T) down                       plain, where `gate` is empty
 ///
 /// A neuron is one row of each weight. `down` is therefore stored [f, d], the transpose of what checkpoints hold (see
 /// `transpose`): a neuron's three rows are contiguous, and any list of neurons costs what a range does.
+///
+/// The rows of a prompt fall into blocks of `block_tokens`, of which the last may be shorter. Each block is dense, or
+/// computes neurons of its own: see `neuron_retention`. A prompt without rows is one empty block. Blocks do not see each
+/// other: a call gives the bits that calls for each block would give in turn.
 struct ffn_args {
   tensor_view<const void, 2> x;     ///< [M, d], any element type: the FFN's input, after the norm
   tensor_view<const void, 2> gate;  ///< [f, d], or empty
@@ -26,187 +39,191 @@ struct ffn_args {
   tensor_view<void, 2> out;         ///< [M, d], any element type; must not overlap any input
   activation act = activation::silu;
 
-  std::int64_t block = 0;  ///< number of the block in the prompt, from 0
-  bool last = false;       ///< the block is the prompt's last
-  bool decode = false;     ///< the tokens are generated ones: see `neuron_retention::sparse_decode`
+  std::int64_t block_tokens = 0;  ///< rows of a block; 0 = all rows of a prompt
+
+  // One prompt:
+  std::int64_t first_block = 0;  ///< number, in the prompt, of the call's first block; from 0
+  bool last = false;             ///< the prompt ends with this call
+  bool decode = false;           ///< the tokens are generated ones
+
+  // Or several, which replace the three above:
+  const ffn_prompt* prompts = nullptr;  ///< [prompt_count], host memory: their rows follow each other, M in sum
+  std::int64_t prompt_count = 0;
 };
 
-SKIM_HD SKIM_INLINE bool is_gated(const ffn_args& args) {
-  return args.gate.data != nullptr;
+SKIM_HD SKIM_INLINE constexpr bool is_gated(const ffn_args& args) {
+  return args.gate.data != nullptr || args.gate.extents[0] != 0;
 }
 
-/// How many neurons a policy computes, and in which blocks it computes all.
-struct neuron_retention {
-  std::int64_t count = 0;      ///< neurons to compute, or
-  double fraction = 0;         ///< share of f, rounded up; exactly one of the two is set
-  bool dense_edges = true;     ///< the prompt's first and last block are dense (arXiv 2602.00397, section 3)
-  bool sparse_decode = false;  ///< generated tokens are sparse too
-
-  static constexpr neuron_retention budget(std::int64_t neurons) { return {neurons, 0}; }
-  static constexpr neuron_retention share(double fraction) { return {0, fraction}; }
-
-  /// Neurons computed of `f`; may exceed `f`.
-  SKIM_HD SKIM_INLINE constexpr std::int64_t neurons(std::int64_t f) const {
-    return count > 0 ? count : detail::share_of(fraction, f);
-  }
-};
-
-/// True if the call computes all neurons.
-SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, const ffn_args& args) {
-  if (keep.neurons(args.up.extents[0]) >= args.up.extents[0]) return true;
-  if (args.decode) return !keep.sparse_decode;
-  return keep.dense_edges && (args.block == 0 || args.last);
+SKIM_HD SKIM_INLINE constexpr std::int64_t prompt_count(const ffn_args& args) {
+  return args.prompts ? args.prompt_count : 1;
 }
 
-SKIM_INLINE constexpr report check(const neuron_retention& keep) {
-  using detail::fault;
-  if (keep.count < 0) return fault(status::bad_value, "keep.count", keep.count, 1, "at least");
-  if (!(keep.fraction >= 0 && keep.fraction <= 1)) {
-    return fault(status::bad_value, "keep.fraction", 0, 1, "above 0 and at most");
-  }
-  if (keep.count == 0 && keep.fraction == 0) return fault(status::bad_value, "keep.count", 0, 1, "at least");
-  if (keep.count > 0 && keep.fraction > 0) {
-    return fault(status::bad_value, "keep.count", keep.count, 0, "with keep.fraction set,");
-  }
-  return {};
+SKIM_HD SKIM_INLINE constexpr ffn_prompt prompt_at(const ffn_args& args, std::int64_t p) {
+  return args.prompts ? args.prompts[p] : ffn_prompt{args.x.extents[0], args.first_block, args.last, args.decode};
 }
 
 namespace detail {
 
-inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // of d and f; bounds scratch
-
-/// A matrix of a known type, and of a known shape where an expected extent is not negative.
-template <class T>
-SKIM_INLINE constexpr report check_matrix(const tensor_view<T, 2>& view, std::int64_t rows, std::int64_t columns,
-                                          const char* const (&names)[5]) {
-  if (report r = check_tensor(view, {names[0], names[1], names[2], names[3]}); !r) return r;
-  if (view.type == element::none) {
-    return fault(status::bad_type, names[4], 0, static_cast<int>(element::f32), "at least");
-  }
-  if (rows >= 0 && view.extents[0] != rows) return fault(status::bad_extent, names[0], view.extents[0], rows);
-  if (columns >= 0 && view.extents[1] != columns) {
-    return fault(status::bad_extent, names[1], view.extents[1], columns);
-  }
-  return {};
+SKIM_HD SKIM_INLINE constexpr std::int64_t blocks_of(const ffn_prompt& prompt, std::int64_t block_tokens) {
+  return block_tokens == 0 || prompt.rows == 0 ? 1 : (prompt.rows + block_tokens - 1) / block_tokens;
 }
 
-SKIM_INLINE constexpr report check_same_type(element type, element as, const char* name) {
-  return type == as ? report{} : fault(status::bad_type, name, static_cast<int>(type), static_cast<int>(as));
+/// Block `b` of a prompt whose first row is `row`, as a call of its own.
+SKIM_HD SKIM_INLINE ffn_args block_at(const ffn_args& args, const ffn_prompt& prompt, std::int64_t row,
+                                      std::int64_t b) {
+  const std::int64_t first = b * args.block_tokens, left = prompt.rows - first;
+  const bool ends = args.block_tokens == 0 || left <= args.block_tokens;
+  ffn_args block = args;
+  block.x = rows(args.x, row + first, ends ? left : args.block_tokens);
+  block.out = rows(args.out, row + first, ends ? left : args.block_tokens);
+  block.block_tokens = 0;
+  block.first_block = prompt.first_block + b;
+  block.last = prompt.last && ends;
+  block.decode = prompt.decode;
+  block.prompts = nullptr;
+  block.prompt_count = 0;
+  return block;
+}
+
+}  // namespace detail
+
+/// Blocks of the call.
+SKIM_HD SKIM_INLINE constexpr std::int64_t block_count(const ffn_args& args) {
+  std::int64_t blocks = 0;
+  for (std::int64_t p = 0; p < prompt_count(args); ++p) {
+    blocks += detail::blocks_of(prompt_at(args, p), args.block_tokens);
+  }
+  return blocks;
+}
+
+/// Calls `body(block, index)` for the blocks of the call, each as a call of its own, in the order of their rows.
+template <class Body>
+SKIM_INLINE void for_each_block(const ffn_args& args, const Body& body) {
+  std::int64_t row = 0, index = 0;
+  for (std::int64_t p = 0; p < prompt_count(args); ++p) {
+    const ffn_prompt prompt = prompt_at(args, p);
+    for (std::int64_t b = 0; b < detail::blocks_of(prompt, args.block_tokens); ++b) {
+      body(detail::block_at(args, prompt, row, b), index++);
+    }
+    row += prompt.rows;
+  }
+}
+
+/// Block `index` of the call, as a call of its own. O(prompts).
+SKIM_HD SKIM_INLINE ffn_args block_of(const ffn_args& args, std::int64_t index) {
+  std::int64_t row = 0, p = 0;
+  ffn_prompt prompt = prompt_at(args, p);
+  for (std::int64_t blocks; index >= (blocks = detail::blocks_of(prompt, args.block_tokens));) {
+    index -= blocks;
+    row += prompt.rows;
+    prompt = prompt_at(args, ++p);
+  }
+  return detail::block_at(args, prompt, row, index);
+}
+
+/// True if a call of one block computes all neurons.
+SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, const ffn_args& block) {
+  if (keep.neurons(block.up.extents[0]) >= block.up.extents[0]) return true;
+  if (block.decode) return !keep.sparse_decode;
+  return keep.dense_edges && (block.first_block == 0 || block.last);
+}
+
+namespace detail {
+
+inline constexpr std::int64_t largest_block = largest_reach;  // numbers of blocks are added up
+
+SKIM_LOCAL constexpr report check_prompts(const ffn_args& args) {
+  if (report r = check_range("block_tokens", args.block_tokens, 0, largest_width, status::bad_value); !r) return r;
+  if (!args.prompts) {
+    if (args.prompt_count != 0) return null_fault("prompts");
+    return check_range("first_block", args.first_block, 0, largest_block, status::bad_value);
+  }
+  if (report r = check_range("prompt_count", args.prompt_count, 0, largest_index); !r) return r;
+  std::int64_t left = args.x.extents[0];
+  for (std::int64_t p = 0; p < args.prompt_count; ++p) {
+    const ffn_prompt& prompt = args.prompts[p];
+    if (report r = check_range("prompts[p].rows", prompt.rows, 0, left); !r) return r;
+    if (report r = check_range("prompts[p].first_block", prompt.first_block, 0, largest_block, status::bad_value); !r) {
+      return r;
+    }
+    left -= prompt.rows;
+  }
+  if (left == 0) return {};
+  return part_fault(status::bad_extent, "x", part::extents, 0, args.x.extents[0], args.x.extents[0] - left,
+                    "the prompts' rows in sum,");
 }
 
 /// What `check` says of everything but the output: all that choosing neurons needs.
-SKIM_INLINE constexpr report check_ffn_input(const ffn_args& args) {
-  if (report r = check_matrix(args.x, -1, -1, {"x.extents[0]", "x.extents[1]", "x.strides[1]", "x.data", "x.type"});
-      !r) {
-    return r;
-  }
-  const std::int64_t M = args.x.extents[0], d = args.x.extents[1], f = args.up.extents[0];
-  if (M > largest_width) return fault(status::bad_extent, "x.extents[0]", M, largest_width, "at most");
-  if (d < 1) return fault(status::bad_extent, "x.extents[1]", d, 1, "at least");
-  if (d > largest_width) return fault(status::unsupported, "x.extents[1]", d, largest_width, "at most");
-  if (f < 1) return fault(status::bad_extent, "up.extents[0]", f, 1, "at least");
-  if (f > largest_width) return fault(status::unsupported, "up.extents[0]", f, largest_width, "at most");
-  if (report r = check_matrix(args.up, f, d, {"up.extents[0]", "up.extents[1]", "up.strides[1]", "up.data", "up.type"});
-      !r) {
-    return r;
-  }
-  if (report r = check_matrix(args.down, f, d,
-                              {"down.extents[0]", "down.extents[1]", "down.strides[1]", "down.data", "down.type"});
-      !r) {
-    return r;
-  }
-  if (report r = check_same_type(args.down.type, args.up.type, "down.type"); !r) return r;
+SKIM_LOCAL constexpr report check_ffn_input(const ffn_args& args, pointers given = pointers::required) {
+  if (report r = check_tokens(args.x, "x", given); !r) return r;
+  if (report r = check_width(args.up, 0, "up"); !r) return r;
+  const std::int64_t d = args.x.extents[1], f = args.up.extents[0];
+  if (report r = check_matrix(args.up, f, d, "up", given); !r) return r;
+  if (report r = check_matrix(args.down, f, d, "down", given); !r) return r;
+  if (report r = check_same_type(args.down.type, args.up.type, "down"); !r) return r;
   if (is_gated(args)) {
-    if (report r = check_matrix(args.gate, f, d,
-                                {"gate.extents[0]", "gate.extents[1]", "gate.strides[1]", "gate.data", "gate.type"});
-        !r) {
-      return r;
-    }
-    if (report r = check_same_type(args.gate.type, args.up.type, "gate.type"); !r) return r;
-  } else if (args.gate.extents[0] != 0) {
-    return null_fault("gate.data");
+    if (report r = check_matrix(args.gate, f, d, "gate", given); !r) return r;
+    if (report r = check_same_type(args.gate.type, args.up.type, "gate"); !r) return r;
   }
-  if (args.act > activation::relu_squared) {
-    return fault(status::bad_value, "act", static_cast<int>(args.act), static_cast<int>(activation::relu_squared),
-                 "at most");
-  }
-  if (args.block < 0) return fault(status::bad_value, "block", args.block, 0, "at least");
-  return {};
+  if (report r = check_enumerator("act", args.act, activation::relu_squared); !r) return r;
+  return check_prompts(args);
+}
+
+SKIM_LOCAL constexpr report check_ffn(const ffn_args& args, pointers given) {
+  if (report r = check_ffn_input(args, given); !r) return r;
+  return check_matrix(args.out, args.x.extents[0], args.x.extents[1], "out", given);
 }
 
 }  // namespace detail
 
-/// Shapes, strides, types and numbers; O(1), follows no pointer. An empty block is valid.
-SKIM_INLINE constexpr report check(const ffn_args& args) {
-  if (report r = detail::check_ffn_input(args); !r) return r;
-  return detail::check_matrix(args.out, args.x.extents[0], args.x.extents[1],
-                              {"out.extents[0]", "out.extents[1]", "out.strides[1]", "out.data", "out.type"});
+/// Shapes, strides, types and numbers; O(1), O(prompts) for several. Follows no pointer but `prompts`. M may be 0.
+SKIM_LOCAL constexpr report check(const ffn_args& args) {
+  return detail::check_ffn(args, detail::pointers::required);
+}
+
+/// The same before there is memory: pointers may be null (but `prompts`, which describes shapes, not).
+SKIM_LOCAL constexpr report check_shape(const ffn_args& args) {
+  return detail::check_ffn(args, detail::pointers::ignored);
 }
 
 namespace detail {
 
-/// Whether the list's neurons ascend within [0, f).
-SKIM_INLINE constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
-  const std::int64_t count = lists.counts[0];
-  if (count < 0) return fault(status::bad_index, "lists.counts[0]", count, 0, "at least");
-  if (count > lists.capacity) return fault(status::bad_index, "lists.counts[0]", count, lists.capacity, "at most");
-  std::int64_t least = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t neuron = lists.indices[i];
-    if (neuron < least) return fault(status::bad_index, "lists.indices[i]", neuron, least, "ascending: at least");
-    if (neuron >= f) return fault(status::bad_index, "lists.indices[i]", neuron, f - 1, "at most");
-    least = neuron + 1;
+/// Whether the neurons of each list ascend within [0, f). Reads the lists.
+SKIM_LOCAL constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
+  for (std::int64_t row = 0; row < lists.rows; ++row) {
+    const std::int64_t count = lists.counts[row];
+    if (report r = check_range("lists.counts[r]", count, 0, lists.capacity, status::bad_index); !r) return r;
+    std::int64_t least = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t neuron = lists.row(row)[i];
+      if (neuron < least) {
+        return fault(status::bad_index, "lists.indices[r][i]", neuron, least, "ascending: at least");
+      }
+      if (neuron >= f) return fault(status::bad_index, "lists.indices[r][i]", neuron, f - 1, "at most");
+      least = neuron + 1;
+    }
   }
   return {};
 }
 
 }  // namespace detail
 
-/// `check`, and whether the list's neurons ascend within [0, f). Reads the list: host memory.
-inline report check_indices(const ffn_args& args, const index_lists& lists) {
+/// `check`, and whether each block's neurons ascend within [0, f). Reads the lists: host memory.
+SKIM_LOCAL report check_indices(const ffn_args& args, const index_lists& lists) {
   if (report r = check(args); !r) return r;
-  if (report r = detail::check_room(lists, 1, 0); !r) return r;
+  if (report r = detail::check_room(lists, block_count(args), 0); !r) return r;
   return detail::check_neurons(lists, args.up.extents[0]);
 }
 
-/// Computing `neurons` neurons for a block: weights are read once, x and out once.
+/// Computing `neurons` neurons for all rows of the call: weights are read once, x and out once.
 SKIM_HD SKIM_INLINE cost_estimate ffn_cost(const ffn_args& args, std::int64_t neurons) {
   const double M = static_cast<double>(args.x.extents[0]), d = static_cast<double>(args.x.extents[1]);
   const double K = static_cast<double>(neurons), weights = is_gated(args) ? 3 : 2;
-  return {2 * M * d * K * weights, K * d * weights * static_cast<double>(element_bytes(args.up.type)) +
-                                       M * d * static_cast<double>(element_bytes(args.x.type)) +
-                                       M * d * static_cast<double>(element_bytes(args.out.type))};
+  const auto row_bytes = [&args](element type) { return static_cast<double>(bytes_of(type, args.x.extents[1])); };
+  return {2 * M * d * K * weights,
+          K * weights * row_bytes(args.up.type) + M * row_bytes(args.x.type) + M * row_bytes(args.out.type)};
 }
 
-/// to [f, d] = from [d, f], transposed: a checkpoint's down projection becomes rows of neurons. Types must be equal.
-/// Plain loops, for the time of loading. Statuses: those of shapes, strides, types and pointers.
-inline report transpose(const tensor_view<const void, 2>& from, const tensor_view<void, 2>& to) {
-  using namespace detail;
-  if (report r = check_matrix(from, -1, -1,
-                              {"from.extents[0]", "from.extents[1]", "from.strides[1]", "from.data", "from.type"});
-      !r) {
-    return r;
-  }
-  if (report r = check_matrix(to, from.extents[1], from.extents[0],
-                              {"to.extents[0]", "to.extents[1]", "to.strides[1]", "to.data", "to.type"});
-      !r) {
-    return r;
-  }
-  if (report r = check_same_type(to.type, from.type, "to.type"); !r) return r;
-  constexpr std::int64_t tile = 32;  // a tile's lines of both matrices stay in the first-level cache
-  const std::int64_t rows = from.extents[0], columns = from.extents[1];
-  const std::size_t bytes = static_cast<std::size_t>(element_bytes(from.type));
-  for (std::int64_t row = 0; row < rows; row += tile) {
-    for (std::int64_t column = 0; column < columns; column += tile) {
-      for (std::int64_t i = row; i < rows && i < row + tile; ++i) {
-        for (std::int64_t j = column; j < columns && j < column + tile; ++j) {
-          std::memcpy(to.at(j, i), from.at(i, j), bytes);
-        }
-      }
-    }
-  }
-  return {};
-}
-
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file What a selector answers: per KV head, the slots that a chunk reads.
+/// \file What a selector answers: per KV head, the slots that a chunk reads; what an evictor answers: those that stay.
 #pragma once
 
 #include <skim/status.hpp>
@@ -7,16 +7,19 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Slots of past tokens per KV head, ascending and without repeats. Memory is the caller's.
 ///
-/// With several sequences, sequence s and head h stand in row `s * Hk + h`.
+/// The rows of q of a sequence fall into blocks of `block_rows`, which choose apart: block b begins at the sequence's row
+/// `b * block_rows`, and its past is everything before it, the call's earlier rows included. A list row is (blocks before
+/// it, of all sequences) * Hk + head. Lists of neurons and of an eviction have no blocks of rows.
 struct index_lists {
   std::int32_t* indices = nullptr;  ///< [rows, capacity]
   std::int32_t* counts = nullptr;   ///< [rows]: how many of each row are in use
-  std::int64_t rows = 0;            ///< Hk, or sequences * Hk
+  std::int64_t rows = 0;            ///< blocks * Hk
   std::int64_t capacity = 0;        ///< row length and row stride, in elements
+  std::int64_t block_rows = 0;      ///< rows of q that share a choice; 0 = all rows of a sequence
 
   SKIM_HD SKIM_INLINE std::int32_t* row(std::int64_t r) const { return indices + r * capacity; }
 };
@@ -25,25 +28,17 @@ static_assert(std::is_trivially_copyable_v<index_lists>, "lists cross to devices
 
 namespace detail {
 
-/// fraction * all, rounded up; but a product that only rounding puts above a whole number is that number: 55 for 0.55 of
-/// 100, although 0.55 * 100.0 > 55.
-SKIM_HD SKIM_INLINE constexpr std::int64_t share_of(double fraction, std::int64_t all) {
-  const double exact = fraction * static_cast<double>(all) * (1 - 0x1p-50);
-  const std::int64_t whole = static_cast<std::int64_t>(exact);
-  return static_cast<double>(whole) < exact ? whole + 1 : whole;
-}
-
 /// Whether the lists have `rows` rows of at least `capacity` entries. Follows no pointer.
-SKIM_INLINE constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
+SKIM_LOCAL constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
   if (lists.rows != rows) return fault(status::bad_extent, "lists.rows", lists.rows, rows);
   if (lists.capacity < capacity) {
     return fault(status::bad_extent, "lists.capacity", lists.capacity, capacity, "at least");
   }
-  if (!lists.counts) return null_fault("lists.counts");
-  if (lists.capacity > 0 && !lists.indices) return null_fault("lists.indices");
+  if (rows > 0 && !lists.counts) return null_fault("lists.counts");
+  if (rows > 0 && lists.capacity > 0 && !lists.indices) return null_fault("lists.indices");
   return {};
 }
 
 }  // namespace detail
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Element types: f32 (float), f16 and bf16 as two-byte structs, and their scalar conversions.
+/// \file Element types: f32 (float), f16 and bf16 as two-byte structs, their scalar conversions, and what a stored row is.
 #pragma once
 
 #include <skim/config.hpp>
@@ -8,7 +8,7 @@
 #include <type_traits>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// IEEE 754 binary16. The bits are those of `_Float16`, `__half` and `Eigen::half`, and a view may point at them: without
 /// "may alias", GCC 12 reorders the host's stores to its own type and loads through this one.
@@ -21,26 +21,101 @@ struct SKIM_MAY_ALIAS bf16 {
   std::uint16_t bits;
 };
 
-/// What a view with an erased element type (`T = void`) points to.
+/// What a view with an erased element type (`T = void`) points to. A stored type's number is its place in `stored_types`.
 enum class element : std::uint8_t { none, f32, f16, bf16 };
 
-SKIM_HD SKIM_INLINE constexpr std::int64_t element_bytes(element type) {
-  return type == element::f32 ? 4 : type == element::none ? 0 : 2;
+namespace detail {
+
+template <class... T>
+struct type_list {};
+
+/// The types of stored elements, in the order of `element`. A new one is an entry here, `to_float` and `from_float` for it
+/// beside its definition and, for speed, `cpu::simd::load` and `store`; tests add one by this macro.
+#if defined(SKIM_ONE_MORE_STORED_TYPE)
+using stored_types = type_list<float, f16, bf16, SKIM_ONE_MORE_STORED_TYPE>;
+#else
+using stored_types = type_list<float, f16, bf16>;
+#endif
+
+template <class T, class... Stored>
+SKIM_HD constexpr element find_element(type_list<Stored...>) {
+  constexpr bool same[] = {std::is_same_v<T, Stored>...};
+  for (std::size_t i = 0; i < sizeof...(Stored); ++i) {
+    if (same[i]) return static_cast<element>(i + 1);
+  }
+  return element::none;
 }
 
-inline constexpr const char* to_string(element type) {
-  return type == element::f32 ? "f32" : type == element::f16 ? "f16" : type == element::bf16 ? "bf16" : "none";
+/// What `stored_range` answers for types that are stored as they are.
+template <class T>
+SKIM_HD constexpr float stored_range(T) {
+  return 0;
 }
+
+struct size_of_stored {
+  template <class T>
+  SKIM_HD constexpr std::int64_t operator()(T) const {
+    return static_cast<std::int64_t>(sizeof(T));
+  }
+};
+struct range_of_stored {
+  template <class T>
+  SKIM_HD constexpr float operator()(T stored) const {
+    return stored_range(stored);
+  }
+};
+
+/// `number(T{})` of the C++ type that is `type`; 0 where there is none.
+template <class Number, class... Stored>
+SKIM_HD SKIM_INLINE constexpr auto find_number(element type, type_list<Stored...>, Number number) {
+  const decltype(number(0.0f)) numbers[] = {0, number(Stored{})...};
+  return static_cast<std::size_t>(type) <= sizeof...(Stored) ? numbers[static_cast<std::size_t>(type)] : numbers[0];
+}
+
+}  // namespace detail
 
 /// `element_of<T>`: the tag of a C++ type; `none` for every type that is no tensor element.
 template <class T>
-inline constexpr element element_of = element::none;
-template <>
-inline constexpr element element_of<float> = element::f32;
-template <>
-inline constexpr element element_of<f16> = element::f16;
-template <>
-inline constexpr element element_of<bf16> = element::bf16;
+inline constexpr element element_of = detail::find_element<T>(detail::stored_types{});
+
+/// How elements of a type lie in memory: `values` of them, which belong together, take `bytes`. `range` is the largest
+/// number that the type holds where it is meant to be scaled to that, 0 where it is not.
+struct element_format {
+  std::int64_t values = 1, bytes = 0;
+  float range = 0;
+};
+
+SKIM_HD SKIM_INLINE constexpr element_format format_of(element type) {
+  element_format format;
+  format.bytes = detail::find_number(type, detail::stored_types{}, detail::size_of_stored{});
+  format.range = detail::find_number(type, detail::stored_types{}, detail::range_of_stored{});
+  return format;
+}
+
+/// Bytes of `values` elements, a number of whole blocks; negative for a negative number.
+SKIM_HD SKIM_INLINE constexpr std::int64_t bytes_of(element type, std::int64_t values) {
+  const element_format format = format_of(type);
+  return values / format.values * format.bytes;
+}
+
+/// True for the types that views may have.
+SKIM_HD SKIM_INLINE constexpr bool is_stored(element type) {
+  return format_of(type).bytes > 0;
+}
+
+SKIM_LOCAL constexpr const char* to_string(element type) {
+  switch (type) {
+    case element::none:
+      return "none";
+    case element::f32:
+      return "f32";
+    case element::f16:
+      return "f16";
+    case element::bf16:
+      return "bf16";
+  }
+  return "an unknown type";
+}
 
 namespace detail {
 
@@ -118,26 +193,46 @@ SKIM_HD SKIM_INLINE f16 from_float<f16>(float value) {
   return f16{static_cast<std::uint16_t>(sign | half)};
 }
 
+namespace detail {
+
+template <class Body>
+SKIM_HD SKIM_INLINE void with_stored_type(element, type_list<>, const Body&) {}
+
+/// Calls `body(T{})`, T being the C++ type of `type`; does nothing where there is none.
+template <class T, class... Others, class Body>
+SKIM_HD SKIM_INLINE void with_stored_type(element type, type_list<T, Others...>, const Body& body) {
+  if (type == element_of<T>) {
+    body(T{});
+  } else {
+    with_stored_type(type, type_list<Others...>{}, body);
+  }
+}
+
+}  // namespace detail
+
 /// Reads element `index` of an array whose type is known at run time only. For loops where speed does not matter.
-SKIM_HD inline float load_element(const void* data, element type, std::int64_t index) {
-  if (type == element::f32) return static_cast<const float*>(data)[index];
-  if (type == element::f16) return to_float(static_cast<const f16*>(data)[index]);
-  return to_float(static_cast<const bf16*>(data)[index]);
+SKIM_HD SKIM_INLINE float load_element(const void* data, element type, std::int64_t index) {
+  float value = 0;
+  detail::with_stored_type(type, detail::stored_types{},
+                           [&](auto t) { value = to_float(static_cast<const decltype(t)*>(data)[index]); });
+  return value;
 }
 
 /// Writes element `index`, rounded to nearest even.
-SKIM_HD inline void store_element(void* data, element type, std::int64_t index, float value) {
-  if (type == element::f32) {
-    static_cast<float*>(data)[index] = value;
-  } else if (type == element::f16) {
-    static_cast<f16*>(data)[index] = from_float<f16>(value);
-  } else {
-    static_cast<bf16*>(data)[index] = from_float<bf16>(value);
-  }
+SKIM_HD SKIM_INLINE void store_element(void* data, element type, std::int64_t index, float value) {
+  detail::with_stored_type(type, detail::stored_types{},
+                           [&](auto t) { static_cast<decltype(t)*>(data)[index] = from_float<decltype(t)>(value); });
 }
+
+/// One row of keys, values or weights as it is stored: elements of `type`, times `scale`.
+struct stored_row {
+  const void* data;
+  element type;
+  float scale = 1;
+};
 
 static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2, "16-bit storage types must be two bytes");
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>, "storage types are plain bits");
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file An evictor policy that lacks hook number CASE (1 to 3), or none; CAOTE over a base without scores (4), and over
 /// an evictor of one's own without weights (5).
-#include <skim/cpu/caote.hpp>
 #include <skim/cpu/eviction.hpp>
-#include <skim/cpu/sink_window.hpp>
-#include <skim/cpu/tova.hpp>
+#include <skim/cpu/evictor/caote.hpp>
+#include <skim/cpu/evictor/tova.hpp>
+#include <skim/selector/sink_window.hpp>
 
 struct evictor {
 #if CASE != 1
@@ -16,14 +16,13 @@ struct evictor {
   }
 #endif
 #if CASE != 3
-  template <class Executor>
   void score(const skim::eviction_args& args, skim::tensor_view<float, 2> scores, skim::memory, skim::memory,
-             const Executor& executor) const {
-    executor.parallel_for(args.attended.kv.heads, [&](std::int64_t head, unsigned) { *scores.at(head, 0) = 0; });
+             skim::executor_ref executor) const {
+    executor.parallel_for(args.kv.heads, [&](std::int64_t head, unsigned) { *scores.at(head, 0) = 0; });
   }
 #endif
 #if CASE != 5
-  float weight(float score) const {
+  float caote_weight(float score) const {
     return score;
   }
 #endif
@@ -50,6 +49,10 @@ skim::report evict_by_output(const skim::eviction_args& args, const skim::index_
 
 skim::report evict_quickly(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory workspace) {
   return evict(skim::fast_caote<base>{}, args, lists, workspace);
+}
+
+skim::report evict_last(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory workspace) {
+  return evict(skim::sink_window{}, args, lists, workspace);
 }
 
 skim::report evict_alone(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory workspace) {

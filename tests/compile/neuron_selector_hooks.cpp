@@ -12,10 +12,9 @@ struct selector {
   }
 #endif
 #if CASE != 3
-  template <class Executor>
-  void predict(const skim::ffn_args&, skim::tensor_view<float, 1> scores, skim::memory, skim::memory,
-               const Executor& executor) const {
-    executor.parallel_for(scores.extents[0], [&](std::int64_t j, unsigned) { *scores.at(j) = 0; });
+  void score(const skim::ffn_args&, skim::tensor_view<float, 2> scores, skim::memory, skim::memory,
+             skim::executor_ref executor) const {
+    executor.parallel_for(scores.extents[1], [&](std::int64_t j, unsigned) { *scores.at(0, j) = 0; });
   }
 #endif
 };

@@ -14,9 +14,9 @@ int main() {
   args.out = skim::tensor_view<float, 3>(out, {1, 1, 8});
   args.kv = skim::contiguous_kv(skim::tensor_view<float, 3>(keys, {5, 1, 8}),
                                 skim::tensor_view<float, 3>(values, {5, 1, 8}), 5);
-  alignas(64) static char scratch[1 << 20];
-  const skim::report report =
-      skim::cpu::attention<>{}.run(args, {}, {scratch, sizeof scratch}, skim::serial_executor{});
+  const skim::cpu::attention<> op;
+  const skim::buffer workspace(op.workspace_bytes(args, 1));
+  const skim::report report = op.run(args, {}, workspace, skim::serial_executor{});
   const float sparse = sparse_attention(args);
   std::printf("skim %d.%d: dense %g, sparse %g\n", skim::version.major_version, skim::version.minor_version,
               static_cast<double>(out[0]), static_cast<double>(sparse));

@@ -3,11 +3,10 @@
 #include "allocation_counter.hpp"
 #include "calls.hpp"
 
-#include "../unit/eviction_case.hpp"
-#include "../unit/ffn_case.hpp"
+#include "support/eviction_case.hpp"
+#include "support/ffn_case.hpp"
 
-#include <skim/cpu/append.hpp>
-#include <skim/cpu/attention_importance.hpp>
+#include <skim/skim.hpp>
 
 #include <cstdlib>
 
@@ -27,7 +26,7 @@ int allocations_of(executor_choice choice, const Operation& operation) {
       members.emplace_back([&, ith] {
         ++ready;
         while (!count_allocations) std::this_thread::yield();
-        operation(behind_pointer(skim::team_executor(ith, choice.workers, barrier)));
+        operation(skim::executor_ref(skim::team_executor(ith, choice.workers, barrier)));
         ++done;
       });
     }
@@ -37,7 +36,7 @@ int allocations_of(executor_choice choice, const Operation& operation) {
     count_allocations = false;
     for (std::thread& member : members) member.join();
   } else {
-    run_on(choice, [&](const auto& executor) {
+    run_on(choice, [&](skim::executor_ref executor) {
       count_allocations = true;
       operation(executor);
       count_allocations = false;
@@ -67,26 +66,40 @@ attention_case large_call() {
   return c;
 }
 
-template <class Operation>
-void expect_none(const Operation& op, executor_choice choice) {
-  attention_inputs inputs(large_call());
+template <class Selector, class Accumulate>
+void expect_none_of(const skim::cpu::attention<Selector, Accumulate>& op, executor_choice choice,
+                    const attention_case& c) {
+  attention_inputs inputs(c);
   const skim::attention_args args = inputs.args();
-  const std::int64_t rows = 6, capacity = op.list_capacity(args);
-  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)), counts(rows);
-  const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
+  const std::int64_t rows = skim::list_rows(args, op.block_rows()), capacity = op.list_capacity(args);
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)), counts(static_cast<std::size_t>(rows));
+  const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
+  const skim::cpu::attend<Accumulate> listed;
   aligned_memory workspace(op.workspace_bytes(args, choice.workers));
+  aligned_memory scratch(listed.workspace_bytes(args, lists.block_rows, choice.workers));
   std::atomic<int> refused{0};
   EXPECT_EQ(allocations_of(choice,
-                           [&](const auto& executor) {
+                           [&](skim::executor_ref executor) {
                              if (!op.run(args, {}, workspace.get(), executor)) ++refused;
                              if (!op.select(args, lists, {}, workspace.get(), executor)) ++refused;
-                             if (!op.attend(args, lists, workspace.get(), executor)) ++refused;
+                             if (!listed.run(args, lists, scratch.get(), executor)) ++refused;
                              if (!op.check(args) || !(op.cost(args).flops > 0)) ++refused;
-                             if (op.run(args, {}, {}, executor).ok())
-                               ++refused;  // a bad report allocates nothing either
+                             if (!check_indices(args, &lists)) ++refused;
+                             // A bad report allocates nothing either.
+                             if (op.run(args, {}, {}, executor).ok()) ++refused;
                            }),
             0);
   EXPECT_EQ(refused, 0);
+}
+
+template <class Selector, class Accumulate>
+void expect_none(const skim::cpu::attention<Selector, Accumulate>& op, executor_choice choice) {
+  attention_case c = large_call();
+  expect_none_of(op, choice, c);
+  c.lengths = false;
+  c.batch = c.slopes = true;
+  c.bias = bias_kind::shared;
+  expect_none_of(op, choice, c);
 }
 
 TEST_P(allocation, is_not_done_by_attention) {
@@ -96,8 +109,8 @@ TEST_P(allocation, is_not_done_by_attention) {
 
 TEST_P(allocation, is_not_done_by_selections) {
   const skim::retention keep = skim::retention::budget(100, 4, 20);
-  expect_none(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{16}, keep}}, GetParam());
-  expect_none(skim::cpu::attention{skim::quoka{skim::queries::farthest_point{16}, keep}}, GetParam());
+  expect_none(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine(16), keep}}, GetParam());
+  expect_none(skim::cpu::attention{skim::quoka{skim::queries::farthest_point(16), keep.for_every(32)}}, GetParam());
   expect_none(skim::cpu::attention{skim::sink_window{skim::retention::budget(100, 4)}}, GetParam());
 }
 
@@ -113,7 +126,7 @@ TEST_P(allocation, is_not_done_by_append) {
   args.kv = cache.view(50);
   std::atomic<int> refused{0};
   EXPECT_EQ(allocations_of(GetParam(),
-                           [&](const auto& executor) {
+                           [&](skim::executor_ref executor) {
                              if (!skim::cpu::append(args, executor)) ++refused;
                            }),
             0);
@@ -130,15 +143,15 @@ void expect_no_eviction_allocates(const Policy& policy, executor_choice choice) 
   const skim::eviction_args args = inputs.args();
   const skim::cpu::eviction op{policy};
   lists_memory kept(c.call.Hk, op.list_capacity(args));
-  scores_memory scores(c.call.Hk, args.attended.kv.tokens);
+  scores_memory scores(c.call.Hk, args.kv.tokens);
   aligned_memory state(op.state_bytes(args)), workspace(op.workspace_bytes(args, choice.workers));
   std::atomic<int> refused{0};
   EXPECT_EQ(allocations_of(choice,
-                           [&](const auto& executor) {
+                           [&](skim::executor_ref executor) {
                              if (!op.reset(args, state.get(), executor)) ++refused;
                              if (!op.run(args, kept.lists, state.get(), workspace.get(), executor)) ++refused;
                              if (!op.score(args, scores.view(), state.get(), workspace.get(), executor)) ++refused;
-                             if (!op.keep(args, scores.view(), kept.lists, workspace.get(), executor)) ++refused;
+                             if (!op.choose(args, scores.view(), kept.lists, workspace.get(), executor)) ++refused;
                              if (op.run(args, kept.lists, {}, {}, executor).ok()) ++refused;
                            }),
             0);
@@ -166,7 +179,7 @@ TEST_P(allocation, is_not_done_by_attention_importance) {
   aligned_memory workspace(op.workspace_bytes(args, GetParam().workers));
   std::atomic<int> refused{0};
   EXPECT_EQ(allocations_of(GetParam(),
-                           [&](const auto& executor) {
+                           [&](skim::executor_ref executor) {
                              if (!op.run(args, workspace.get(), executor)) ++refused;
                            }),
             0);
@@ -183,14 +196,17 @@ TEST_P(allocation, is_not_done_by_ffns) {
   const skim::ffn_args args = inputs.args();
   const auto expect_none_of = [&](const auto& op) {
     std::vector<float> scores(200);
-    const skim::tensor_view<float, 1> view(scores.data(), {200});
+    const skim::tensor_view<float, 2> view(scores.data(), {1, 200});
+    std::vector<std::int32_t> indices(200), counts(1);
+    const skim::index_lists chosen{indices.data(), counts.data(), 1, 200};
     aligned_memory state(op.state_bytes(args)), workspace(op.workspace_bytes(args, GetParam().workers));
     std::atomic<int> refused{0};
     EXPECT_EQ(allocations_of(GetParam(),
-                             [&](const auto& executor) {
+                             [&](skim::executor_ref executor) {
                                if (!op.reset(args, state.get(), executor)) ++refused;
                                if (!op.run(args, state.get(), workspace.get(), executor)) ++refused;
-                               if (!op.predict(args, view, state.get(), workspace.get(), executor)) ++refused;
+                               if (!op.score(args, view, state.get(), workspace.get(), executor)) ++refused;
+                               if (!op.choose(args, view, chosen, workspace.get(), executor)) ++refused;
                                if (!op.compute(args, inputs.lists(), workspace.get(), executor)) ++refused;
                                if (!op.compensate(args, workspace.get(), executor)) ++refused;
                                if (op.run(args, {}, {}, executor).ok()) ++refused;
@@ -201,8 +217,31 @@ TEST_P(allocation, is_not_done_by_ffns) {
   const skim::neuron_retention keep = skim::neuron_retention::share(0.5);
   const skim::fastforward selector{keep, inputs.predictor(), inputs.compensator()};
   expect_none_of(skim::cpu::ffn{selector});
-  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_tiles()});
+  expect_none_of(skim::cpu::ffn{selector, skim::cpu::request_amx()});
   expect_none_of(skim::cpu::ffn{skim::static_set{keep}});
+}
+
+TEST_P(allocation, is_not_done_by_linear_layers) {
+  strided_tensor x({1, 300, 100}), weight({1, 200, 100}), out({1, 300, 200});
+  x.fill(normal_values(300 * 100, 1));
+  weight.fill(normal_values(200 * 100, 2));
+  const auto matrix = [](strided_tensor& tensor) {
+    const skim::tensor_view<void, 3> all = tensor.view();
+    return skim::tensor_view<void, 2>(all.data, {all.extents[1], all.extents[2]}, all.type);
+  };
+  skim::linear_args args;
+  args.x = matrix(x);
+  args.weight = matrix(weight);
+  args.out = matrix(out);
+  const skim::cpu::linear op{};
+  aligned_memory workspace(op.workspace_bytes(args, GetParam().workers));
+  std::atomic<int> refused{0};
+  EXPECT_EQ(allocations_of(GetParam(),
+                           [&](skim::executor_ref executor) {
+                             if (!op.run(args, workspace.get(), executor)) ++refused;
+                           }),
+            0);
+  EXPECT_EQ(refused, 0);
 }
 
 TEST(AllocationCounter, Counts) {

@@ -2,10 +2,12 @@
 /// \file Running sampled calls and comparing their results bit by bit.
 #pragma once
 
-#include "../unit/attention_sample.hpp"
-#include "../unit/executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
 
-#include <skim/skim.hpp>
+#include <skim/cpu/attention.hpp>
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
 
 #include <gtest/gtest.h>
 
@@ -15,11 +17,11 @@
 
 namespace skim_test {
 
-using bytes = std::vector<unsigned char>;
+using result_bytes = std::vector<unsigned char>;
 
 /// The bits that a call leaves.
 struct result {
-  bytes out, lse;
+  result_bytes out, lse;
 };
 
 inline bool operator==(const result& a, const result& b) {
@@ -34,15 +36,19 @@ inline result result_of(attention_inputs& inputs) {
   return {inputs.out().bytes(), inputs.lse().bytes()};
 }
 
-/// Attends with `op` on a given executor, over the case's lists if it has some, and checks guards.
-template <class Operation, class Run>
-result attend_by(const Operation& op, const attention_case& c, attention_inputs& inputs, aligned_memory& workspace,
-                 const Run& run) {
+/// Attends with `op`, over the case's lists if it has some, and checks guards.
+template <class Selector, class Accumulate>
+result attend_on(executor_choice choice, const skim::cpu::attention<Selector, Accumulate>& op, const attention_case& c,
+                 attention_inputs& inputs, unsigned char fill = 0xff) {
   const skim::attention_args args = inputs.args();
-  run([&](const auto& executor) {
-    const skim::report report = c.lists == lists_kind::none
-                                    ? op.run(args, {}, workspace.get(), executor)
-                                    : op.attend(args, *inputs.lists(), workspace.get(), executor);
+  const skim::index_lists* const lists = c.lists == lists_kind::none ? nullptr : inputs.lists();
+  const skim::cpu::attend<Accumulate> listed{op.accumulate};
+  aligned_memory workspace(lists ? listed.workspace_bytes(args, lists->block_rows, choice.workers)
+                                 : op.workspace_bytes(args, choice.workers),
+                           fill);
+  run_on(choice, [&](skim::executor_ref executor) {
+    const skim::report report =
+        lists ? listed.run(args, *lists, workspace.get(), executor) : op.run(args, {}, workspace.get(), executor);
     EXPECT_TRUE(report.ok());
   });
   EXPECT_TRUE(workspace.guards_intact()) << "written outside the workspace";
@@ -54,21 +60,30 @@ result attend_by(const Operation& op, const attention_case& c, attention_inputs&
 /// On the calling thread.
 template <class Operation>
 result attend(const Operation& op, const attention_case& c, attention_inputs& inputs, unsigned char fill = 0xff) {
-  aligned_memory workspace(op.workspace_bytes(inputs.args(), 1), fill);
-  return attend_by(op, c, inputs, workspace, [](const auto& operation) { operation(skim::serial_executor{}); });
-}
-
-/// On any executor.
-template <class Operation>
-result attend_on(executor_choice choice, const Operation& op, const attention_case& c, attention_inputs& inputs) {
-  aligned_memory workspace(op.workspace_bytes(inputs.args(), choice.workers));
-  return attend_by(op, c, inputs, workspace, [&](const auto& operation) { run_on(choice, operation); });
+  return attend_on({}, op, c, inputs, fill);
 }
 
 /// On the calling thread, with the case's own arithmetic.
 inline result attend(const attention_case& c, attention_inputs& inputs, unsigned char fill = 0xff) {
   if (c.dot_pairs) return attend(skim::cpu::attention<skim::dense, skim::accumulate::dot_pairs>{}, c, inputs, fill);
   return attend(skim::cpu::attention<>{}, c, inputs, fill);
+}
+
+/// A sequence of a call, or a block of its rows, as a call of its own.
+inline skim::attention_args part_of(skim::attention_args args, const skim::attention_sequence& part) {
+  args.sequences = nullptr;
+  args.offsets = nullptr;
+  args.sequence_count = 1;
+  args.batch = {};
+  args.kv = part.kv;
+  args.q = skim::rows(args.q, part.first_row, part.Tq);
+  args.out = skim::rows(args.out, part.first_row, part.Tq);
+  if (args.lse.data) args.lse = skim::rows(args.lse, part.first_row, part.Tq);
+  if (skim::has_bias(args)) {
+    args.bias.data = args.bias.at(0, part.first_row);
+    args.bias.extents[1] = part.Tq;
+  }
+  return args;
 }
 
 /// A call of every `step`-th sampled case. The largest are left to the unit tests: properties run each several times.

@@ -17,9 +17,9 @@ TEST(Budget, ThatCoversEverythingIsDenseBitForBit) {
     if (c.Tq == 0) return;
     attention_inputs dense_inputs(c), inputs(c), share_inputs(c);
     const result expected = attend(skim::cpu::attention<>{}, c, dense_inputs);
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(c.Tk + 1)}};
+    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1)}};
     EXPECT_EQ(attend(op, c, inputs), expected);
-    const skim::cpu::attention share{skim::quoka{skim::queries::newest{4}, skim::retention::share(1)}};
+    const skim::cpu::attention share{skim::quoka{skim::queries::newest(4), skim::retention::share(1).dense_under(0)}};
     EXPECT_EQ(attend(share, c, share_inputs), expected);
   });
 }
@@ -34,7 +34,8 @@ TEST(Budget, ThatCoversOneOfTwoSequencesLeavesThatOneExact) {
     c.lengths = lengths;
     attention_inputs inputs(c);
     skim::attention_args args = inputs.args();
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine{4}, skim::retention::budget(1600)}};
+    const skim::cpu::attention op{
+        skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(1600).dense_under(0)}};
     attend(op, c, inputs);
     const auto truth = skim::testing::attend_exactly(args);
     const std::int64_t first = args.offsets[2], Tq = args.offsets[3] - first;
@@ -52,6 +53,7 @@ TEST(Lists, OfEveryKeyAreDenseBitForBit) {
   for_sampled_calls(2, [](const attention_case& sampled) {
     attention_case c = sampled;
     c.lists = lists_kind::none;
+    c.block_rows = 0;
     attention_inputs dense_inputs(c);
     const result expected = attend(c, dense_inputs);
     c.lists = lists_kind::every;
@@ -71,21 +73,27 @@ TEST(Run, IsSelectThenAttend) {
     c.lse = c.lengths = true;
     c.sequences = 3;
     c.kv_type = skim::element::bf16;
-    const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point{6}, skim::retention::budget(80, 4, 16)}};
-    attention_inputs inputs(c), again(c);
-    const result expected = attend(op, c, inputs);
-    const skim::attention_args args = again.args();
-    const std::int64_t rows = c.sequences * c.Hk, capacity = op.list_capacity(args);
-    std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)),
-        counts(static_cast<std::size_t>(rows));
-    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
-    aligned_memory workspace(op.workspace_bytes(args, 1));
-    ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-    ASSERT_TRUE(check_indices(args, &lists).ok());
-    ASSERT_TRUE(op.attend(args, lists, workspace.get(), skim::serial_executor{}).ok());
-    EXPECT_EQ(result_of(again), expected);
-    EXPECT_TRUE(satisfies(args.out, skim::testing::matches_attention(args, &lists)));
-    EXPECT_TRUE(satisfies(args.lse, skim::testing::matches_lse(args, &lists)));
+    for (const std::int64_t every : {0, 8}) {
+      SCOPED_TRACE(testing::Message() << "Tk " << Tk << ", every " << every);
+      const skim::retention keep = skim::retention::budget(80, 4, 16).dense_under(120).for_every(every);
+      const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(6), keep}};
+      attention_inputs inputs(c), again(c);
+      const result expected = attend(op, c, inputs);
+      const skim::attention_args args = again.args();
+      const std::int64_t rows = skim::list_rows(args, op.block_rows()), capacity = op.list_capacity(args);
+      std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)),
+          counts(static_cast<std::size_t>(rows));
+      const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
+      aligned_memory workspace(op.workspace_bytes(args, 1));
+      ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
+      ASSERT_TRUE(check_indices(args, &lists).ok());
+      const skim::cpu::attend<> listed;
+      aligned_memory scratch(listed.workspace_bytes(args, every, 1));
+      ASSERT_TRUE(listed.run(args, lists, scratch.get(), skim::serial_executor{}).ok());
+      EXPECT_EQ(result_of(again), expected);
+      EXPECT_TRUE(satisfies(args.out, skim::testing::matches_attention(args, &lists)));
+      EXPECT_TRUE(satisfies(args.lse, skim::testing::matches_lse(args, &lists)));
+    }
   }
 }
 
@@ -95,21 +103,23 @@ TEST(Keys, MayBePermuted) {
     attention_case c = sampled;
     c.mask = skim::mask::full();
     c.lists = lists_kind::none;
-    c.dot_pairs = false;
+    c.dot_pairs = c.slopes = false;
+    c.bias = bias_kind::none;  // which is by slot, as slopes are by position
     attention_inputs inputs(c);
     const auto matcher = skim::testing::matches_attention(inputs.args());
     std::mt19937 random(5);
     for (std::int64_t s = 0; s < c.sequences; ++s) {
-      const skim::kv_view& kv = inputs.view(s);
+      const skim::kv_cache& kv = inputs.writable(s);
       for (std::int64_t head = 0; head < c.Hk; ++head) {
         for (std::int64_t slot = kv.length(head) - 1; slot > 0; --slot) {
           const std::int64_t other = static_cast<std::int64_t>(random()) % (slot + 1);
-          for (const skim::kv_tensor& tensor : {kv.k, kv.v}) {
-            const std::int64_t size = skim::element_bytes(tensor.type);
-            unsigned char* const bytes = static_cast<unsigned char*>(tensor.data);
-            unsigned char* const a = bytes + kv.row_offset(tensor, head, slot) * size;
-            std::swap_ranges(a, a + tensor.dim * size, bytes + kv.row_offset(tensor, head, other) * size);
-          }
+          const auto swap_rows = [&](const skim::kv_cache_tensor& tensor) {
+            char* const a = static_cast<char*>(kv.row_address(tensor, head, slot));
+            std::swap_ranges(a, a + skim::bytes_of(tensor.type, tensor.dim),
+                             static_cast<char*>(kv.row_address(tensor, head, other)));
+          };
+          swap_rows(kv.k);
+          if (!kv.values_in_keys) swap_rows(kv.v);
         }
       }
     }
@@ -141,10 +151,7 @@ TEST_P(split, calls_merge_by_log_sum_exp) {
   // With no mask, a view of some rows is a cache like any other, whoever's queries it meets.
   skim::attention_args part[] = {low.args(), high.args()};
   part[0].kv.tokens = place;
-  part[1].kv.tokens = c.Tk + c.Tq - place;
-  for (skim::kv_tensor* tensor : {&part[1].kv.k, &part[1].kv.v}) {
-    tensor->data = static_cast<float*>(tensor->data) + place * tensor->row_stride;
-  }
+  part[1].kv = skim::rows(part[1].kv, place, c.Tk + c.Tq - place);
   part[1].sink_logits = nullptr;  // counted once
   const skim::cpu::attention<> op;
   for (const skim::attention_args& args : part) {
@@ -182,11 +189,11 @@ TEST(Chunks, OfATextGiveWhatOneCallGives) {
   const skim::cpu::attention<> op;
   aligned_memory workspace(op.workspace_bytes(whole, 1));
   for (std::int64_t begin = 0; begin < c.Tq; begin += 37) {
+    const std::int64_t rows = std::min<std::int64_t>(37, c.Tq - begin);
     skim::attention_args args = whole;
-    args.q.data = whole.q.at(begin);
-    args.out.data = whole.out.at(begin);
-    args.q.extents[0] = args.out.extents[0] = std::min<std::int64_t>(37, c.Tq - begin);
-    args.kv.tokens = begin + args.q.extents[0];
+    args.q = skim::rows(whole.q, begin, rows);
+    args.out = skim::rows(whole.out, begin, rows);
+    args.kv = skim::prefix(whole.kv, c.Tq - begin - rows);
     ASSERT_TRUE(op.run(args, {}, workspace.get(), skim::serial_executor{}).ok());
   }
   EXPECT_TRUE(satisfies(whole.out, matcher));

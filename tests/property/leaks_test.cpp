@@ -3,6 +3,8 @@
 // head's length are NaN in every sampled call; here tokens of the call itself are spoilt.
 #include "calls.hpp"
 
+#include <skim/reference/attention.hpp>
+
 #include <set>
 
 namespace {
@@ -25,38 +27,47 @@ std::vector<spoilt_slot> slots_to_spoil(const skim::attention_args& args, std::m
   std::vector<spoilt_slot> spoilt;
   for (std::int64_t s = 0; s < skim::sequence_count(args); ++s) {
     const skim::attention_sequence sequence = skim::sequence_at(args, s);
-    for (std::int64_t head = 0; head < sequence.kv->heads; ++head) {
-      const std::int64_t length = sequence.kv->length(head);
+    for (std::int64_t head = 0; head < sequence.kv.heads; ++head) {
+      const std::int64_t length = sequence.kv.length(head);
       std::set<std::int64_t> slots;
       for (int i = 0; i < 2 && length > 0; ++i) slots.insert(static_cast<std::int64_t>(random()) % length);
       if (sequence.Tq > 1) slots.insert(length - 1 - static_cast<std::int64_t>(random()) % (sequence.Tq - 1));
       for (const std::int64_t slot : slots) {
-        spoilt.push_back({s, head, slot, static_cast<std::int64_t>(random()) % sequence.kv->v.dim});
+        spoilt.push_back({s, head, slot, static_cast<std::int64_t>(random()) % sequence.kv.v.dim});
       }
     }
   }
   return spoilt;
 }
 
-void spoil(const skim::kv_view& kv, const spoilt_slot& at, spoilt kind) {
+void spoil(const skim::kv_cache& kv, const spoilt_slot& at, spoilt kind) {
   const float value = kind == spoilt::k_nan || kind == spoilt::v_nan ? nan_value : infinity;
   if (kind == spoilt::v_nan || kind == spoilt::v_infinite) {
-    skim::store_element(kv.v.data, kv.v.type, kv.row_offset(kv.v, at.head, at.slot) + at.d, value);
+    skim::store_element(kv.row_address(kv.v, at.head, at.slot), kv.v.type, at.d, value);
   } else {
     write_row(kv, kv.k, at.head, at.slot, std::vector<float>(static_cast<std::size_t>(kv.k.dim), value).data());
   }
 }
 
-/// Does query t of query head h read this slot?
-bool reads(const skim::attention_args& args, const skim::index_lists* lists, const spoilt_slot& at, std::int64_t t) {
-  const skim::attention_sequence sequence = skim::sequence_at(args, at.s);
-  const skim::kv_view& kv = *sequence.kv;
-  const std::int64_t past = kv.length(at.head) - sequence.Tq;
-  if (!args.mask.visible(kv.position(at.head, past + t), kv.position(at.head, at.slot))) return false;
-  if (at.slot >= past || !lists) return true;
-  const std::int32_t* const row = lists->row(at.s * kv.heads + at.head);
-  return std::find(row, row + lists->counts[at.s * kv.heads + at.head], at.slot) !=
-         row + lists->counts[at.s * kv.heads + at.head];
+/// For each row [Tq * Hq], whether it reads a slot.
+std::vector<bool> readers(const skim::attention_args& args, const skim::index_lists* lists, const spoilt_slot& at) {
+  const std::int64_t Hq = args.q.extents[1], G = skim::group_size(args), rows = lists ? lists->block_rows : 0;
+  std::vector<bool> reads(static_cast<std::size_t>(args.q.extents[0] * Hq), false);
+  std::int64_t index = 0;
+  for (std::int64_t s = 0; s < skim::sequence_count(args); ++s) {
+    const skim::attention_sequence sequence = skim::sequence_at(args, s);
+    for (std::int64_t b = 0; b < skim::block_count(sequence.Tq, rows); ++b, ++index) {
+      const skim::attention_sequence block = skim::block_of(sequence, b, rows);
+      const auto slots = skim::reference::slots_read(block, index, at.head, lists);
+      if (s != at.s || std::find(slots.begin(), slots.end(), at.slot) == slots.end()) continue;
+      for (std::int64_t i = 0; i < block.Tq * G; ++i) {
+        const std::int64_t t = i / G, h = at.head * G + i % G;
+        if (!skim::reference::sees(args, block, t, h, at.slot)) continue;
+        reads[static_cast<std::size_t>((block.first_row + t) * Hq + h)] = true;
+      }
+    }
+  }
+  return reads;
 }
 
 bool same_bits(float a, float b) {
@@ -69,35 +80,39 @@ void expect_no_leak(const attention_case& c, spoilt kind, unsigned seed) {
   const skim::attention_args args = spoiled.args();
   std::mt19937 random(seed);
   const std::vector<spoilt_slot> slots = slots_to_spoil(args, random);
-  for (const spoilt_slot& at : slots) spoil(spoiled.view(at.s), at, kind);
+  std::vector<std::vector<bool>> readers_of;
+  for (const spoilt_slot& at : slots) {
+    spoil(spoiled.writable(at.s), at, kind);
+    readers_of.push_back(readers(args, spoiled.lists(), at));
+  }
   attend(c, spoiled);
   const auto before = clean.out().view(), after = spoiled.out().view();
   const bool k_is_bad = kind == spoilt::k_nan || kind == spoilt::k_infinite;
-  for (std::int64_t s = 0; s < skim::sequence_count(args); ++s) {
-    const skim::attention_sequence sequence = skim::sequence_at(args, s);
-    for (std::int64_t i = 0; i < sequence.Tq * c.Hq(); ++i) {
-      const std::int64_t t = i / c.Hq(), h = i % c.Hq(), row = sequence.first_row + t;
-      std::vector<bool> bad(static_cast<std::size_t>(c.Dv), false);
-      bool bad_lse = false;
-      for (const spoilt_slot& at : slots) {
-        if (at.s != s || at.head != h / c.G || !reads(args, spoiled.lists(), at, t)) continue;
-        if (k_is_bad) bad.assign(bad.size(), true);
-        bad[static_cast<std::size_t>(at.d)] = true;
-        bad_lse = k_is_bad;
-      }
-      if (!bad_lse && c.lse) {
-        ASSERT_TRUE(same_bits(*clean.lse_view().at(row, h), *spoiled.lse_view().at(row, h)))
-            << "log-sum-exp of sequence " << s << ", token " << t << ", head " << h;
-      }
-      for (std::int64_t d = 0; d < c.Dv; ++d) {
-        const float was = skim::load_element(before.data, before.type, before.offset(row, h, d));
-        const float is = skim::load_element(after.data, after.type, after.offset(row, h, d));
-        if (!bad[static_cast<std::size_t>(d)]) {
-          ASSERT_TRUE(same_bits(was, is)) << "sequence " << s << ", token " << t << ", head " << h << ", element " << d
-                                          << ": " << was << " became " << is;
-        } else if (kind != spoilt::k_infinite) {  // an infinite logit may be -inf, which hides the key
-          ASSERT_FALSE(std::isfinite(is)) << "sequence " << s << ", token " << t << ", head " << h << ", element " << d;
-        }
+  for (std::int64_t i = 0; i < args.q.extents[0] * c.Hq(); ++i) {
+    const std::int64_t row = i / c.Hq(), h = i % c.Hq();
+    std::vector<bool> bad(static_cast<std::size_t>(c.Dv), false);
+    bool bad_lse = false;
+    for (std::size_t n = 0; n < slots.size(); ++n) {
+      if (!readers_of[n][static_cast<std::size_t>(i)]) continue;
+      // A value inside a key spoils the whole row.
+      const bool key = k_is_bad || c.values_in_keys;
+      if (key) bad.assign(bad.size(), true);
+      bad[static_cast<std::size_t>(slots[n].d)] = true;
+      bad_lse = bad_lse || key;
+    }
+    if (!bad_lse && c.lse) {
+      ASSERT_TRUE(same_bits(*clean.lse_view().at(row, h), *spoiled.lse_view().at(row, h)))
+          << "log-sum-exp of row " << row << ", head " << h;
+    }
+    for (std::int64_t d = 0; d < c.Dv; ++d) {
+      const float was = skim::load_element(before.data, before.type, before.offset(row, h, d));
+      const float is = skim::load_element(after.data, after.type, after.offset(row, h, d));
+      if (!bad[static_cast<std::size_t>(d)]) {
+        ASSERT_TRUE(same_bits(was, is)) << "row " << row << ", head " << h << ", element " << d << ": " << was
+                                        << " became " << is;
+      } else if (kind != spoilt::k_infinite && !(kind == spoilt::v_infinite && c.values_in_keys)) {
+        // An infinite logit may be -inf, which hides the key.
+        ASSERT_FALSE(std::isfinite(is)) << "row " << row << ", head " << h << ", element " << d;
       }
     }
   }
@@ -135,6 +150,31 @@ TEST_P(leaks, of_the_chunk_s_own_tokens_stay_behind_the_diagonal) {
   }
 }
 
+/// What only the bias hides is as hidden as what the mask does: under a full mask, with and without a soft cap and slopes.
+TEST_P(leaks, what_the_bias_alone_hides_stays_hidden) {
+  for (const bias_kind bias : {bias_kind::shared, bias_kind::by_head}) {
+    for (const bool pairs : {false, true}) {
+      for (const float soft_cap : {0.0f, 5.0f}) {
+        attention_case c;
+        c.kv_type = skim::element::bf16;
+        c.Tq = 30;
+        c.Tk = 130;
+        c.G = 3;
+        c.D = 24;
+        c.Dv = 19;
+        c.mask = skim::mask::full();
+        c.bias = bias;
+        c.lse = c.slopes = true;
+        c.soft_cap = soft_cap;
+        c.dot_pairs = pairs;
+        SCOPED_TRACE(testing::Message() << c);
+        for (unsigned seed = 0; seed < 4; ++seed) expect_no_leak(c, GetParam(), seed);
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
 /// A query that is NaN spoils its own row only.
 TEST(Leaks, ANanQueryKeepsToItsRow) {
   for_sampled_calls(1, [](const attention_case& c) {
@@ -149,7 +189,7 @@ TEST(Leaks, ANanQueryKeepsToItsRow) {
     for (std::int64_t t = 0; t < before.extents[0]; ++t) {
       for (std::int64_t h = 0; h < c.Hq(); ++h) {
         if (t == bad_t && h == bad_h) continue;
-        const std::size_t size = static_cast<std::size_t>(c.Dv * skim::element_bytes(c.out_type));
+        const std::size_t size = static_cast<std::size_t>(skim::bytes_of(c.out_type, c.Dv));
         ASSERT_EQ(std::memcmp(before.at(t, h), after.at(t, h), size), 0) << "token " << t << ", head " << h;
       }
     }
@@ -177,12 +217,13 @@ TEST(Leaks, HiddenKeysDoNotChangeASelection) {
             seen = seen || args.mask.visible(args.kv.position(head, c.Tk + t), args.kv.position(head, slot));
           }
           if (seen) continue;
-          spoil(args.kv, {0, head, slot, 0}, spoilt::k_nan);
+          spoil(spoiled.writable(0), {0, head, slot, 0}, spoilt::k_nan);
           ++hidden;
         }
       }
       ASSERT_GT(hidden, c.Hk * Tq);
-      const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point{8}, skim::retention::budget(60, 2, 5)}};
+      const skim::cpu::attention op{
+          skim::quoka{skim::queries::farthest_point(8), skim::retention::budget(60, 2, 5).dense_under(0)}};
       aligned_memory workspace(op.workspace_bytes(args, 1));
       std::vector<std::int32_t> indices[2], counts[2];
       for (int run = 0; run < 2; ++run) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::append against the reference, byte by byte, with everything around the written rows untouched.
-#include "attention_sample.hpp"
-#include "executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
+#include "support/faults.hpp"
 
 #include <skim/cpu/append.hpp>
 #include <skim/reference/append.hpp>
@@ -21,18 +22,19 @@ struct append_case {
 };
 
 std::ostream& operator<<(std::ostream& to, const append_case& c) {
-  return to << "cache " << to_string(c.cache.type) << ", k " << to_string(c.k_type) << ", v " << to_string(c.v_type)
-            << ", D " << c.cache.D << ", Dv " << c.cache.Dv << ", Hk " << c.cache.heads << ", Tq " << c.Tq << ", Tk "
-            << c.Tk << ", layout " << static_cast<int>(c.cache.layout) << ", page " << c.cache.page_size << ", order "
-            << static_cast<int>(c.cache.order) << ", padding " << c.cache.padding << ", shift " << c.cache.shift
-            << ", positions " << c.cache.positions << c.shared_positions << ", norms " << c.cache.inverse_norms
-            << ", lengths " << c.lengths;
+  return to << "cache " << to_string(c.cache.type) << " " << to_string(c.cache.v_type) << ", k " << to_string(c.k_type)
+            << ", v " << to_string(c.v_type) << ", D " << c.cache.D << ", Dv " << c.cache.Dv << ", Hk " << c.cache.heads
+            << ", Tq " << c.Tq << ", Tk " << c.Tk << ", layout " << static_cast<int>(c.cache.layout) << ", page "
+            << c.cache.page_size << ", order " << static_cast<int>(c.cache.order) << ", padding " << c.cache.padding
+            << ", shift " << c.cache.shift << ", values in keys " << c.cache.values_in_keys << ", positions "
+            << c.cache.positions << c.shared_positions << ", norms " << c.cache.inverse_norms << ", lengths "
+            << c.lengths;
 }
 
 std::vector<append_case> append_sample() {
   const std::vector<head_dims> dims = sampled_dims();
   std::vector<append_case> cases;
-  const pairwise_sample sample({3, 3, 3, static_cast<int>(dims.size()), 3, 4, 3, 5, 3, 3, 2, 2, 3, 2, 2});
+  const pairwise_sample sample({3, 3, 3, static_cast<int>(dims.size()), 3, 4, 3, 5, 3, 3, 2, 2, 3, 2, 2, 4});
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
     const auto take = [&next] { return static_cast<std::size_t>(*next++); };
@@ -58,6 +60,9 @@ std::vector<append_case> append_sample() {
     c.shared_positions = positions > 1;
     c.cache.inverse_norms = take();
     c.lengths = take();
+    const std::size_t values = take();  // of K's type, inside keys, of a type of their own
+    c.cache.values_in_keys = values == 1 && size.Dv <= size.D;
+    if (values > 1 && c.cache.order != memory_order::interleaved) c.cache.v_type = element_types[values - 2];
     c.cache.capacity = (c.Tk + c.Tq + 1 + form.page_size) / form.page_size * form.page_size;
     if (c.cache.layout == skim::kv_layout::ring) c.cache.ring_start = c.cache.capacity - 1 - c.Tk;  // the chunk wraps
     cases.push_back(c);
@@ -171,40 +176,70 @@ TEST(Append, KeepsNanKeysApart) {
   EXPECT_EQ(run.args.kv.inverse_norms[2], 0.0f);
 }
 
+/// Values inside keys: a token is stored once, and no v is looked at.
+TEST(Append, StoresValuesInKeysOnce) {
+  append_case c;
+  c.cache = cache_shape{2, 40, 24, 20};
+  c.cache.type = skim::element::f16;
+  c.cache.values_in_keys = true;
+  c.Tq = 5;
+  c.Tk = 10;
+  append_run run(c), expected(c);
+  run.args.v = {};
+  ASSERT_TRUE(skim::cpu::append(run.args, skim::serial_executor{}).ok());
+  skim::reference::append(expected.args);
+  expect_same(run, expected, c);
+  EXPECT_TRUE(run.cache.v_bytes().empty());
+  for (std::int64_t slot = 10; slot < 15; ++slot) {
+    for (std::int64_t d = 0; d < 24; ++d) {
+      const float key = skim::load_element(run.k.view().at(slot - 10, 1), skim::element::f32, d);
+      const void* const value = run.args.kv.row_address(run.args.kv.v, 1, slot);
+      EXPECT_EQ(skim::load_element(value, skim::element::f16, d), skim::to_float(skim::from_float<skim::f16>(key)));
+    }
+  }
+}
+
 TEST(Append, RefusesBadInputAndWritesNothing) {
   append_case c;
   c.cache = cache_shape{2, 8, 4, 20};
   c.Tq = 5;
   c.Tk = 10;
-  const auto expect_fault = [&](const auto& make, skim::status code, const std::string& argument) {
+  const auto expect_fault = [&](const auto& make, const expectation& expected) {
+    SCOPED_TRACE(expected.argument);
     append_run run(c);
     const auto k = run.cache.k_bytes(), v = run.cache.v_bytes();
     make(run.args);
-    const skim::report r = skim::cpu::append(run.args, skim::serial_executor{});
-    EXPECT_EQ(to_string(r.code), std::string(to_string(code)));
-    EXPECT_EQ(r.argument, argument);
+    expect_report(skim::cpu::append(run.args, skim::serial_executor{}), expected);
     EXPECT_EQ(run.cache.k_bytes(), k);
     EXPECT_EQ(run.cache.v_bytes(), v);
   };
+  using skim::element;
   using skim::status;
-  expect_fault([](auto& a) { a.k.data = nullptr; }, status::null_pointer, "k.data");
-  expect_fault([](auto& a) { a.v.data = nullptr; }, status::null_pointer, "v.data");
-  expect_fault([](auto& a) { a.kv.k.data = nullptr; }, status::null_pointer, "kv.k.data");
-  expect_fault([](auto& a) { a.k.type = skim::element::none; }, status::bad_type, "k.type");
-  expect_fault([](auto& a) { a.v.type = skim::element::none; }, status::bad_type, "v.type");
-  expect_fault([](auto& a) { a.kv.v.type = skim::element::f16; }, status::bad_type, "kv.v.type");
-  expect_fault([](auto& a) { a.k.strides[2] = 2; }, status::bad_stride, "k.strides[2]");
-  expect_fault([](auto& a) { a.v.strides[0] = std::int64_t{1} << 62; }, status::bad_stride, "v.extents[0]");
-  expect_fault([](auto& a) { a.k.extents[0] = -1; }, status::bad_extent, "k.extents[0]");
-  expect_fault([](auto& a) { a.k.extents[0] = 16; }, status::bad_extent, "kv.tokens");
-  expect_fault([](auto& a) { a.k.extents[1] = 1; }, status::bad_extent, "k.extents[1]");
-  expect_fault([](auto& a) { a.k.extents[2] = 7; }, status::bad_extent, "k.extents[2]");
-  expect_fault([](auto& a) { a.v.extents[0] = 4; }, status::bad_extent, "v.extents[0]");
-  expect_fault([](auto& a) { a.v.extents[1] = 3; }, status::bad_extent, "v.extents[1]");
-  expect_fault([](auto& a) { a.v.extents[2] = 5; }, status::bad_extent, "v.extents[2]");
-  expect_fault([](auto& a) { a.kv.capacity = 14; }, status::bad_extent, "kv.capacity");
-  expect_fault([](auto& a) { a.position = -1; }, status::bad_value, "position");
-  expect_fault([](auto& a) { a.position = (std::int64_t{1} << 31) - 5; }, status::bad_value, "position");
+  expect_fault([](auto& a) { a.k.data = nullptr; }, {status::null_pointer, "k.data", ""});
+  expect_fault([](auto& a) { a.v.data = nullptr; }, {status::null_pointer, "v.data", ""});
+  expect_fault([](auto& a) { a.kv.k.data = nullptr; }, {status::null_pointer, "kv.k.data", ""});
+  expect_fault([](auto& a) { a.k.type = element::none; }, {status::bad_type, "k.type", "none"});
+  expect_fault([](auto& a) { a.v.type = element::none; }, {status::bad_type, "v.type", "none"});
+  expect_fault([](auto& a) { a.kv.v.type = element::none; }, {status::bad_type, "kv.v.type", "none"});
+  expect_fault([](auto& a) { a.k.strides[2] = 2; }, {status::bad_stride, "k.strides[2]", "2"});
+  expect_fault([](auto& a) { a.v.strides[0] = huge; }, {status::bad_stride, "v.strides[0]", "4611686018427387904"});
+  expect_fault([](auto& a) { a.k.extents[0] = -1; }, {status::bad_extent, "k.extents[0]", "-1"});
+  expect_fault([](auto& a) { a.k.extents[0] = 16; }, {status::bad_extent, "kv.tokens", "15"});
+  expect_fault([](auto& a) { a.k.extents[1] = 1; }, {status::bad_extent, "k.extents[1]", "1"});
+  expect_fault([](auto& a) { a.k.extents[2] = 7; }, {status::bad_extent, "k.extents[2]", "7"});
+  expect_fault([](auto& a) { a.v.extents[0] = 4; }, {status::bad_extent, "v.extents[0]", "4"});
+  expect_fault([](auto& a) { a.v.extents[1] = 3; }, {status::bad_extent, "v.extents[1]", "3"});
+  expect_fault([](auto& a) { a.v.extents[2] = 5; }, {status::bad_extent, "v.extents[2]", "5"});
+  expect_fault([](auto& a) { a.kv.capacity = 14; }, {status::bad_extent, "kv.capacity", "14"});
+  expect_fault([](auto& a) { a.position = -1; }, {status::bad_value, "position", "-1"});
+  expect_fault([](auto& a) { a.position = (std::int64_t{1} << 31) - 5; },
+               {status::bad_value, "position", "2147483643"});
+  expect_fault([](auto& a) { a.kv.v.data = a.kv.k.data; },
+               {status::bad_value, "kv.v.data (that of kv.k, without values_in_keys)", "1"});
+  expect_fault([](auto& a) { a.kv = with_values_in_keys(a.kv, 9); },
+               {status::bad_extent, "kv.v.dim (values_in_keys)", "9"});
+  expect_fault([](auto& a) { a.kv.values_in_keys = true; },
+               {status::bad_value, "kv.v.data (values_in_keys, differs from kv.k)", "1"});
 }
 
 }  // namespace

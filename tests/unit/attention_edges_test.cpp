@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention where floating point or positions end.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/testing/matchers.hpp>
@@ -36,7 +36,7 @@ attention_case small_call() {
   return c;
 }
 
-void set_every(const skim::kv_view& kv, const skim::kv_tensor& tensor, float value) {
+void set_every(const skim::kv_cache& kv, const skim::kv_cache_tensor& tensor, float value) {
   for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
     write_row(kv, tensor, 0, slot, std::vector<float>(static_cast<std::size_t>(tensor.dim), value).data());
   }
@@ -80,7 +80,7 @@ TEST(AttentionEdges, RowsWhoseLogitsAreAllMinusInfinityAreZero) {
     attention_inputs inputs(c);
     const skim::attention_args args = inputs.args();
     inputs.q().fill(std::vector<float>(static_cast<std::size_t>(c.Tq * c.Hq() * c.D), 1.0f));
-    set_every(args.kv, args.kv.k, -infinity);
+    set_every(inputs.writable(0), inputs.writable(0).k, -infinity);
     expect_exact(args);
     std::vector<double> reference(static_cast<std::size_t>(c.Tq * c.Hq() * c.Dv), -1.0);
     skim::reference::attend(args, nullptr, {reference.data(), {c.Tq, c.Hq(), c.Dv}});
@@ -116,7 +116,7 @@ TEST_P(value_sizes, that_are_equal_stay_what_they_are) {
   c.out_type = c.kv_type;
   attention_inputs inputs(c);
   const skim::attention_args args = inputs.args();
-  set_every(args.kv, args.kv.v, std::get<1>(GetParam()));
+  set_every(inputs.writable(0), inputs.writable(0).v, std::get<1>(GetParam()));
   expect_exact(args);
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attention mass outside a prompt's beginning: recomputed from q, the first keys and the log-sum-exp against the full
 // attention matrix, for whole prompts in chunks and for single calls of every kind.
-#include "attention_case.hpp"
-#include "executors.hpp"
-#include "faults.hpp"
+#include "support/attention_case.hpp"
+#include "support/executors.hpp"
+#include "support/faults.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/attention_importance.hpp>
@@ -21,9 +21,10 @@ const skim::serial_executor serial;
 /// Runs the call's attention, which leaves the log-sum-exp.
 void attend(const skim::attention_args& args, const skim::index_lists* lists) {
   const skim::cpu::attention<> op;
-  aligned_memory workspace(op.workspace_bytes(args, 1));
+  const skim::cpu::attend<> listed;
+  aligned_memory workspace(lists ? listed.workspace_bytes(args, lists->block_rows, 1) : op.workspace_bytes(args, 1));
   const skim::report report =
-      lists ? op.attend(args, *lists, workspace.get(), serial) : op.run(args, {}, workspace.get(), serial);
+      lists ? listed.run(args, *lists, workspace.get(), serial) : op.run(args, {}, workspace.get(), serial);
   ASSERT_TRUE(report.ok());
 }
 
@@ -104,11 +105,10 @@ TEST_P(prompts, InChunksAddWhatTheFullMatrixSays) {
     const std::int64_t end = std::min(begin + p.chunk, p.T);
     skim::attention_importance_args args;
     args.attended = whole;
-    args.attended.q.data = whole.q.at(begin);
-    args.attended.out.data = whole.out.at(begin);
-    args.attended.lse.data = whole.lse.at(begin);
-    args.attended.q.extents[0] = args.attended.out.extents[0] = args.attended.lse.extents[0] = end - begin;
-    args.attended.kv.tokens = end;
+    args.attended.q = skim::rows(whole.q, begin, end - begin);
+    args.attended.out = skim::rows(whole.out, begin, end - begin);
+    args.attended.lse = skim::rows(whole.lse, begin, end - begin);
+    args.attended.kv = skim::prefix(whole.kv, p.T - end);
     args.first = p.first;
     args.sum = &sum;
     attend(args.attended, nullptr);
@@ -178,6 +178,28 @@ TEST(AttentionImportance, OfEveryKindOfCall) {
     c.mask = skim::mask{60, 3};
   });
   expect("lists", [](auto& c) { c.lists = lists_kind::third; });
+  expect("lists of blocks", [](auto& c) {
+    c.lists = lists_kind::third;
+    c.block_rows = 16;
+    c.lengths = true;
+  });
+  expect("lists of blocks that see nothing but the beginning", [](auto& c) {
+    c.lists = lists_kind::every;
+    c.block_rows = 20;
+    c.Tk = 100;
+  });
+  expect("a bias", [](auto& c) { c.bias = bias_kind::shared; });
+  expect("a bias for each head, and slopes", [](auto& c) {
+    c.bias = bias_kind::by_head;
+    c.q_type = element::f16;
+    c.slopes = true;
+  });
+  expect("slopes over holes", [](auto& c) {
+    c.slopes = true;
+    c.positions = positions_kind::holes;
+    c.soft_cap = 5;
+  });
+  expect("another type of V", [](auto& c) { c.v_type = element::bf16; });
   expect("empty lists", [](auto& c) { c.lists = lists_kind::empty; });
   expect("more rows than are packed at a time", [](auto& c) {
     c.Tq = 230;
@@ -234,16 +256,25 @@ TEST(AttentionImportance, FaultsAreNamedAndNothingIsWritten) {
   using importance_fault = fault<skim::attention_importance_args>;
   static skim::kv_view sequence;
   const std::vector<importance_fault> faults{
-      {"q", [](auto& a) { a.attended.q.data = nullptr; }, {status::null_pointer, "q.data"}},
-      {"group", [](auto& a) { a.attended.q.extents[1] = 5; }, {status::bad_group, "q.extents[1]"}},
-      {"keys", [](auto& a) { a.attended.kv.k.data = nullptr; }, {status::null_pointer, "kv.k.data"}},
-      {"no lse", [](auto& a) { a.attended.lse = {}; }, {status::null_pointer, "attended.lse.data"}},
-      {"lse", [](auto& a) { a.attended.lse.extents[0] = 8; }, {status::bad_extent, "lse.extents[0]"}},
+      {"q", [](auto& a) { a.attended.q.data = nullptr; }, {status::null_pointer, "q.data", ""}},
+      {"group", [](auto& a) { a.attended.q.extents[1] = 5; }, {status::bad_group, "q.extents[1]", "5"}},
+      {"keys", [](auto& a) { a.attended.kv.k.data = nullptr; }, {status::null_pointer, "kv.k.data", ""}},
+      {"no lse", [](auto& a) { a.attended.lse = {}; }, {status::null_pointer, "attended.lse.data", ""}},
+      {"lse", [](auto& a) { a.attended.lse.extents[0] = 8; }, {status::bad_extent, "lse.extents[0]", "8"}},
       {"sequences",
        [](auto& a) { a.attended.sequences = &sequence; },
-       {status::unsupported, "attended.sequence_count"}},
-      {"first", [](auto& a) { a.first = -1; }, {status::bad_value, "first"}},
-      {"sum", [](auto& a) { a.sum = nullptr; }, {status::null_pointer, "sum"}},
+       {status::unsupported, "attended.sequence_count", "1"}},
+      {"a batch",
+       [](auto& a) { a.attended.batch.sequences = 2; },
+       {status::unsupported, "attended.batch.sequences", "2"}},
+      {"blocks of lists",
+       [](auto& a) {
+         static const skim::index_lists lists{nullptr, nullptr, 2, 0, -5};
+         a.read = &lists;
+       },
+       {status::bad_extent, "read.block_rows", "-5"}},
+      {"first", [](auto& a) { a.first = -1; }, {status::bad_value, "first", "-1"}},
+      {"sum", [](auto& a) { a.sum = nullptr; }, {status::null_pointer, "sum", ""}},
   };
   attention_case c = prompt_case(7);
   c.Tk = 40;
@@ -270,12 +301,12 @@ TEST(AttentionImportance, FaultsAreNamedAndNothingIsWritten) {
   const std::size_t needed = op.workspace_bytes(good, 1);
   for (const skim::memory given : {skim::memory{}, skim::memory{workspace.data(), needed - 1},
                                    skim::memory{static_cast<char*>(workspace.data()) + 1, needed}}) {
-    expect_report(op.run(good, given, serial), {status::short_workspace, "workspace.bytes"});
+    expect_report(op.run(good, given, serial), {status::short_workspace, "workspace.bytes", ""});
   }
   std::int32_t counts[] = {41, 0};
   const skim::index_lists lists{counts, counts, 2, 50};
   good.read = &lists;
-  expect_report(check_indices(good), {status::bad_index, "lists.indices[r][i]"});
+  expect_report(check_indices(good), {status::bad_index, "lists.indices[r][i]", "41"});
   EXPECT_EQ(sum, 7);
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu::attention against exact arithmetic on the same stored values.
-#include "attention_sample.hpp"
-
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/simd/tile_math.hpp>
 #include <skim/testing/matchers.hpp>
+#include "support/attention_sample.hpp"
 
 #include <gtest/gtest.h>
 
@@ -20,10 +20,12 @@ void expect_exact(const attention_case& c, skim::testing::arithmetic rounding) {
   attention_inputs inputs(c);
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention<skim::dense, Accumulate> op;
+  const skim::cpu::attend<Accumulate> listed;
   ASSERT_TRUE(check_indices(args, inputs.lists()).ok());
-  aligned_memory workspace(op.workspace_bytes(args, 1));
+  aligned_memory workspace(inputs.lists() ? listed.workspace_bytes(args, c.block_rows, 1)
+                                          : op.workspace_bytes(args, 1));
   const skim::serial_executor executor;
-  const skim::report report = inputs.lists() ? op.attend(args, *inputs.lists(), workspace.get(), executor)
+  const skim::report report = inputs.lists() ? listed.run(args, *inputs.lists(), workspace.get(), executor)
                                              : op.run(args, {}, workspace.get(), executor);
   ASSERT_TRUE(report.ok());
 
@@ -40,7 +42,9 @@ void expect_exact(const attention_case& c, skim::testing::arithmetic rounding) {
 void expect_exact(const attention_case& c) {
   SCOPED_TRACE(testing::Message() << c);
   const auto pairs = skim::testing::arithmetic::dot_pairs(), fma = skim::testing::arithmetic::widen_fma();
-  const bool multiplies_pairs = skim::cpu::simd::multiplies_pairs<skim::accumulate::dot_pairs>(c.kv_type);
+  const skim::element stored = c.type_of_v() == c.kv_type ? c.kv_type : skim::element::none;
+  const bool multiplies_pairs = skim::cpu::simd::with_math(skim::accumulate::dot_pairs{}, stored,
+                                                           [](auto math) { return decltype(math)::values == 2; });
   if (c.dot_pairs) {
     expect_exact<skim::accumulate::dot_pairs>(c, multiplies_pairs ? pairs : fma);
   } else {
@@ -68,7 +72,7 @@ INSTANTIATE_TEST_SUITE_P(storage_and_dims, exhaustive_attention,
                                           testing::Range(0, static_cast<int>(sampled_dims().size()))));
 
 TEST_P(exhaustive_attention, equals_the_reference) {
-  const std::vector<int> sizes = attention_parameters();
+  const std::vector<int> sizes = attention_counts();
   std::mt19937 random(1);
   std::vector<int> row(sizes.size());
   std::tie(row[0], row[1]) = GetParam();

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random appends and evictions on a bounded cache against a plain vector of positions: what is stored, where, and what
 // KeyDiff's sums hold. A token's key and value follow from its position and head, so the model need not hold them.
-#include "eviction_case.hpp"
-#include "own_evictor.hpp"
+#include "support/eviction_case.hpp"
+#include "support/own_evictor.hpp"
 
 #include <skim/reference/append.hpp>
 #include <skim/reference/eviction.hpp>
+#include <skim/reference/keydiff.hpp>
 
 #ifndef SKIM_TEST_STRIDE
 #define SKIM_TEST_STRIDE 1
@@ -19,33 +20,37 @@ using skim::compaction;
 using skim::kv_layout;
 using skim::retention;
 
-/// One cache to work on; `budgets`: by head, with lengths that differ; `share`: one list for all heads.
+/// One cache to work on; `budgets`: by head, with lengths that differ; `share`: one list for all heads; `inside`: values
+/// inside keys.
 struct cache_kind {
-  skim::element type;
+  skim::element type, v_type;
   kv_layout layout;
   memory_order order;
   compaction how;
-  bool share, budgets;
+  bool share, budgets, inside;
 };
 
 constexpr skim::element f32 = skim::element::f32, f16 = skim::element::f16, bf16 = skim::element::bf16;
 const std::vector<cache_kind> kinds{
-    {f32, kv_layout::contiguous, memory_order::token_major, compaction::refill, false, false},
-    {f16, kv_layout::contiguous, memory_order::head_major, compaction::refill, false, true},
-    {bf16, kv_layout::paged, memory_order::token_major, compaction::refill, false, false},
-    {f32, kv_layout::ring, memory_order::interleaved, compaction::refill, true, false},
-    {bf16, kv_layout::contiguous, memory_order::interleaved, compaction::stable, false, true},
-    {f32, kv_layout::paged, memory_order::head_major, compaction::stable, false, false},
-    {f16, kv_layout::ring, memory_order::token_major, compaction::stable, false, false},
-    {bf16, kv_layout::ring, memory_order::head_major, compaction::stable, true, false},
-    {f32, kv_layout::paged, memory_order::token_major, compaction::pages, true, false},
-    {bf16, kv_layout::paged, memory_order::interleaved, compaction::pages, true, false},
+    {f32, f32, kv_layout::contiguous, memory_order::token_major, compaction::refill, false, false, false},
+    {f16, bf16, kv_layout::contiguous, memory_order::head_major, compaction::refill, false, true, false},
+    {bf16, bf16, kv_layout::paged, memory_order::token_major, compaction::refill, false, false, false},
+    {f32, f32, kv_layout::ring, memory_order::interleaved, compaction::refill, true, false, false},
+    {bf16, bf16, kv_layout::contiguous, memory_order::interleaved, compaction::stable, false, true, false},
+    {f32, f16, kv_layout::paged, memory_order::head_major, compaction::stable, false, false, false},
+    {f16, f16, kv_layout::ring, memory_order::token_major, compaction::stable, false, false, false},
+    {bf16, f32, kv_layout::ring, memory_order::head_major, compaction::stable, true, false, false},
+    {f32, bf16, kv_layout::paged, memory_order::token_major, compaction::pages, true, false, false},
+    {bf16, bf16, kv_layout::paged, memory_order::interleaved, compaction::pages, true, false, false},
+    {bf16, bf16, kv_layout::ring, memory_order::token_major, compaction::refill, false, true, true},
+    {f32, f32, kv_layout::contiguous, memory_order::head_major, compaction::stable, false, false, true},
+    {f16, f16, kv_layout::paged, memory_order::token_major, compaction::pages, true, false, true},
 };
 
 std::ostream& operator<<(std::ostream& to, const cache_kind& kind) {
-  return to << to_string(kind.type) << ", layout " << static_cast<int>(kind.layout) << ", order "
-            << static_cast<int>(kind.order) << ", compaction " << static_cast<int>(kind.how) << ", share " << kind.share
-            << ", budgets " << kind.budgets;
+  return to << to_string(kind.type) << ", v " << to_string(kind.v_type) << ", layout " << static_cast<int>(kind.layout)
+            << ", order " << static_cast<int>(kind.order) << ", compaction " << static_cast<int>(kind.how) << ", share "
+            << kind.share << ", budgets " << kind.budgets << ", values in keys " << kind.inside;
 }
 
 constexpr std::int64_t Hk = 2, D = 3, Dv = 2, page = 4, budget = 16, capacity = 28;
@@ -73,14 +78,10 @@ class modelled_cache {
     cache_.settings.share_heads = kind.share;
     if (kind.budgets) cache_.settings.budgets = head_budgets;
     if (kind.budgets) cache_.lengths = lengths_;
-    if (kind.how == compaction::pages) {  // the storage's own table is not const
-      cache_.settings.block_table = const_cast<std::int32_t*>(cache_.kv().block_table);
-    }
+    if (kind.how == compaction::pages) cache_.settings.block_table = storage_.block_table();
     cache_.kept = kept_.lists;
-    skim::kv_view full = cache_.kv();
-    full.tokens = capacity;
     skim::eviction_args largest = cache_.settings;
-    largest.attended.kv = full;
+    largest.kv.tokens = largest.new_tokens = capacity;
     state_ = std::make_unique<aligned_memory>(cache_.op.state_bytes(largest));
     fresh_ = std::make_unique<aligned_memory>(cache_.op.state_bytes(largest));
     workspace_ = std::make_unique<aligned_memory>(cache_.op.workspace_bytes(largest, 1));
@@ -94,17 +95,22 @@ class modelled_cache {
   void step() {
     const std::int64_t room = capacity - cache_.kv().tokens;
     const bool appends = room > 0 && random_() % 3 != 0;
-    if (!appends) return evict(0);
-    const std::int64_t Tq = 1 + static_cast<std::int64_t>(random_() % static_cast<unsigned>(room));
-    append(Tq);
-    if (random_() % 2 == 0) return evict(Tq);
-    skim::eviction_args args = now(Tq);  // observed only, as between the steps at which decoding evicts
-    EXPECT_TRUE(cache_.op.observe(args, cache_.state, workspace_->get(), serial_).ok());
+    if (!appends) return evict();
+    append(1 + static_cast<std::int64_t>(random_() % static_cast<unsigned>(room)));
+    switch (random_() % 4) {
+      case 0:  // only observed, as in decoding between evictions
+        EXPECT_TRUE(cache_.observe({}, nullptr, workspace_->get(), serial_).ok());
+        return;
+      case 1:  // not even that: the next append comes first
+        return;
+      default:
+        return evict();
+    }
   }
 
   /// Everything is as the model says.
   void expect_consistent() {
-    const skim::kv_view& kv = cache_.kv();
+    const skim::kv_cache& kv = cache_.kv();
     std::size_t longest = 0;
     for (std::int64_t h = 0; h < Hk; ++h) {
       const std::vector<std::int64_t>& tokens = model_[static_cast<std::size_t>(h)];
@@ -124,6 +130,8 @@ class modelled_cache {
   static cache_shape shape(const cache_kind& kind) {
     cache_shape shape{Hk, D, Dv, capacity};
     shape.type = kind.type;
+    shape.v_type = kind.v_type;
+    shape.values_in_keys = kind.inside;
     shape.layout = kind.layout;
     shape.order = kind.order;
     shape.page_size = kind.layout == kv_layout::paged ? page : 1;
@@ -147,18 +155,10 @@ class modelled_cache {
     position_ += Tq;
   }
 
-  skim::eviction_args now(std::int64_t Tq) {
-    skim::eviction_args args = cache_.settings;
-    args.attended.q.extents[0] = Tq;
-    return args;
-  }
-
-  void evict(std::int64_t Tq) {
+  void evict() {
     std::vector<std::vector<std::int64_t>> expected;
     for (std::int64_t r = 0; r < kept_.lists.rows; ++r) expected.push_back(expected_list(r));
-    skim::attention_args attended;
-    attended.q.extents[0] = Tq;
-    const skim::report report = cache_.evict(attended, nullptr, workspace_->get(), serial_);
+    const skim::report report = cache_.evict({}, nullptr, workspace_->get(), serial_);
     ASSERT_TRUE(report.ok());
     for (std::int64_t h = 0; h < Hk; ++h) {
       const std::int64_t row = kind_.share ? 0 : h;
@@ -190,24 +190,25 @@ class modelled_cache {
     const std::vector<std::int64_t>& tokens = model_[static_cast<std::size_t>(row)];
     std::vector<double> scores;
     for (const std::int64_t position : tokens) scores.push_back(static_cast<double>(hashed_score(position)));
-    const skim::kv_view& kv = cache_.kv();
+    const skim::kv_cache& kv = cache_.kv();
     if (kind_.how == compaction::pages) return reference::keep_pages(kv, keep, scores, reference::ties::earlier);
-    return reference::keep_tokens(kv, row, kept_by(keep, now(0), row), scores, reference::ties::earlier);
+    return reference::keep_tokens(kv, row, kept_of_head(keep, cache_.settings, row), scores, reference::ties::earlier);
   }
 
   void expect_token(std::int64_t head, std::int64_t slot, std::int64_t position) {
-    const skim::kv_view& kv = cache_.kv();
+    const skim::kv_cache& kv = cache_.kv();
     float key[D], value[Dv];
     token_row(position, head, 0, D, key);
     token_row(position, head, 1, Dv, value);
     double squares = 0;
     for (std::int64_t d = 0; d < D; ++d) {
-      ASSERT_EQ(skim::load_element(kv.k.data, kv.k.type, kv.row_offset(kv.k, head, slot) + d), key[d])
+      ASSERT_EQ(skim::load_element(kv.row_address(kv.k, head, slot), kv.k.type, d), key[d])
           << "key of position " << position << ", head " << head << ", slot " << slot;
       squares += static_cast<double>(key[d]) * static_cast<double>(key[d]);
     }
+    const float* const expected = kv.values_in_keys ? key : value;
     for (std::int64_t d = 0; d < Dv; ++d) {
-      ASSERT_EQ(skim::load_element(kv.v.data, kv.v.type, kv.row_offset(kv.v, head, slot) + d), value[d])
+      ASSERT_EQ(skim::load_element(kv.row_address(kv.v, head, slot), kv.v.type, d), expected[d])
           << "value of position " << position << ", head " << head << ", slot " << slot;
     }
     ASSERT_EQ(kv.position(head, slot), position) << "head " << head << ", slot " << slot;
@@ -216,36 +217,40 @@ class modelled_cache {
     ASSERT_NEAR(static_cast<double>(norm) * std::sqrt(squares), 1, 2.01 * 0x1p-24) << "position " << position;
   }
 
-  /// KeyDiff's sums are integers: after any number of operations exactly those of a cache that was filled just now.
+  /// KeyDiff's sums are integers: after any number of operations the state is exactly that of a cache that was filled just
+  /// now. What was appended and not yet observed is not in it.
   void expect_state() {
     if constexpr (std::is_same_v<Policy, skim::keydiff<>>) {
-      const skim::kv_view& kv = cache_.kv();
+      const skim::kv_cache& kv = cache_.kv();
+      if (cache_.settings.new_tokens > 0) return;
       std::int64_t shortest = kv.tokens;
       for (std::int64_t h = 0; h < Hk; ++h) shortest = std::min(shortest, kv.length(h));
-      if (shortest != kv.tokens) return expect_sums();  // no chunk is the whole cache of both heads
-      const skim::eviction_args args = now(kv.tokens);
-      ASSERT_TRUE(cache_.op.reset(args, fresh_->get(), serial_).ok());
-      ASSERT_TRUE(cache_.op.observe(args, fresh_->get(), workspace_->get(), serial_).ok());
-      ASSERT_EQ(std::memcmp(state_->data(), fresh_->data(), Hk * D * sizeof(std::int64_t)), 0) << "the sums drifted";
-      expect_sums();
+      if (shortest == kv.tokens) {  // else no chunk is the whole cache of both heads
+        skim::eviction_args args = cache_.settings;
+        args.new_tokens = kv.tokens;
+        ASSERT_TRUE(cache_.op.reset(args, fresh_->get(), serial_).ok());
+        ASSERT_TRUE(cache_.op.observe(args, fresh_->get(), workspace_->get(), serial_).ok());
+        ASSERT_EQ(std::memcmp(state_->data(), fresh_->data(), cache_.op.state_bytes(args)), 0) << "the sums drifted";
+      }
+      expect_scores();
     }
   }
 
-  /// And near those of the exact unit keys: half a unit of rounding, and u (4 + D / 8) of each component.
-  void expect_sums() {
-    const std::int64_t* const sums = skim::cpu::detail::unit_key_sums::at(cache_.kv(), cache_.state).sums;
+  /// And the scores near those of the exact unit keys: half a unit of rounding, and u (5 + D / 8) of each component, beside
+  /// the documented u (D / 4 + 16).
+  void expect_scores() {
+    const skim::kv_view kv = cache_.kv();
+    scores_memory scores(Hk, kv.tokens);
+    ASSERT_TRUE(cache_.op.score(cache_.settings, scores.view(), cache_.state, workspace_->get(), serial_).ok());
     for (std::int64_t h = 0; h < Hk; ++h) {
-      double exact[D] = {}, bound = 0;
-      for (const std::int64_t position : model_[static_cast<std::size_t>(h)]) {
-        float key[D];
-        token_row(position, h, 0, D, key);
-        double squares = 0;
-        for (const float x : key) squares += static_cast<double>(x) * static_cast<double>(x);
-        for (std::int64_t d = 0; d < D; ++d) exact[d] += static_cast<double>(key[d]) / std::sqrt(squares) * 0x1p30;
-        bound += 0.5 + 0x1p30 * 0x1p-24 * 5;
-      }
-      for (std::int64_t d = 0; d < D; ++d) {
-        ASSERT_NEAR(static_cast<double>(sums[h * D + d]), exact[d], bound) << "head " << h << ", dimension " << d;
+      const reference::vector_list keys = reference::rows_of(kv, kv.k, h);
+      if (keys.empty()) continue;
+      const double mean = reference::length(reference::find_anchor(skim::anchor::unit_mean{}, keys));
+      const double each = 0x1p-31 * std::sqrt(double{D}) + f32_roundoff * (5 + double{D} / 8);
+      const double bound = f32_roundoff * (double{D} / 4 + 16) + 2 * each / mean;
+      const std::vector<double> got = scores.row(h, kv.length(h)), exact = reference::score(skim::keydiff<>{}, keys);
+      for (std::size_t slot = 0; slot < got.size(); ++slot) {
+        ASSERT_NEAR(got[slot], exact[slot], bound) << "head " << h << ", slot " << slot;
       }
     }
   }

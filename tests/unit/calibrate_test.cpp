@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "executors.hpp"
-#include "values.hpp"
+#include "support/executors.hpp"
+#include "support/values.hpp"
 
 #include <skim/calibrate/fastforward.hpp>
 #include <skim/interop/eigen.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 
 #include <gtest/gtest.h>
@@ -15,8 +16,7 @@ namespace {
 using namespace skim::calibrate;
 
 // One type for all executors, so that the fit is compiled once.
-const skim::serial_executor in_order;
-const skim::host_executor serial = skim_test::behind_pointer(in_order);
+const skim::serial_executor serial;
 
 matrix<float> random_matrix(Eigen::Index rows, Eigen::Index columns, unsigned seed) {
   const std::vector<float> values = skim_test::normal_values(rows * columns, seed);

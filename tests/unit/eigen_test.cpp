@@ -90,16 +90,16 @@ TEST(EigenViews, HeadsSplitTheColumns) {
 }
 
 TEST(EigenViews, CheckRefusesHeadsThatDoNotDivideAndColumnMajor) {
-  row_major<float> q(2, 24), kv(8, 24), out(2, 24);
+  row_major<float> q(2, 24), k(8, 12), v(8, 12), out(2, 24);
   skim::attention_args args;
   args.q = skim::as_heads(q, 4);
   args.out = skim::as_heads(out, 4);
-  args.kv = skim::contiguous_kv(skim::as_heads(kv, 2), skim::as_heads(kv, 2), 8);
-  args.kv.k.dim = args.kv.v.dim = 6;
+  args.kv = skim::contiguous_kv(skim::as_heads(k, 2), skim::as_heads(v, 2), 8);
   EXPECT_TRUE(check(args).ok());
   args.q = skim::as_heads(q, 5);
   EXPECT_EQ(check(args).code, skim::status::bad_extent);
-  EXPECT_STREQ(check(args).argument, "q.extents[2]");
+  char name[96];
+  EXPECT_STREQ(argument_name(check(args), name, sizeof name), "q.extents[2]");
   args.q = skim::as_heads(q, 0);
   EXPECT_FALSE(check(args).ok());
   Eigen::MatrixXf columns(2, 24);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions of bad input: `check` names the argument, every step answers the same and writes nothing.
-#include "eviction_case.hpp"
-#include "faults.hpp"
-#include "own_evictor.hpp"
+#include "support/eviction_small.hpp"
+#include "support/faults.hpp"
 
 namespace {
 
@@ -57,7 +56,7 @@ struct guarded_eviction {
     expect_report(op.reset(args, state.get(), serial), expected);
     expect_report(op.observe(args, state.get(), workspace.get(), serial), expected);
     expect_report(op.score(args, scores.view(), state.get(), workspace.get(), serial), expected);
-    expect_report(op.keep(args, scores.view(), lists.lists, workspace.get(), serial), expected);
+    expect_report(op.choose(args, scores.view(), lists.lists, workspace.get(), serial), expected);
     expect_report(op.compact(args, lists.lists, state.get(), workspace.get(), serial), expected);
     expect_report(op.run(args, lists.lists, state.get(), workspace.get(), serial), expected);
     EXPECT_TRUE(inputs.snapshot() == before);
@@ -83,86 +82,105 @@ struct guarded_eviction {
 
 const skim::h2o watching{retention::budget(24, 2, 5)};
 
+/// The same cache in pages of `size` tokens, or not in pages: 48 tokens of room.
+void set_pages(skim::kv_cache& kv, std::int64_t size) {
+  kv.capacity = 48;
+  kv.page_size = kv.k.rows = kv.v.rows = size;
+}
+
 const std::vector<eviction_fault> argument_faults{
     {"several sequences",
      [](auto& a) { a.attended.sequences = &a.attended.kv; },
-     {status::unsupported, "attended.sequence_count"}},
-    {"negative chunk", [](auto& a) { a.attended.q.extents[0] = -1; }, {status::bad_extent, "attended.q.extents[0]"}},
-    {"chunk beyond the cache", [](auto& a) { a.attended.q.extents[0] = 48; }, {status::bad_extent, "kv.tokens"}},
-    {"no heads", [](auto& a) { a.attended.kv.heads = 0; }, {status::bad_extent, "kv.heads"}},
-    {"capacity", [](auto& a) { a.attended.kv.capacity = 46; }, {status::bad_extent, "kv.capacity"}},
-    {"k null", [](auto& a) { a.attended.kv.k.data = nullptr; }, {status::null_pointer, "kv.k.data"}},
-    {"v null", [](auto& a) { a.attended.kv.v.data = nullptr; }, {status::null_pointer, "kv.v.data"}},
-    {"k type", [](auto& a) { a.attended.kv.k.type = skim::element::none; }, {status::bad_type, "kv.k.type"}},
-    {"k reach", [](auto& a) { a.attended.kv.k.page_stride = huge; }, {status::bad_stride, "kv.k.dim"}},
-    {"table null", [](auto& a) { a.attended.kv.block_table = nullptr; }, {status::null_pointer, "kv.block_table"}},
-    {"no positions", [](auto& a) { a.attended.kv.positions = nullptr; }, {status::null_pointer, "kv.positions"}},
+     {status::unsupported, "attended.sequences", "set"}},
+    {"a batch",
+     [](auto& a) { a.attended.batch.sequences = 2; },
+     {status::unsupported, "attended.batch.sequences", "2"}},
+    {"negative chunk", [](auto& a) { a.new_tokens = -1; }, {status::bad_extent, "new_tokens", "-1"}},
+    {"chunk beyond the cache", [](auto& a) { a.new_tokens = 48; }, {status::bad_extent, "kv.tokens", "47"}},
+    {"no heads", [](auto& a) { a.kv.heads = 0; }, {status::bad_extent, "kv.heads", "0"}},
+    {"capacity", [](auto& a) { a.kv.capacity = 46; }, {status::bad_extent, "kv.capacity", "46"}},
+    {"k null", [](auto& a) { a.kv.k.data = nullptr; }, {status::null_pointer, "kv.k.data", ""}},
+    {"v null", [](auto& a) { a.kv.v.data = nullptr; }, {status::null_pointer, "kv.v.data", ""}},
+    {"k type", [](auto& a) { a.kv.k.type = skim::element::none; }, {status::bad_type, "kv.k.type", "none"}},
+    {"k reach",
+     [](auto& a) { a.kv.k.page_stride = huge; },
+     {status::bad_stride, "kv.k.page_stride", "4611686018427387904"}},
+    {"k and v in one place",
+     [](auto& a) { a.kv.v.data = a.kv.k.data; },
+     {status::bad_value, "kv.v.data (that of kv.k, without values_in_keys)", "1"}},
+    {"table null", [](auto& a) { a.kv.block_table = nullptr; }, {status::null_pointer, "kv.block_table", ""}},
+    {"no positions", [](auto& a) { a.kv.positions = nullptr; }, {status::null_pointer, "kv.positions", ""}},
     {"positions overlap",
-     [](auto& a) { a.attended.kv.positions_stride = a.attended.kv.capacity - 1; },
-     {status::bad_stride, "kv.positions_stride"}},
+     [](auto& a) { a.kv.positions_stride = a.kv.capacity - 1; },
+     {status::bad_stride, "kv.positions_stride", "51"}},
     {"positions shared by heads that differ",
-     [](auto& a) { a.attended.kv.positions_stride = 0; },
-     {status::bad_stride, "kv.positions_stride"}},
+     [](auto& a) { a.kv.positions_stride = 0; },
+     {status::bad_stride, "kv.positions_stride", "0"}},
     {"negative stride of positions",
-     [](auto& a) { a.attended.kv.positions_stride = -1000; },
-     {status::bad_stride, "kv.positions_stride"}},
+     [](auto& a) { a.kv.positions_stride = -1000; },
+     {status::bad_stride, "kv.positions_stride", "-1000"}},
     {"norms overlap",
-     [](auto& a) { a.attended.kv.inverse_norms_stride = 0; },
-     {status::bad_stride, "kv.inverse_norms_stride"}},
+     [](auto& a) { a.kv.inverse_norms_stride = 0; },
+     {status::bad_stride, "kv.inverse_norms_stride", "0"}},
+    {"an unknown compaction", [](auto& a) { a.how = compaction(3); }, {status::bad_value, "how", "3"}},
     {"pages of a contiguous cache",
      [](auto& a) {
        a.how = compaction::pages;
        a.share_heads = true;
-       a.attended.kv.layout = skim::kv_layout::contiguous;
+       a.kv.layout = skim::kv_layout::contiguous;
+       set_pages(a.kv, 48);
      },
-     {status::unsupported, "kv.layout (compaction by pages)"}},
+     {status::unsupported, "kv.layout (compaction by pages)", "contiguous"}},
     {"pages of heads that differ",
      [](auto& a) { a.how = compaction::pages; },
-     {status::bad_value, "share_heads (compaction by pages)"}},
+     {status::bad_value, "share_heads (compaction by pages)", "0"}},
     {"a page and a half",
      [](auto& a) {
        a.how = compaction::pages;
        a.share_heads = true;
-       a.attended.kv.page_size = 16;
+       set_pages(a.kv, 16);
      },
-     {status::bad_value, "keep.count"}},
+     {status::bad_value, "keep.count", "24"}},
     {"pages for protected tokens only",
      [](auto& a) {
        a.how = compaction::pages;
        a.share_heads = true;
-       a.attended.kv.page_size = 12;
+       set_pages(a.kv, 12);
      },
-     {status::bad_value, "keep.count (sinks, recent and a page that is not full)"}},
+     {status::bad_value, "keep.count (sinks, recent and a page that is not full)", "24"}},
     {"pages without a table to write",
      [](auto& a) {
        a.how = compaction::pages;
        a.share_heads = true;
        a.block_table = nullptr;
      },
-     {status::null_pointer, "block_table"}},
+     {status::null_pointer, "block_table", ""}},
 };
 
 const std::vector<std::int32_t> some_budgets{20, 10};
 
 const std::vector<eviction_fault> attention_faults{
-    {"q null", [](auto& a) { a.attended.q.data = nullptr; }, {status::null_pointer, "q.data"}},
-    {"q type", [](auto& a) { a.attended.q.type = skim::element::none; }, {status::bad_type, "q.type"}},
-    {"q stride", [](auto& a) { a.attended.q.strides[2] = 2; }, {status::bad_stride, "q.strides[2]"}},
-    {"group", [](auto& a) { a.attended.q.extents[1] = 5; }, {status::bad_group, "q.extents[1]"}},
-    {"D", [](auto& a) { a.attended.q.extents[2] = 7; }, {status::bad_extent, "q.extents[2]"}},
-    {"scale", [](auto& a) { a.attended.scale = std::nanf(""); }, {status::bad_value, "scale"}},
-    {"soft cap", [](auto& a) { a.attended.soft_cap = -1; }, {status::bad_value, "soft_cap"}},
-    {"mask", [](auto& a) { a.attended.mask.left = -1; }, {status::bad_value, "mask.left"}},
-    {"no log-sum-exp", [](auto& a) { a.attended.lse.data = nullptr; }, {status::null_pointer, "attended.lse.data"}},
-    {"lse tokens", [](auto& a) { a.attended.lse.extents[0] = 8; }, {status::bad_extent, "lse.extents[0]"}},
-    {"lse heads", [](auto& a) { a.attended.lse.extents[1] = 2; }, {status::bad_extent, "lse.extents[1]"}},
-    {"lse stride", [](auto& a) { a.attended.lse.strides[1] = 2; }, {status::bad_stride, "lse.strides[1]"}},
+    {"q null", [](auto& a) { a.attended.q.data = nullptr; }, {status::null_pointer, "q.data", ""}},
+    {"q type", [](auto& a) { a.attended.q.type = skim::element::none; }, {status::bad_type, "q.type", "none"}},
+    {"q stride", [](auto& a) { a.attended.q.strides[2] = 2; }, {status::bad_stride, "q.strides[2]", "2"}},
+    {"q of another chunk",
+     [](auto& a) { a.attended.q.extents[0] = 6; },
+     {status::bad_extent, "attended.q.extents[0]", "6"}},
+    {"group", [](auto& a) { a.attended.q.extents[1] = 5; }, {status::bad_group, "q.extents[1]", "5"}},
+    {"D", [](auto& a) { a.attended.q.extents[2] = 7; }, {status::bad_extent, "q.extents[2]", "7"}},
+    {"scale", [](auto& a) { a.attended.scale = std::nanf(""); }, {status::bad_value, "scale", "nan"}},
+    {"soft cap", [](auto& a) { a.attended.soft_cap = -1; }, {status::bad_value, "soft_cap", "-1"}},
+    {"mask", [](auto& a) { a.attended.mask.left = -1; }, {status::bad_value, "mask.left", "-1"}},
+    {"no log-sum-exp", [](auto& a) { a.attended.lse.data = nullptr; }, {status::null_pointer, "attended.lse.data", ""}},
+    {"lse tokens", [](auto& a) { a.attended.lse.extents[0] = 8; }, {status::bad_extent, "lse.extents[0]", "8"}},
+    {"lse heads", [](auto& a) { a.attended.lse.extents[1] = 2; }, {status::bad_extent, "lse.extents[1]", "2"}},
+    {"lse stride", [](auto& a) { a.attended.lse.strides[1] = 2; }, {status::bad_stride, "lse.strides[1]", "2"}},
     {"budgets of one list",
      [](auto& a) {
        a.share_heads = true;
        a.budgets = some_budgets.data();
      },
-     {status::bad_value, "budgets (with share_heads, number of)"}},
+     {status::bad_value, "budgets (with share_heads)", "set"}},
 };
 
 class eviction_faults : public testing::TestWithParam<eviction_fault> {};
@@ -171,13 +189,13 @@ INSTANTIATE_TEST_SUITE_P(attention, eviction_faults, testing::ValuesIn(attention
 
 TEST_P(eviction_faults, are_named_and_nothing_is_written) {
   guarded_eviction<skim::h2o> eviction(watching, good_case());
-  eviction.args.block_table = const_cast<std::int32_t*>(eviction.args.attended.kv.block_table);
+  eviction.args.block_table = const_cast<std::int32_t*>(eviction.args.kv.block_table);
   GetParam().make(eviction.args);
   eviction.expect_refused(GetParam().expected);
-  expect_report(check_indices(eviction.args, watching.keep, true), GetParam().expected);
+  expect_report(check_indices(eviction.args, watching.keep, watching.needs()), GetParam().expected);
 }
 
-/// KeyDiff needs of the attention only how many tokens are new.
+/// KeyDiff needs nothing of the attention.
 TEST(EvictionCheck, PoliciesThatLookAtKeysNeedNoQueries) {
   guarded_eviction<skim::keydiff<>> eviction(skim::keydiff<>{retention::budget(24)}, good_case());
   for (const eviction_fault& fault : attention_faults) {
@@ -206,31 +224,33 @@ void expect_policy_refused(const Policy& bad, const expectation& expected) {
 TEST(EvictionCheck, PoliciesAreNamed) {
   using skim::h2o;
   using skim::snapkv;
-  expect_policy_refused(h2o{retention{}}, {status::bad_value, "keep.count"});
-  expect_policy_refused(h2o{retention::budget(-3)}, {status::bad_value, "keep.count"});
-  expect_policy_refused(h2o{retention::share(0.5)}, {status::bad_value, "keep.count"});
-  expect_policy_refused(h2o{retention{10, 0.5, 0, 0}}, {status::bad_value, "keep.count"});
-  expect_policy_refused(h2o{retention::budget(10, -1)}, {status::bad_value, "keep.sinks"});
-  expect_policy_refused(h2o{retention::budget(10, 11)}, {status::bad_value, "keep.sinks"});
-  expect_policy_refused(h2o{retention::budget(10, 0, -1)}, {status::bad_value, "keep.recent"});
-  expect_policy_refused(h2o{retention::budget(10, 5, 6)}, {status::bad_value, "keep.recent"});
-  expect_policy_refused(h2o{retention::budget(10, 1, std::numeric_limits<std::int64_t>::max())},
-                        {status::bad_value, "keep.recent"});
-  expect_policy_refused(skim::keydiff<>{retention::budget(10, 5, 6)}, {status::bad_value, "keep.recent"});
+  const std::int64_t least = std::numeric_limits<std::int64_t>::min(), most = std::numeric_limits<std::int64_t>::max();
+  expect_policy_refused(h2o{retention{}}, {status::bad_value, "keep.count", "0"});
+  expect_policy_refused(h2o{retention::budget(-3)}, {status::bad_value, "keep.count", "-3"});
+  expect_policy_refused(h2o{retention::share(0.5)},
+                        {status::bad_value, "keep.fraction (an evictor keeps a count)", "0.5"});
+  expect_policy_refused(h2o{retention{10, 0.5, 0, 0}}, {status::bad_value, "keep.count", "10"});
+  expect_policy_refused(h2o{retention::budget(10, -1)}, {status::bad_value, "keep.sinks", "-1"});
+  expect_policy_refused(h2o{retention::budget(10, 11)}, {status::bad_value, "keep.sinks", "11"});
+  expect_policy_refused(h2o{retention::budget(10, 0, -1)}, {status::bad_value, "keep.recent", "-1"});
+  expect_policy_refused(h2o{retention::budget(10, 5, 6)}, {status::bad_value, "keep.recent", "6"});
+  expect_policy_refused(h2o{retention::budget(10, 1, most)}, {status::bad_value, "keep.recent", "9223372036854775807"});
+  expect_policy_refused(skim::keydiff<>{retention::budget(10, 5, 6)}, {status::bad_value, "keep.recent", "6"});
   expect_policy_refused(skim::sink_window{retention::budget(10, 2, 3)},
-                        {status::bad_value, "keep.recent (sink_window derives it)"});
-  expect_policy_refused(snapkv{retention::budget(20), 0, 5}, {status::bad_value, "window"});
-  expect_policy_refused(snapkv{retention::budget(20), 21, 5}, {status::bad_value, "window"});
-  expect_policy_refused(snapkv{retention::budget(20, 4), 17, 5}, {status::bad_value, "window"});
-  expect_policy_refused(snapkv{retention::budget(20, 4), huge, 5}, {status::bad_value, "window"});
-  expect_policy_refused(snapkv{retention::budget(20), 4, 0}, {status::bad_value, "pool"});
-  expect_policy_refused(snapkv{retention::budget(20), 4, 4}, {status::bad_value, "pool"});
-  expect_policy_refused(snapkv{retention::budget(20), 4, huge + 1}, {status::bad_value, "pool"});
-  const std::int64_t least = std::numeric_limits<std::int64_t>::min();
-  expect_policy_refused(snapkv{retention::budget(20, least), 4, 5}, {status::bad_value, "keep.sinks"});
-  expect_policy_refused(snapkv{retention::budget(least, 3), 4, 5}, {status::bad_value, "keep.count"});
-  expect_policy_refused(skim::caote{snapkv{retention::budget(20), 4, 4}}, {status::bad_value, "pool"});
-  expect_policy_refused(skim::fast_caote{h2o{retention::budget(10, 11)}}, {status::bad_value, "keep.sinks"});
+                        {status::bad_value, "keep.recent (sink_window derives it)", "3"});
+  expect_policy_refused(snapkv{retention::budget(20), 0, 5}, {status::bad_value, "window", "0"});
+  expect_policy_refused(snapkv{retention::budget(20), 21, 5}, {status::bad_value, "window", "21"});
+  expect_policy_refused(snapkv{retention::budget(20, 4), 17, 5}, {status::bad_value, "window", "17"});
+  expect_policy_refused(snapkv{retention::budget(20, 4), huge, 5}, {status::bad_value, "window", ""});
+  expect_policy_refused(snapkv{retention::budget(20), 4, 0}, {status::bad_value, "pool", "0"});
+  expect_policy_refused(snapkv{retention::budget(20), 4, 4}, {status::bad_value, "pool", "4"});
+  expect_policy_refused(snapkv{retention::budget(20), 4, huge + 1}, {status::bad_value, "pool", ""});
+  expect_policy_refused(snapkv{retention::budget(20, least), 4, 5},
+                        {status::bad_value, "keep.sinks", "-9223372036854775808"});
+  expect_policy_refused(snapkv{retention::budget(least, 3), 4, 5},
+                        {status::bad_value, "keep.count", "-9223372036854775808"});
+  expect_policy_refused(skim::caote{snapkv{retention::budget(20), 4, 4}}, {status::bad_value, "pool", "4"});
+  expect_policy_refused(skim::fast_caote{h2o{retention::budget(10, 11)}}, {status::bad_value, "keep.sinks", "11"});
 }
 
 TEST(EvictionCheck, TheJointFormHasOneListAHead) {
@@ -238,7 +258,7 @@ TEST(EvictionCheck, TheJointFormHasOneListAHead) {
   skim::eviction_args args = inputs.args();
   args.share_heads = true;
   const skim::cpu::eviction<skim::caote<skim::tova>> joint{{skim::tova{retention::budget(20)}, true}};
-  expect_report(joint.check(args), {status::unsupported, "share_heads (caote, joint)"});
+  expect_report(joint.check(args), {status::unsupported, "share_heads (caote, joint)", "1"});
   EXPECT_TRUE((skim::cpu::eviction<skim::caote<skim::tova>>{{skim::tova{retention::budget(20)}}}.check(args).ok()));
 }
 
@@ -248,9 +268,8 @@ TEST(EvictionMemory, ThatIsShortIsNamedWithItsSize) {
   guarded_eviction<skim::h2o> eviction(watching, good_case());
   const auto expect_short = [&](const skim::report& got, status code, const char* argument, std::size_t needed,
                                 std::size_t given) {
-    expect_report(got, {code, argument});
-    EXPECT_EQ(got.expected, static_cast<std::int64_t>(needed));
-    EXPECT_EQ(got.got, static_cast<std::int64_t>(given));
+    expect_report(got, {code, argument, std::to_string(given)});
+    EXPECT_EQ(got.expected.whole, static_cast<std::int64_t>(needed));
   };
   const skim::eviction_args& args = eviction.args;
   const std::size_t state = eviction.op.state_bytes(args), scratch = eviction.op.workspace_bytes(args, 1);
@@ -269,8 +288,8 @@ TEST(EvictionMemory, ThatIsShortIsNamedWithItsSize) {
     if (code == status::short_state) {
       expect_short(eviction.op.reset(args, given_state, serial), code, argument, needed, given);
     } else {
-      expect_short(eviction.op.keep(args, eviction.scores.view(), lists, given_scratch, serial), code, argument, needed,
-                   given);
+      expect_short(eviction.op.choose(args, eviction.scores.view(), lists, given_scratch, serial), code, argument,
+                   needed, given);
     }
   };
   const cache_snapshot before = eviction.inputs.snapshot();
@@ -292,12 +311,62 @@ TEST(EvictionMemory, ThatIsShortIsNamedWithItsSize) {
       eviction.op.run(args, eviction.lists.lists, {good_state.data, state}, {good_scratch.data, scratch}, serial).ok());
 }
 
-TEST(EvictionMemory, MoreWorkersNeedNoLess) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
-  std::size_t before = 0;
-  for (const unsigned workers : {1u, 2u, 7u, 64u}) {
-    EXPECT_GE(eviction.op.workspace_bytes(eviction.args, workers), before);
-    before = eviction.op.workspace_bytes(eviction.args, workers);
+/// A call that nobody has memory for yet: shapes alone.
+struct shape_call {
+  std::int64_t heads = 1, group = 1, D = 1, Dv = 1, capacity = 0, tokens = 0, new_tokens = 0;
+
+  skim::eviction_args args() const {
+    skim::eviction_args args;
+    args.kv = contiguous_cache(skim::tensor_view<skim::bf16, 3>(nullptr, {capacity, heads, D}),
+                               skim::tensor_view<skim::bf16, 3>(nullptr, {capacity, heads, Dv}), tokens);
+    args.new_tokens = new_tokens;
+    args.attended.q = skim::tensor_view<float, 3>(nullptr, {new_tokens, heads * group, D});
+    return args;
+  }
+};
+
+/// Sizes are for the longest call: one with fewer tokens, new tokens or workers needs no more. They are defined up to the
+/// largest shapes, and 0 for what is no call.
+TEST(EvictionMemory, SmallerCallsNeedNoMore) {
+  std::mt19937 random(1);
+  const auto draw = [&random](std::int64_t most) {  // of any magnitude
+    const std::int64_t bound = std::max<std::int64_t>(most >> random() % 32, 1);
+    return std::min(most, static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(bound)) + 1);
+  };
+  for (int i = 0; i < 300; ++i) {
+    shape_call large;
+    large.heads = draw(65536);
+    large.group = draw(std::min<std::int64_t>(16, 65536 / large.heads));
+    large.D = draw(4096);
+    large.Dv = draw(4096);
+    large.capacity = draw(2147483647);
+    large.tokens = draw(large.capacity);
+    large.new_tokens = draw(std::min(large.tokens, 2147483647 / (large.heads * large.group)));
+    shape_call small = large;
+    small.tokens = draw(large.tokens);
+    small.new_tokens = draw(std::min(large.new_tokens, small.tokens));
+    const unsigned workers = static_cast<unsigned>(draw(4294967295)), fewer = static_cast<unsigned>(draw(workers));
+    for_every_policy(retention::budget(30, 2), [&](const auto& policy) {
+      const skim::cpu::eviction<std::decay_t<decltype(policy)>> op{policy};
+      ASSERT_TRUE(op.check_shape(large.args()).ok());
+      EXPECT_GT(op.workspace_bytes(large.args(), 1), 0u);
+      EXPECT_LE(op.workspace_bytes(small.args(), fewer), op.workspace_bytes(large.args(), workers));
+      EXPECT_EQ(op.state_bytes(small.args()), op.state_bytes(large.args()));
+    });
+  }
+  for (const std::int64_t wrong : {std::numeric_limits<std::int64_t>::min(), std::int64_t{-1}, huge}) {
+    for (std::int64_t shape_call::*const member :
+         {&shape_call::heads, &shape_call::D, &shape_call::Dv, &shape_call::tokens, &shape_call::new_tokens}) {
+      shape_call call{2, 1, 8, 8, 100, 50, 10};
+      call.*member = wrong;
+      for_every_policy(retention::budget(30, 2), [&](const auto& policy) {
+        const skim::cpu::eviction<std::decay_t<decltype(policy)>> op{policy};
+        skim::eviction_args args = call.args();
+        args.attended.q.extents[1] = 4;
+        EXPECT_EQ(op.workspace_bytes(args, 8), 0u);
+        EXPECT_EQ(op.state_bytes(args), 0u);
+      });
+    }
   }
 }
 
@@ -339,14 +408,14 @@ TEST(EvictionLists, AreNamed) {
     skim::index_lists lists = eviction.lists.lists;
     make(lists);
     const skim::memory state = eviction.state.get(), scratch = eviction.workspace.get();
-    expect_report(eviction.op.keep(eviction.args, eviction.scores.view(), lists, scratch, eviction.serial), expected);
+    expect_report(eviction.op.choose(eviction.args, eviction.scores.view(), lists, scratch, eviction.serial), expected);
     expect_report(eviction.op.compact(eviction.args, lists, state, scratch, eviction.serial), expected);
     expect_report(eviction.op.run(eviction.args, lists, state, scratch, eviction.serial), expected);
   };
-  expect_fault([](auto& l) { l.rows = 1; }, {status::bad_extent, "lists.rows"});
-  expect_fault([](auto& l) { l.capacity = 23; }, {status::bad_extent, "lists.capacity"});
-  expect_fault([](auto& l) { l.counts = nullptr; }, {status::null_pointer, "lists.counts"});
-  expect_fault([](auto& l) { l.indices = nullptr; }, {status::null_pointer, "lists.indices"});
+  expect_fault([](auto& l) { l.rows = 1; }, {status::bad_extent, "lists.rows", "1"});
+  expect_fault([](auto& l) { l.capacity = 23; }, {status::bad_extent, "lists.capacity", "23"});
+  expect_fault([](auto& l) { l.counts = nullptr; }, {status::null_pointer, "lists.counts", ""});
+  expect_fault([](auto& l) { l.indices = nullptr; }, {status::null_pointer, "lists.indices", ""});
   EXPECT_TRUE(eviction.inputs.snapshot() == before);
   eviction.expect_untouched();
 }
@@ -359,15 +428,15 @@ TEST(EvictionScores, AreNamed) {
     make(scores);
     const skim::memory state = eviction.state.get(), scratch = eviction.workspace.get();
     expect_report(eviction.op.score(eviction.args, scores, state, scratch, eviction.serial), expected);
-    expect_report(eviction.op.keep(eviction.args, scores, eviction.lists.lists, scratch, eviction.serial), expected);
+    expect_report(eviction.op.choose(eviction.args, scores, eviction.lists.lists, scratch, eviction.serial), expected);
   };
-  expect_fault([](view& s) { s.extents[0] = 1; }, {status::bad_extent, "scores.extents[0]"});
-  expect_fault([](view& s) { s.extents[0] = 3; }, {status::bad_extent, "scores.extents[0]"});
-  expect_fault([](view& s) { s.extents[1] = 46; }, {status::bad_extent, "scores.extents[1]"});
-  expect_fault([](view& s) { s.extents[1] = -47; }, {status::bad_extent, "scores.extents[1]"});
-  expect_fault([](view& s) { s.strides[1] = 2; }, {status::bad_stride, "scores.strides[1]"});
-  expect_fault([](view& s) { s.strides[0] = huge; }, {status::bad_stride, "scores.extents[0]"});
-  expect_fault([](view& s) { s.data = nullptr; }, {status::null_pointer, "scores.data"});
+  expect_fault([](view& s) { s.extents[0] = 1; }, {status::bad_extent, "scores.extents[0]", "1"});
+  expect_fault([](view& s) { s.extents[0] = 3; }, {status::bad_extent, "scores.extents[0]", "3"});
+  expect_fault([](view& s) { s.extents[1] = 46; }, {status::bad_extent, "scores.extents[1]", "46"});
+  expect_fault([](view& s) { s.extents[1] = -47; }, {status::bad_extent, "scores.extents[1]", "-47"});
+  expect_fault([](view& s) { s.strides[1] = 2; }, {status::bad_stride, "scores.strides[1]", "2"});
+  expect_fault([](view& s) { s.strides[0] = huge; }, {status::bad_stride, "scores.strides[0]", ""});
+  expect_fault([](view& s) { s.data = nullptr; }, {status::null_pointer, "scores.data", ""});
   eviction.expect_untouched();
 }
 
@@ -379,11 +448,11 @@ TEST(PoolScores, NamesItsArguments) {
     EXPECT_EQ(pooled, std::vector<float>(6, -7.0f));
   };
   const view good(values.data(), {2, 6}), to(pooled.data(), {1, 6});
-  expect_fault(view(nullptr, {2, 6}), to, {status::null_pointer, "scores.data"});
-  expect_fault(good, view(nullptr, {1, 6}), {status::null_pointer, "pooled.data"});
-  expect_fault(good, view(pooled.data(), {1, 5}), {status::bad_extent, "pooled.extents[1]"});
-  expect_fault(good, view(pooled.data(), {2, 3}), {status::bad_extent, "pooled.extents[0]"});
-  expect_fault(view(values.data(), {0, 6}), to, {status::bad_extent, "scores.extents[0]"});
+  expect_fault(view(nullptr, {2, 6}), to, {status::null_pointer, "scores.data", ""});
+  expect_fault(good, view(nullptr, {1, 6}), {status::null_pointer, "pooled.data", ""});
+  expect_fault(good, view(pooled.data(), {1, 5}), {status::bad_extent, "pooled.extents[1]", "5"});
+  expect_fault(good, view(pooled.data(), {2, 3}), {status::bad_extent, "pooled.extents[0]", "2"});
+  expect_fault(view(values.data(), {0, 6}), to, {status::bad_extent, "scores.extents[0]", "0"});
   EXPECT_TRUE(skim::cpu::pool_scores(good, to, skim::serial_executor{}).ok());
   EXPECT_EQ(pooled, std::vector<float>(6, 1.0f));
 }
@@ -393,17 +462,20 @@ TEST(PoolScores, NamesItsArguments) {
 TEST(EvictionCheck, FollowsNoPointer) {
   guarded_eviction<skim::h2o> eviction(watching, good_case());
   skim::eviction_args args = eviction.args;
-  const auto nowhere = [](auto*& pointer) { pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(64); };
+  std::uintptr_t address = 0;  // K and V may not begin at the same
+  const auto nowhere = [&](auto*& pointer) {
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(address += 64);
+  };
   nowhere(args.attended.q.data);
   nowhere(args.attended.out.data);
   nowhere(args.attended.lse.data);
   nowhere(args.attended.sink_logits);
-  nowhere(args.attended.kv.k.data);
-  nowhere(args.attended.kv.v.data);
-  nowhere(args.attended.kv.block_table);
-  nowhere(args.attended.kv.lengths);
-  nowhere(args.attended.kv.positions);
-  nowhere(args.attended.kv.inverse_norms);
+  nowhere(args.kv.k.data);
+  nowhere(args.kv.v.data);
+  nowhere(args.kv.block_table);
+  nowhere(args.kv.lengths);
+  nowhere(args.kv.positions);
+  nowhere(args.kv.inverse_norms);
   nowhere(args.budgets);
   nowhere(args.read);
   EXPECT_TRUE(eviction.op.check(args).ok());
@@ -416,48 +488,49 @@ TEST(EvictionCheck, FollowsNoPointer) {
 TEST(EvictionIndices, AreReadByCheckIndices) {
   guarded_eviction<skim::h2o> eviction(watching, good_case());
   const retention keep = watching.keep;
+  const skim::policy_needs needs = watching.needs();
   skim::eviction_args args = eviction.args;
-  ASSERT_TRUE(check_indices(args, keep, true).ok());
+  ASSERT_TRUE(check_indices(args, keep, needs).ok());
   const std::int32_t long_lengths[] = {47, 48}, short_lengths[] = {47, 6}, uneven[] = {47, 40};
-  args.attended.kv.lengths = long_lengths;
-  expect_report(check_indices(args, keep, true), {status::bad_index, "kv.lengths[h]"});
-  args.attended.kv.lengths = short_lengths;
-  expect_report(check_indices(args, keep, true), {status::bad_index, "kv.lengths[h]"});
-  args.attended.kv.lengths = uneven;
-  EXPECT_TRUE(check_indices(args, keep, true).ok());
+  args.kv.lengths = long_lengths;
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "kv.lengths[h]", "48"});
+  args.kv.lengths = short_lengths;
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "kv.lengths[h]", "6"});
+  args.kv.lengths = uneven;
+  EXPECT_TRUE(check_indices(args, keep, needs).ok());
   args.share_heads = true;
-  expect_report(check_indices(args, keep, true), {status::bad_index, "kv.lengths[h] (with share_heads)"});
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "kv.lengths[h] (with share_heads)", "40"});
 
   args = eviction.args;
   const std::int32_t low[] = {24, 6}, high[] = {25, 24}, right[] = {24, 7};
   args.budgets = low;  // two sinks and five recent tokens stay
-  expect_report(check_indices(args, keep, true), {status::bad_index, "budgets[h]"});
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "budgets[h]", "6"});
   args.budgets = high;
-  expect_report(check_indices(args, keep, true), {status::bad_index, "budgets[h]"});
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "budgets[h]", "25"});
   args.budgets = right;
-  EXPECT_TRUE(check_indices(args, keep, true).ok());
+  EXPECT_TRUE(check_indices(args, keep, needs).ok());
   const std::int32_t none[] = {1, 0};
   args.budgets = none;
-  expect_report(check_indices(args, retention::budget(24), true), {status::bad_index, "budgets[h]"});
+  expect_report(check_indices(args, retention::budget(24), needs), {status::bad_index, "budgets[h]", "0"});
 
   args = eviction.args;
-  std::vector<std::int32_t> table(args.attended.kv.block_table,
-                                  args.attended.kv.block_table + args.attended.kv.capacity / 4);
-  table[3] = static_cast<std::int32_t>(args.attended.kv.pages);
-  args.attended.kv.block_table = table.data();
-  expect_report(check_indices(args, keep, true), {status::bad_index, "kv.block_table[i]"});
+  std::vector<std::int32_t> table(args.kv.block_table, args.kv.block_table + args.kv.capacity / 4);
+  table[3] = static_cast<std::int32_t>(args.kv.pages);
+  args.kv.block_table = table.data();
+  expect_report(check_indices(args, keep, needs),
+                {status::bad_index, "kv.block_table[i]", std::to_string(args.kv.pages)});
 
   args = eviction.args;
   std::int32_t slots[] = {3, 3, 4, 0, 1, 2}, counts[] = {3, 3};
   const skim::index_lists read{slots, counts, 2, 3};
   args.read = &read;
-  expect_report(check_indices(args, keep, true), {status::bad_index, "lists.indices[r][i]"});
-  EXPECT_TRUE(check_indices(args, keep, false).ok()) << "who looks at keys alone reads no list";
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "lists.indices[r][i]", "3"});
+  EXPECT_TRUE(check_indices(args, keep, {}).ok()) << "who looks at keys alone reads no list";
   slots[1] = 4;
   slots[2] = 40;  // the chunk's own
-  expect_report(check_indices(args, keep, true), {status::bad_index, "lists.indices[r][i]"});
+  expect_report(check_indices(args, keep, needs), {status::bad_index, "lists.indices[r][i]", "40"});
   slots[2] = 39;
-  EXPECT_TRUE(check_indices(args, keep, true).ok());
+  EXPECT_TRUE(check_indices(args, keep, needs).ok());
 }
 
 // The bounded cache.
@@ -483,18 +556,18 @@ TEST(BoundedCache, RefusesChunksWithoutRoom) {
     EXPECT_EQ(storage.k_bytes(), k);
   };
   const skim::report full = cache.append(chunk(12, 8), chunk(12, 4), serial);
-  expect_refused(full, {status::bad_extent, "k.extents[0]"});
-  EXPECT_EQ(full.expected, 11);
-  expect_refused(cache.append(chunk(3, 7), chunk(3, 4), serial), {status::bad_extent, "k.extents[2]"});
-  expect_refused(cache.append(chunk(3, 8), chunk(2, 4), serial), {status::bad_extent, "v.extents[0]"});
+  expect_refused(full, {status::bad_extent, "k.extents[0]", "12"});
+  EXPECT_EQ(full.expected.whole, 11);
+  expect_refused(cache.append(chunk(3, 7), chunk(3, 4), serial), {status::bad_extent, "k.extents[2]", "7"});
+  expect_refused(cache.append(chunk(3, 8), chunk(2, 4), serial), {status::bad_extent, "v.extents[0]", "2"});
   const std::int32_t budgets[] = {12, 6};
   cache.settings.budgets = budgets;
-  expect_refused(cache.append(chunk(3, 8), chunk(3, 4), serial), {status::null_pointer, "lengths"});
+  expect_refused(cache.append(chunk(3, 8), chunk(3, 4), serial), {status::null_pointer, "lengths", ""});
   cache.settings.budgets = nullptr;
 
-  skim::attention_args attended;
-  attended.q = chunk(9, 8);
-  expect_refused(cache.evict(attended, nullptr, {}, serial), {status::short_workspace, "workspace.bytes"});
+  expect_refused(cache.evict({}, nullptr, {}, serial), {status::short_workspace, "workspace.bytes", "0"});
+  expect_refused(cache.observe({}, nullptr, {}, serial), {status::short_workspace, "workspace.bytes", "0"});
+  EXPECT_EQ(cache.settings.new_tokens, 9) << "the chunk waits for who observes it";
 }
 
 }  // namespace

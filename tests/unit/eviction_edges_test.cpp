@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions where floating point ends: weights near one, tiny and huge keys, NaN and infinities.
-#include "eviction_small.hpp"
-#include "eviction_stages.hpp"
+#include "support/eviction_small.hpp"
+#include "support/eviction_stages.hpp"
 
 namespace {
 
@@ -42,7 +42,7 @@ TEST(KeydiffEdges, TinyAndHugeKeysAreWithinTheirBounds) {
       c.call.inverse_norms = norms;
       const auto expect_bounds = [&](const auto& policy) {
         eviction_inputs inputs(c);
-        const skim::kv_view kv = inputs.args().attended.kv;
+        const skim::kv_cache kv = inputs.args().kv;
         for (const std::int64_t slot : {3, 30, 59}) {
           std::vector<float> key = normal_values(24, static_cast<unsigned>(slot));
           for (float& x : key) x *= size;
@@ -72,7 +72,7 @@ TEST(KeydiffEdges, TinyAndHugeKeysAreWithinTheirBounds) {
 }
 
 /// A row of halves with `value` among them.
-void set_row(const skim::kv_view& kv, const skim::kv_tensor& tensor, std::int64_t slot, float value) {
+void set_row(const skim::kv_cache& kv, const skim::kv_cache_tensor& tensor, std::int64_t slot, float value) {
   std::vector<float> row(static_cast<std::size_t>(tensor.dim), 0.5f);
   row[3] = value;
   for (std::int64_t h = 0; h < kv.heads; ++h) write_row(kv, tensor, h, slot, row.data());
@@ -105,7 +105,7 @@ TEST_P(strange_rows, of_keys_leave_first_under_keydiff) {
   c.call.kv_type = type;
   const auto expect_order = [&](const auto& policy) {
     eviction_inputs inputs(c);
-    const skim::kv_view kv = inputs.args().attended.kv;
+    const skim::kv_cache kv = inputs.args().kv;
     for (const std::int64_t slot : strange_slots) {
       set_row(kv, kv.k, slot, value);
       const float inverse = std::isnan(value) ? not_a_number : 0.0f;  // as `append` records them
@@ -118,10 +118,6 @@ TEST_P(strange_rows, of_keys_leave_first_under_keydiff) {
     scores_memory scores(2, 102);
     run.score(scores);
     for (std::int64_t h = 0; h < 2; ++h) {
-      if (std::is_same_v<std::decay_t<decltype(policy)>, skim::keydiff<>>) {
-        const std::vector<double> nothing(static_cast<std::size_t>(kv.k.dim), 0.0);
-        expect_sums_moved(kv, h, run_of_positions(0, 102), nothing, state_sum(kv, h, run.state.get()), 1);
-      }
       const std::vector<double> got = scores.row(h, 102);
       expect_within(got, exact_scores(policy, run, h));
       for (std::int64_t slot = 0; slot < 102; ++slot) {
@@ -148,7 +144,7 @@ TEST_P(strange_rows, of_values_leave_first_or_last_under_caote) {
   c.call.kv_type = type;
   const auto expect_order = [&, value = value](const auto& policy) {
     eviction_inputs inputs(c);
-    const skim::kv_view kv = inputs.args().attended.kv;
+    const skim::kv_cache kv = inputs.args().kv;
     for (const std::int64_t slot : strange_slots) set_row(kv, kv.v, slot, value);
     EXPECT_EQ(lists_of(policy, inputs.args())[1], std::isnan(value) ? other_slots(102) : strange_slots);
   };
@@ -172,12 +168,10 @@ TEST_P(strange_rows, of_keys_give_a_defined_order_everywhere) {
       eviction_inputs inputs(c);
       skim::eviction_args args = inputs.args();
       for (const std::int64_t slot : strange_slots) {
-        set_row(args.attended.kv, args.attended.kv.k, slot, value);
-        set_row(args.attended.kv, args.attended.kv.v, slot, value);
+        set_row(args.kv, args.kv.k, slot, value);
+        set_row(args.kv, args.kv.v, slot, value);
       }
-      const skim::cpu::attention<> op;
-      aligned_memory workspace(op.workspace_bytes(args.attended, 1));
-      EXPECT_TRUE(op.run(args.attended, {}, workspace.get(), skim::serial_executor{}).ok());
+      inputs.attend(args.attended, nullptr);
       list = lists_of(policy, args);
       EXPECT_EQ(list[0].size(), 30u);
     }
@@ -198,7 +192,7 @@ TEST(AttentionWeights, OfMaskedKeysAreZeroBesideNan) {
   run.observe();
   std::int64_t undefined = 0;
   for (std::int64_t h = 0; h < 2; ++h) {
-    const std::vector<double> got = state_weights(args.attended.kv, h, run.state.get());
+    const std::vector<double> got = run.scores_of(h);
     const std::vector<double> exact = reference::observe(skim::h2o{}, args, h, std::vector<double>(90, 0.0));
     for (std::size_t slot = 0; slot < got.size(); ++slot) {
       EXPECT_EQ(std::isnan(got[slot]), std::isnan(exact[slot])) << "slot " << slot;

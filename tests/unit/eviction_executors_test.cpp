@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Evictions leave the same bits on every executor, for every number of workers and whatever lies in the workspace.
-#include "eviction_case.hpp"
-#include "executors.hpp"
+#include "support/eviction_case.hpp"
+#include "support/executors.hpp"
 
 namespace {
 
@@ -40,7 +40,7 @@ outcome evict(const Policy& policy, const eviction_case& c, executor_choice choi
   return {kept.indices, kept.counts, {bytes, bytes + op.state_bytes(args)}, inputs.snapshot()};
 }
 
-/// More than one unit of every loop, and a rest: keys in pieces of 512 and 256, rows in tiles of 512.
+/// More than one work unit of every loop, and a rest: of keys, of rows of K and V, of rows of queries.
 eviction_case wide_case() {
   eviction_case c;
   c.call.kv_type = skim::element::bf16;

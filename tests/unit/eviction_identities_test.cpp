@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What must hold of evictions whatever computes them: the papers' identities, streaming, protection, budgets,
 // compaction.
-#include "bounded_layer.hpp"
-#include "eviction_small.hpp"
-#include "eviction_stages.hpp"
+#include "support/bounded_layer.hpp"
+#include "support/eviction_small.hpp"
+#include "support/eviction_stages.hpp"
 
 namespace {
 
@@ -18,7 +18,7 @@ TEST(KeydiffIdentity, UnitMeanIsThePairwiseSum) {
     eviction_inputs inputs(whole_case(61), seed);
     const skim::eviction_args args = inputs.args();
     for (std::int64_t h = 0; h < 2; ++h) {
-      const vector_list keys = reference::rows_of(args.attended.kv, args.attended.kv.k, h);
+      const vector_list keys = reference::rows_of(args.kv, args.kv.k, h);
       const double mu = reference::length(reference::find_anchor(skim::anchor::unit_mean{}, keys));
       const std::vector<double> pairs = reference::score(skim::keydiff<skim::anchor::pairwise>{}, keys);
       const std::vector<double> means = reference::score(skim::keydiff<>{}, keys);
@@ -56,11 +56,15 @@ struct plain_cache {
     --n;
   }
 
+  skim::kv_cache kv() {
+    return skim::contiguous_cache(skim::tensor_view<float, 3>(k.data(), {n, 1, D}),
+                                  skim::tensor_view<float, 3>(v.data(), {n, 1, Dv}), n);
+  }
+
   skim::attention_args args() {
     skim::attention_args args;
     args.q = skim::tensor_view<float, 3>(q.data(), {1, 1, D});
-    args.kv = skim::contiguous_kv(skim::tensor_view<float, 3>(k.data(), {n, 1, D}),
-                                  skim::tensor_view<float, 3>(v.data(), {n, 1, Dv}), n);
+    args.kv = kv();
     args.mask = skim::mask::full();
     return args;
   }
@@ -159,10 +163,11 @@ TEST(CaoteIdentity, TheKernelMeasuresRemoval) {
   call.out = skim::tensor_view<float, 3>(out.data(), {1, 1, 24});
   call.lse = skim::tensor_view<float, 2>(lse.data(), {1, 1});
   call.kv.positions = positions.data();
-  const skim::cpu::attention<> op;
-  aligned_memory workspace(op.workspace_bytes(call, 1));
-  ASSERT_TRUE(op.run(call, {}, workspace.get(), skim::serial_executor{}).ok());
+  eviction_inputs::attend(call, nullptr);
   skim::eviction_args args;
+  args.kv = cache.kv();
+  args.kv.positions = positions.data();
+  args.new_tokens = 1;
   args.attended = call;
   const std::vector<double> scores = scores_of(skim::caote{skim::tova{retention::budget(10)}}, args, 0);
   const std::vector<double> before = cache.output();
@@ -203,7 +208,7 @@ TEST(FastCaote, IsCaoteWhereAllWeightsAreEqual) {
   const auto nothing = constant_weights{retention::budget(20), 0};
   const std::vector<double> a = scores_of(skim::caote{nothing}, inputs.args(), 1);
   const std::vector<double> b = scores_of(skim::fast_caote{nothing}, inputs.args(), 1);
-  const skim::kv_view kv = inputs.args().attended.kv;
+  const skim::kv_view kv = inputs.args().kv;
   const vector_list values = reference::rows_of(kv, kv.v, 1);
   const double n = static_cast<double>(values.size());
   const std::vector<double> center = reference::finite_mean(values);
@@ -336,12 +341,13 @@ TEST(Budgets, OfOneKeepTheBestToken) {
     eviction_inputs inputs(small_case()), again(small_case());
     const auto lists = lists_of(policy, inputs.args());
     for (std::int64_t h = 0; h < 2; ++h) {
-      const skim::kv_view kv = again.args().attended.kv;
-      const std::vector<double> scores = scores_of(policy, again.args(), h);
-      using kernel = skim::cpu::evictor_kernel<std::decay_t<decltype(policy)>>;
-      const reference::ties prefer = kernel::prefers_later ? reference::ties::later : reference::ties::earlier;
+      const skim::eviction_args args = again.args();
+      const std::vector<double> scores = scores_of(policy, args, h);
+      using type = std::decay_t<decltype(policy)>;
+      const bool later = skim::prefers_later<type> || skim::scores_alike<type>;
+      const reference::ties prefer = later ? reference::ties::later : reference::ties::earlier;
       EXPECT_EQ(lists[static_cast<std::size_t>(h)],
-                reference::keep_tokens(kv, h, kernel::keep(policy), scores, prefer));
+                reference::keep_tokens(args.kv, h, kept_by(policy, args), scores, prefer));
     }
   });
 }
@@ -374,13 +380,13 @@ TEST(Budgets, AnEmptyChunkMayEvict) {
     run.observe();
     scores_memory scores(2, 102);
     run.score(scores);
-    run.args.attended.q.extents[0] = run.args.attended.out.extents[0] = run.args.attended.lse.extents[0] = 0;
+    run.args.new_tokens = run.args.attended.q.extents[0] = run.args.attended.lse.extents[0] = 0;
     lists_memory kept(2, 30);
     EXPECT_TRUE(run.run(kept).ok());
     lists_memory expected(2, 30);
     eviction_inputs again(small_case());
     eviction_run<std::decay_t<decltype(policy)>> chooser(policy, again.args());
-    chooser.keep(scores.view(), expected);
+    chooser.choose(scores.view(), expected);
     EXPECT_EQ(kept.row(0), expected.row(0));
     EXPECT_EQ(kept.row(1), expected.row(1));
   });
@@ -397,19 +403,19 @@ TEST(EqualScores, KeepTheEarlierPositionsOrTheLater) {
   const retention keep = retention::budget(30);
   eviction_inputs a(small_case()), b(small_case()), c(small_case()), d(small_case());
   lists_of(constant_weights{keep, 1}, a.args());
-  EXPECT_EQ(kept_positions(a.args().attended.kv, 1, 30), run_of_positions(0, 30));
+  EXPECT_EQ(kept_positions(a.args().kv, 1, 30), run_of_positions(0, 30));
   lists_of(skim::caote{constant_weights{keep, 0}, true}, b.args());
   lists_of(skim::sink_window{retention::budget(30, 4)}, c.args());
   std::vector<std::int64_t> window = run_of_positions(76, 26);
   window.insert(window.begin(), {0, 1, 2, 3});
-  EXPECT_EQ(kept_positions(c.args().attended.kv, 1, 30), window);
+  EXPECT_EQ(kept_positions(c.args().kv, 1, 30), window);
   // KeyDiff: keys that are all the same score the same.
-  const skim::kv_view kv = d.args().attended.kv;
+  const skim::kv_cache kv = d.args().kv;
   for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
     for (std::int64_t h = 0; h < 2; ++h) write_row(kv, kv.k, h, slot, std::vector<float>(24, 0.5f).data());
   }
   lists_of(skim::keydiff<>{keep}, d.args());
-  EXPECT_EQ(kept_positions(d.args().attended.kv, 1, 30), run_of_positions(72, 30));
+  EXPECT_EQ(kept_positions(d.args().kv, 1, 30), run_of_positions(72, 30));
 }
 
 TEST(EqualScores, OfNegativeAndPositiveZeroTie) {
@@ -420,9 +426,9 @@ TEST(EqualScores, OfNegativeAndPositiveZeroTie) {
   }
   eviction_run<skim::tova> run(skim::tova{retention::budget(30)}, inputs.args());
   lists_memory kept(2, 30);
-  run.keep(scores.view(), kept);
+  run.choose(scores.view(), kept);
   run.compact(kept);
-  EXPECT_EQ(kept_positions(inputs.args().attended.kv, 0, 30), run_of_positions(0, 30));
+  EXPECT_EQ(kept_positions(inputs.args().kv, 0, 30), run_of_positions(0, 30));
 }
 
 TEST(RandomTokens, DependOnSeedHeadAndPosition) {
@@ -432,7 +438,7 @@ TEST(RandomTokens, DependOnSeedHeadAndPosition) {
     args.share_heads = share;
     const std::vector<double> by_slot = scores_of(skim::random_tokens{retention::budget(10), seed}, args, head);
     std::vector<double> lots;  // by position: heads hold the same ones in other slots
-    for (const std::size_t slot : reference::by_position(args.attended.kv, head)) lots.push_back(by_slot[slot]);
+    for (const std::size_t slot : reference::by_position(args.kv, head)) lots.push_back(by_slot[slot]);
     return lots;
   };
   EXPECT_EQ(draw(1, false, 0), draw(1, false, 0));

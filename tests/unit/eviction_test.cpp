@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Eviction on the CPU against the reference: observe, score, keep, compact, and all of them in one run.
-#include "attention_sample.hpp"
-#include "eviction_stages.hpp"
+// Eviction on the CPU against the reference: observe, score, choose, compact, and all of them in one run.
+#include "support/attention_sample.hpp"
+#include "support/expect_eviction.hpp"
 
 #ifndef SKIM_TEST_STRIDE
 #define SKIM_TEST_STRIDE 1
@@ -13,247 +13,6 @@ using namespace skim_test;
 using skim::compaction;
 using skim::retention;
 namespace anchor = skim::anchor;
-
-/// From the scores, the list: exactly the reference's on the kernel's own scores, and on exact scores within the bounds.
-template <class Policy>
-void expect_kept(const Policy& policy, eviction_run<Policy>& run, scores_memory& scores, lists_memory& kept) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  using kernel = skim::cpu::evictor_kernel<Policy>;
-  run.keep(scores.view(), kept);
-  const reference::ties prefer = kernel::prefers_later ? reference::ties::later : reference::ties::earlier;
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    SCOPED_TRACE(testing::Message() << "keeping, head " << h);
-    const retention keep = kept_by(kernel::keep(policy), run.args, h);
-    const std::vector<std::int64_t> list = kept.row(h);
-    EXPECT_EQ(list, reference::keep_tokens(kv, h, keep, scores.row(h, kv.length(h)), prefer));
-    const std::int64_t budget = run.args.budgets ? run.args.budgets[h] : kernel::keep(policy).count;
-    EXPECT_EQ(static_cast<std::int64_t>(list.size()), std::min(kv.length(h), budget));
-    const bounded_values exact = exact_scores(policy, run, h);
-    skim::testing::scored_slots scored{{}, exact.exact, exact.bounds};
-    for (std::int64_t slot = 0; slot < kv.length(h); ++slot) scored.slots.push_back(slot);
-    const skim::attention_sequence whole{&kv, 0, 0};
-    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(keep, whole, h, scored)));
-  }
-}
-
-/// Heads that share one list, by the mean of their scores.
-template <class Policy>
-void expect_kept_together(const Policy& policy, eviction_run<Policy>& run, scores_memory& scores, lists_memory& kept) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  using kernel = skim::cpu::evictor_kernel<Policy>;
-  scores_memory pooled(1, kv.tokens);
-  ASSERT_TRUE(skim::cpu::pool_scores(scores.view(), pooled.view(), skim::serial_executor{}).ok());
-  vector_list rows;
-  for (std::int64_t h = 0; h < kv.heads; ++h) rows.push_back(scores.row(h, kv.tokens));
-  bounded_values mean{reference::pool_heads(rows), {}};
-  for (std::size_t slot = 0; slot < mean.exact.size(); ++slot) {
-    double sizes = 0;
-    for (const auto& row : rows) sizes += std::fabs(row[slot]);
-    mean.bounds.push_back(f32_roundoff * static_cast<double>(kv.heads + 2) * sizes);
-  }
-  const std::vector<double> own = pooled.row(0, kv.tokens);
-  expect_within(own, mean);
-
-  run.keep(scores.view(), kept);
-  const std::vector<std::int64_t> list = kept.row(0);
-  run.keep(pooled.view(), kept);
-  EXPECT_EQ(kept.row(0), list);
-  const reference::ties prefer = kernel::prefers_later ? reference::ties::later : reference::ties::earlier;
-  if (run.args.how == compaction::pages) {
-    // Means over a page's tokens round too, so near ties may fall the other way: sums of few small numbers do not.
-    scores_memory rough(1, kv.tokens);
-    for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
-      const double score = own[static_cast<std::size_t>(slot)];
-      const bool whole = std::isfinite(score) && std::fabs(score) < 1e4;
-      *rough.view().at(0, slot) = whole ? static_cast<float>(std::floor(score * 64) / 64) : static_cast<float>(score);
-    }
-    run.keep(rough.view(), kept);
-    const std::vector<double> few = rough.row(0, kv.tokens);
-    EXPECT_EQ(kept.row(0), reference::keep_pages(kv, kernel::keep(policy), few, prefer));
-  } else {
-    EXPECT_EQ(list, reference::keep_tokens(kv, 0, kernel::keep(policy), own, prefer));
-  }
-}
-
-/// Where a row of K or V begins in its storage.
-std::size_t byte_of(const skim::kv_view& kv, const skim::kv_tensor& tensor, std::int64_t head, std::int64_t slot) {
-  return static_cast<std::size_t>(kv.row_offset(tensor, head, slot) * skim::element_bytes(tensor.type));
-}
-
-/// The cache as it should be after compaction: what moved has moved, and nothing else was touched.
-cache_snapshot compacted(const cache_snapshot& before, const eviction_case& c, const skim::eviction_args& args,
-                         const lists_memory& kept) {
-  const skim::kv_view& kv = args.attended.kv;
-  cache_snapshot after = before;
-  const std::size_t shift = static_cast<std::size_t>(c.call.shift * skim::element_bytes(kv.k.type));
-  const bool together = c.call.kv_order == memory_order::interleaved;
-  const std::size_t v_begin =
-      shift + static_cast<std::size_t>(together ? (c.call.D + c.call.padding) * skim::element_bytes(kv.v.type) : 0);
-  const auto move = [](std::vector<unsigned char>& to, const std::vector<unsigned char>& from, std::size_t to_byte,
-                       std::size_t from_byte, std::size_t size) {
-    std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(from_byte), size,
-                to.begin() + static_cast<std::ptrdiff_t>(to_byte));
-  };
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const auto from = reference::slots_after(c.how, kept.row(c.share_heads ? 0 : h));
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      const std::int64_t slot = static_cast<std::int64_t>(i);
-      const std::size_t to = static_cast<std::size_t>(kv.metadata_row(slot));
-      const std::size_t source = static_cast<std::size_t>(kv.metadata_row(from[i]));
-      const std::size_t positions = static_cast<std::size_t>(h * kv.positions_stride);
-      const std::size_t norms = static_cast<std::size_t>(h * kv.inverse_norms_stride);
-      after.positions[positions + to] = before.positions[positions + source];
-      if (kv.inverse_norms) after.norms[norms + to] = before.norms[norms + source];
-      if (c.how == compaction::pages) continue;
-      const std::size_t element = static_cast<std::size_t>(skim::element_bytes(kv.k.type));
-      move(after.k, before.k, shift + byte_of(kv, kv.k, h, slot), shift + byte_of(kv, kv.k, h, from[i]),
-           static_cast<std::size_t>(kv.k.dim) * element);
-      move(together ? after.k : after.v, together ? before.k : before.v, v_begin + byte_of(kv, kv.v, h, slot),
-           v_begin + byte_of(kv, kv.v, h, from[i]), static_cast<std::size_t>(kv.v.dim) * element);
-    }
-  }
-  if (c.how != compaction::pages) return after;
-  std::vector<bool> stays(before.table.size(), false);
-  for (const std::int64_t slot : kept.row(0)) stays[static_cast<std::size_t>(slot / kv.page_size)] = true;
-  std::size_t next = 0;
-  for (const bool wanted : {true, false}) {
-    for (std::size_t page = 0; page < stays.size(); ++page) {
-      if (stays[page] == wanted) after.table[next++] = before.table[page];
-    }
-  }
-  return after;
-}
-
-/// State follows the tokens: weights move with them, KeyDiff's sums lose the evicted.
-template <class Policy>
-struct state_check {
-  static void expect(eviction_run<Policy>&, const lists_memory&, const std::vector<unsigned char>&) {}
-};
-
-template <class Policy>
-void expect_weights_followed(eviction_run<Policy>& run, const lists_memory& kept, std::vector<unsigned char> before) {
-  const skim::kv_view& kv = run.args.attended.kv;
-  aligned_memory old(before.size());
-  std::copy(before.begin(), before.end(), static_cast<unsigned char*>(old.data()));
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const auto from = reference::slots_after(run.args.how, kept.row(run.args.share_heads ? 0 : h));
-    const std::vector<double> was = state_weights(kv, h, old.get()), is = state_weights(kv, h, run.state.get());
-    for (std::size_t i = 0; i < from.size(); ++i) {
-      ASSERT_EQ(is[i], was[static_cast<std::size_t>(from[i])]) << "head " << h << ", slot " << i;
-    }
-  }
-}
-template <>
-struct state_check<skim::h2o> {
-  static void expect(eviction_run<skim::h2o>& run, const lists_memory& kept, const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
-  }
-};
-template <>
-struct state_check<skim::tova> {
-  static void expect(eviction_run<skim::tova>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
-  }
-};
-template <>
-struct state_check<skim::snapkv> {
-  static void expect(eviction_run<skim::snapkv>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    expect_weights_followed(run, kept, before);
-  }
-};
-
-/// What was evicted must be read before it is overwritten: the sums are compared from outside, before the move.
-template <>
-struct state_check<skim::keydiff<>> {
-  static void expect(eviction_run<skim::keydiff<>>& run, const lists_memory& kept,
-                     const std::vector<unsigned char>& before) {
-    const skim::kv_view& kv = run.args.attended.kv;
-    aligned_memory old(before.size());
-    std::copy(before.begin(), before.end(), static_cast<unsigned char*>(old.data()));
-    aligned_memory again(before.size());
-    std::copy(before.begin(), before.end(), static_cast<unsigned char*>(again.data()));
-    skim::cpu::evictor_kernel<skim::keydiff<>>::compact({}, run.args, kept.lists, again.get(), run.workspace.get(),
-                                                        skim::serial_executor{});
-    for (std::int64_t h = 0; h < kv.heads; ++h) {
-      SCOPED_TRACE("compacting the sums");
-      std::vector<std::int64_t> evicted;
-      const std::vector<std::int64_t> list = kept.row(run.args.share_heads ? 0 : h);
-      for (std::int64_t slot = 0; slot < kv.length(h); ++slot) {
-        if (!std::binary_search(list.begin(), list.end(), slot)) evicted.push_back(slot);
-      }
-      expect_sums_moved(kv, h, evicted, state_sum(kv, h, old.get()), state_sum(kv, h, again.get()), -1);
-    }
-  }
-};
-template <class Policy>
-constexpr bool checks_before_moving = std::is_same_v<Policy, skim::keydiff<>>;
-
-/// The steps one by one, then `run` on the same inputs.
-template <class Policy>
-void expect_eviction(const Policy& policy, const eviction_case& c) {
-  eviction_inputs inputs(c);
-  if (c.budgets) inputs.set_budgets(skim::cpu::evictor_kernel<Policy>::keep(policy));
-  const skim::eviction_args args = inputs.args();
-  const skim::kv_view& kv = args.attended.kv;
-  const auto out = inputs.call().out().bytes(), lse = inputs.call().lse().bytes();
-  eviction_run<Policy> steps(policy, args);
-  ASSERT_TRUE(steps.op.check(args).ok());
-  ASSERT_TRUE(check_indices(args, skim::cpu::evictor_kernel<Policy>::keep(policy), true).ok());
-
-  expect_observed(policy, steps);
-  if (testing::Test::HasFailure()) return;
-  const std::vector<unsigned char> observed = steps.state_bytes();
-  scores_memory scores(kv.heads, kv.tokens);
-  steps.score(scores);
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    SCOPED_TRACE(testing::Message() << "scoring, head " << h);
-    expect_within(scores.row(h, kv.length(h)), exact_scores(policy, steps, h));
-    EXPECT_TRUE(scores.untouched_behind(h, kv.length(h)));
-  }
-  lists_memory kept(skim::list_rows(args), steps.op.list_capacity(args));
-  if (c.share_heads) {
-    expect_kept_together(policy, steps, scores, kept);
-    steps.keep(scores.view(), kept);
-  } else {
-    expect_kept(policy, steps, scores, kept);
-  }
-  const cache_snapshot before = inputs.snapshot();
-  const cache_snapshot expected = compacted(before, c, args, kept);
-  if (checks_before_moving<Policy>) state_check<Policy>::expect(steps, kept, observed);
-  steps.compact(kept);
-  EXPECT_TRUE(inputs.snapshot() == expected) << "compacting the cache";
-  if (!checks_before_moving<Policy>) state_check<Policy>::expect(steps, kept, observed);
-  EXPECT_TRUE(kept.guards_intact());
-  EXPECT_TRUE(steps.guards_intact());
-
-  eviction_inputs fresh(c);
-  if (c.budgets) fresh.set_budgets(skim::cpu::evictor_kernel<Policy>::keep(policy));
-  eviction_run<Policy> whole(policy, fresh.args()), observer(policy, fresh.args());
-  whole.observe();  // `run` observes once more, as the steps did
-  observer.observe();
-  observer.observe();
-  scores_memory same(kv.heads, kv.tokens);
-  observer.score(same);
-  lists_memory stepped(skim::list_rows(args), steps.op.list_capacity(args));
-  observer.keep(same.view(), stepped);
-  lists_memory lists(skim::list_rows(args), steps.op.list_capacity(args));
-  const skim::report report = whole.run(lists);
-  ASSERT_TRUE(report.ok());
-  for (std::int64_t r = 0; r < skim::list_rows(args); ++r) EXPECT_EQ(lists.row(r), stepped.row(r));
-  EXPECT_TRUE(fresh.snapshot() == compacted(before, c, fresh.args(), lists)) << "run";
-  bool evicts = false;
-  for (std::int64_t h = 0; h < kv.heads; ++h) {
-    const std::int64_t budget = kept_by(skim::cpu::evictor_kernel<Policy>::keep(policy), fresh.args(), h).count;
-    evicts = evicts || kv.length(h) > budget;
-  }
-  EXPECT_EQ(report.taken, evicts ? skim::path::sparse : skim::path::dense);
-  EXPECT_TRUE(lists.guards_intact());
-  EXPECT_TRUE(whole.guards_intact());
-  EXPECT_EQ(inputs.call().out().bytes(), out);
-  EXPECT_EQ(inputs.call().lse().bytes(), lse);
-}
 
 struct policy_case {
   int policy = 0;
@@ -347,8 +106,8 @@ std::vector<policy_case> eviction_sample() {
   const int retentions = count(sampled_retentions), groups = count(sampled_groups);
   const int forms = count(sampled_forms), masks = count(sampled_masks), D = count(dims), rows = count(Tq),
             past = count(Tk);
-  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, 3, 3, 3, 3, 2, 3, forms,
-                                masks,    2,          2, 2,    2,    2,      3, 4, 3, 3, 2, 3, 3});
+  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, 3, 3, 3, 3, 2, 3, forms, masks,
+                                2,        2,          2, 2,    2,    3,      4, 3, 3, 2, 3, 3, 3, 2});
   std::vector<policy_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
@@ -387,6 +146,12 @@ std::vector<policy_case> eviction_sample() {
     c.eviction.budgets = take();
     c.window = windows[take()];
     c.pool = pools[take()];
+    const std::size_t values = take();  // of K's type, inside keys, of another type
+    call.values_in_keys = values == 1 && call.Dv <= call.D;
+    if (values == 2 && call.kv_order != memory_order::interleaved) {
+      call.v_type = element_types[(static_cast<std::size_t>(call.kv_type) + 1) % 3];
+    }
+    call.block_rows = take() ? 20 : 0;
     // What excludes what.
     if (c.eviction.how == compaction::pages && call.layout != skim::kv_layout::paged)
       c.eviction.how = compaction::stable;
@@ -402,6 +167,38 @@ std::vector<policy_case> eviction_sample() {
     cases.push_back(c);
   }
   return cases;
+}
+
+/// Values inside keys move once, in every way and layout; so do keys and values of two types.
+TEST(EvictionStorage, MovesWhatIsStored) {
+  const retention keep = retention::budget(48, 3, 9);
+  for (const cache_form form : sampled_forms) {
+    for (const compaction how : {compaction::refill, compaction::stable, compaction::pages}) {
+      if (how == compaction::pages && (form.layout != skim::kv_layout::paged || form.page_size > 16)) continue;
+      for (const skim::element type : element_types) {
+        for (const skim::element v_type : element_types) {
+          eviction_case c;
+          c.call.kv_type = type;
+          c.call.v_type = v_type;
+          c.call.values_in_keys = type == v_type;
+          c.call.layout = form.layout;
+          c.call.page_size = form.page_size;
+          c.call.Tq = 13;
+          c.call.Tk = 70;
+          c.call.Hk = 2;
+          c.call.D = 24;
+          c.call.Dv = type == v_type ? 17 : 30;
+          c.call.positions = positions_kind::holes;
+          c.how = how;
+          c.share_heads = how == compaction::pages;
+          SCOPED_TRACE(testing::Message() << c);
+          expect_eviction(skim::fast_caote{skim::keydiff<>{keep}}, c);
+          expect_eviction(skim::keydiff<>{keep}, c);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
 }
 
 constexpr int shards = 4;

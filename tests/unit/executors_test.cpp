@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The promises of every executor, and the tests' own thread pool.
-#include "executors.hpp"
+#include "support/executors.hpp"
 
 #include <skim/workspace.hpp>
 
 #include <gtest/gtest.h>
+
+#include <limits>
 
 namespace {
 
@@ -49,10 +51,33 @@ TEST_P(executors, state_their_concurrency) {
   run_on_own(GetParam(), [&](const auto& executor) { EXPECT_EQ(executor.concurrency(), GetParam().workers); });
 }
 
+/// One type for all: what operations take.
+TEST_P(executors, convert_to_a_reference_that_does_the_same) {
+  for (const std::int64_t n : {0, 1, 100}) {
+    std::vector<std::atomic<int>> calls(static_cast<std::size_t>(n));
+    std::atomic<int> faults{0};
+    run_on_own(GetParam(), [&](const auto& executor) {
+      const auto loop = [&](skim::executor_ref on) {
+        on.parallel_for(n, [&](std::int64_t index, unsigned worker) {
+          if (worker >= on.concurrency()) ++faults;
+          ++calls[static_cast<std::size_t>(index)];
+        });
+        return on.concurrency();
+      };
+      if (loop(executor) != executor.concurrency()) ++faults;
+      const skim::executor_ref reference = executor, copy = reference;
+      if (loop(copy) != executor.concurrency()) ++faults;
+    });
+    EXPECT_EQ(faults, 0);
+    for (const auto& count : calls) ASSERT_EQ(count, 2) << "n " << n;
+  }
+}
+
 TEST(Executors, AreRecognised) {
   static_assert(skim::is_executor_v<skim::serial_executor>);
   static_assert(skim::is_executor_v<skim::host_executor>);
   static_assert(skim::is_executor_v<skim::team_executor>);
+  static_assert(skim::is_executor_v<skim::executor_ref>);
   static_assert(!skim::is_executor_v<int>);
 }
 
@@ -60,7 +85,7 @@ TEST(Executors, AreRecognised) {
 TEST(TbbExecutor, TakesTheArenaItIsMadeIn) {
   tbb::task_arena arena(3);
   arena.execute([] {
-    const skim::cpu::tbb_executor executor;
+    const skim::tbb_executor executor;
     EXPECT_EQ(executor.concurrency(), 3u);
     std::atomic<int> calls{0};
     executor.parallel_for(100, [&](std::int64_t, unsigned worker) { calls += worker < 3 ? 1 : 1000; });
@@ -86,6 +111,51 @@ TEST(TeamExecutor, OneBarrierServesManyRuns) {
   for (const auto& count : calls) EXPECT_EQ(count, 25);
 }
 
+/// What a host does around a call: one member lays something out, then all use it.
+TEST(TeamExecutor, SingleIsDoneByOneWhileTheOthersWait) {
+  constexpr unsigned nth = 4;
+  skim::team_barrier barrier;
+  std::int64_t shared = 0;
+  std::atomic<int> calls{0}, faults{0};
+  std::vector<std::thread> members;
+  for (unsigned ith = 0; ith < nth; ++ith) {
+    members.emplace_back([&, ith] {
+      const skim::team_executor executor(ith, nth, barrier);
+      for (int round = 1; round <= 100; ++round) {
+        executor.single([&] {
+          ++calls;
+          shared = round;  // not atomic: nobody else is here
+        });
+        if (shared != round) ++faults;
+        executor.wait();  // or a fast member would write while a slow one reads
+      }
+    });
+  }
+  for (std::thread& member : members) member.join();
+  EXPECT_EQ(calls, 100);
+  EXPECT_EQ(faults, 0);
+}
+
+TEST(TeamExecutor, WaitIsABarrier) {
+  constexpr unsigned nth = 3;
+  skim::team_barrier barrier;
+  std::atomic<int> arrived{0}, faults{0};
+  std::vector<std::thread> members;
+  for (unsigned ith = 0; ith < nth; ++ith) {
+    members.emplace_back([&, ith] {
+      const skim::team_executor executor(ith, nth, barrier);
+      for (int round = 1; round <= 100; ++round) {
+        ++arrived;
+        executor.wait();
+        if (arrived < round * static_cast<int>(nth)) ++faults;
+        executor.wait();
+      }
+    });
+  }
+  for (std::thread& member : members) member.join();
+  EXPECT_EQ(faults, 0);
+}
+
 TEST(Arena, LaysOutTwiceTheSame) {
   const auto lay_out = [](skim::detail::arena& arena) {
     char* const a = arena.take<char>(1);
@@ -103,6 +173,15 @@ TEST(Arena, LaysOutTwiceTheSame) {
   EXPECT_EQ(a, block);
   EXPECT_EQ(reinterpret_cast<char*>(b), block + 64);
   EXPECT_EQ(c, block + 192);
+}
+
+TEST(Arena, OfASizeBeyondAllMemoryNeedsTheLargestNumber) {
+  skim::detail::arena arena;
+  arena.take<float>(10);
+  arena.take<float>(std::numeric_limits<std::int64_t>::max());
+  EXPECT_EQ(arena.used(), ~std::size_t{0});
+  arena.take<float>(10);
+  EXPECT_EQ(arena.used(), ~std::size_t{0});
 }
 
 TEST(Memory, HoldsWhatIsLargeEnoughAndAligned) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "values.hpp"
+#include "support/values.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
 

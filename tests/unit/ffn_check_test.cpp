@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary of the FFN: what `check` names, lists, retention, transposing, activations; the reference by hand.
-#include "faults.hpp"
-#include "values.hpp"
+// The vocabulary of the FFN: what `check` names, blocks and prompts, lists, retention, transposing, activations; the
+// reference by hand.
+#include "support/faults.hpp"
+#include "support/values.hpp"
 
 #include <skim/neuron_selector/all_neurons.hpp>
 #include <skim/neuron_selector/calibrated_set.hpp>
+#include <skim/neuron_selector/fastforward.hpp>
 #include <skim/neuron_selector/oracle.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
 #include <skim/neuron_selector/static_set.hpp>
+#include <skim/reference/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
+#include <skim/weights.hpp>
 
 #include <limits>
 #include <numeric>
@@ -40,55 +44,75 @@ skim::ffn_args good_args() {
 
 using ffn_fault = fault<skim::ffn_args>;
 const std::vector<ffn_fault> ffn_faults{
-    {"x null", [](auto& a) { a.x.data = nullptr; }, {status::null_pointer, "x.data"}},
-    {"x type", [](auto& a) { a.x.type = element::none; }, {status::bad_type, "x.type"}},
-    {"negative M", [](auto& a) { a.x.extents[0] = -1; }, {status::bad_extent, "x.extents[0]"}},
-    {"large M", [](auto& a) { a.x.extents[0] = a.out.extents[0] = wide; }, {status::bad_extent, "x.extents[0]"}},
-    {"negative d", [](auto& a) { a.x.extents[1] = -8; }, {status::bad_extent, "x.extents[1]"}},
-    {"d 0", [](auto& a) { a.x.extents[1] = 0; }, {status::bad_extent, "x.extents[1]"}},
-    {"large d", [](auto& a) { a.x.extents[1] = wide; }, {status::unsupported, "x.extents[1]"}},
-    {"x inner stride", [](auto& a) { a.x.strides[1] = 2; }, {status::bad_stride, "x.strides[1]"}},
-    {"x reach", [](auto& a) { a.x.strides[0] = huge; }, {status::bad_stride, "x.extents[0]"}},
-    {"up null", [](auto& a) { a.up.data = nullptr; }, {status::null_pointer, "up.data"}},
-    {"up type", [](auto& a) { a.up.type = element::none; }, {status::bad_type, "up.type"}},
-    {"negative f", [](auto& a) { a.up.extents[0] = -20; }, {status::bad_extent, "up.extents[0]"}},
-    {"f 0", [](auto& a) { a.up.extents[0] = 0; }, {status::bad_extent, "up.extents[0]"}},
-    {"large f", [](auto& a) { a.up.extents[0] = wide; }, {status::unsupported, "up.extents[0]"}},
-    {"d of up", [](auto& a) { a.up.extents[1] = 7; }, {status::bad_extent, "up.extents[1]"}},
-    {"up inner stride", [](auto& a) { a.up.strides[1] = 20; }, {status::bad_stride, "up.strides[1]"}},
-    {"up reach", [](auto& a) { a.up.strides[0] = -huge; }, {status::bad_stride, "up.extents[0]"}},
-    {"down null", [](auto& a) { a.down.data = nullptr; }, {status::null_pointer, "down.data"}},
-    {"down type", [](auto& a) { a.down.type = element::none; }, {status::bad_type, "down.type"}},
-    {"down of another type", [](auto& a) { a.down.type = element::f16; }, {status::bad_type, "down.type"}},
+    {"x null", [](auto& a) { a.x.data = nullptr; }, {status::null_pointer, "x.data", ""}},
+    {"x type", [](auto& a) { a.x.type = element::none; }, {status::bad_type, "x.type", "none"}},
+    {"negative M", [](auto& a) { a.x.extents[0] = -1; }, {status::bad_extent, "x.extents[0]", "-1"}},
+    {"large M",
+     [](auto& a) { a.x.extents[0] = a.out.extents[0] = wide; },
+     {status::bad_extent, "x.extents[0]", "16777217"}},
+    {"negative d", [](auto& a) { a.x.extents[1] = -8; }, {status::bad_extent, "x.extents[1]", "-8"}},
+    {"d 0", [](auto& a) { a.x.extents[1] = 0; }, {status::bad_extent, "x.extents[1]", "0"}},
+    {"large d", [](auto& a) { a.x.extents[1] = wide; }, {status::unsupported, "x.extents[1]", "16777217"}},
+    {"x inner stride", [](auto& a) { a.x.strides[1] = 2; }, {status::bad_stride, "x.strides[1]", "2"}},
+    {"x reach", [](auto& a) { a.x.strides[0] = huge; }, {status::bad_stride, "x.strides[0]", "4611686018427387904"}},
+    {"up null", [](auto& a) { a.up.data = nullptr; }, {status::null_pointer, "up.data", ""}},
+    {"up type", [](auto& a) { a.up.type = element::none; }, {status::bad_type, "up.type", "none"}},
+    {"negative f", [](auto& a) { a.up.extents[0] = -20; }, {status::bad_extent, "up.extents[0]", "-20"}},
+    {"f 0", [](auto& a) { a.up.extents[0] = 0; }, {status::bad_extent, "up.extents[0]", "0"}},
+    {"large f", [](auto& a) { a.up.extents[0] = wide; }, {status::unsupported, "up.extents[0]", "16777217"}},
+    {"d of up", [](auto& a) { a.up.extents[1] = 7; }, {status::bad_extent, "up.extents[1]", "7"}},
+    {"up inner stride", [](auto& a) { a.up.strides[1] = 20; }, {status::bad_stride, "up.strides[1]", "20"}},
+    {"up reach",
+     [](auto& a) { a.up.strides[0] = -huge; },
+     {status::bad_stride, "up.strides[0]", "-4611686018427387904"}},
+    {"down null", [](auto& a) { a.down.data = nullptr; }, {status::null_pointer, "down.data", ""}},
+    {"down type", [](auto& a) { a.down.type = element::none; }, {status::bad_type, "down.type", "none"}},
+    {"down of another type", [](auto& a) { a.down.type = element::f16; }, {status::bad_type, "down.type", "f16"}},
     {"down not transposed",
      [](auto& a) {
        a.down = {anything, {8, 20}, element::bf16};
      },
-     {status::bad_extent, "down.extents[0]"}},
-    {"d of down", [](auto& a) { a.down.extents[1] = 9; }, {status::bad_extent, "down.extents[1]"}},
-    {"down inner stride", [](auto& a) { a.down.strides[1] = 0; }, {status::bad_stride, "down.strides[1]"}},
-    {"down reach", [](auto& a) { a.down.strides[0] = huge; }, {status::bad_stride, "down.extents[0]"}},
-    {"act", [](auto& a) { a.act = no_activation; }, {status::bad_value, "act"}},
-    {"negative block", [](auto& a) { a.block = -1; }, {status::bad_value, "block"}},
-    {"out null", [](auto& a) { a.out.data = nullptr; }, {status::null_pointer, "out.data"}},
-    {"out type", [](auto& a) { a.out.type = element::none; }, {status::bad_type, "out.type"}},
-    {"M of out", [](auto& a) { a.out.extents[0] = 4; }, {status::bad_extent, "out.extents[0]"}},
-    {"negative out", [](auto& a) { a.out.extents[0] = -3; }, {status::bad_extent, "out.extents[0]"}},
-    {"d of out", [](auto& a) { a.out.extents[1] = 20; }, {status::bad_extent, "out.extents[1]"}},
-    {"out inner stride", [](auto& a) { a.out.strides[1] = 3; }, {status::bad_stride, "out.strides[1]"}},
-    {"out reach", [](auto& a) { a.out.strides[0] = huge; }, {status::bad_stride, "out.extents[0]"}},
+     {status::bad_extent, "down.extents[0]", "8"}},
+    {"d of down", [](auto& a) { a.down.extents[1] = 9; }, {status::bad_extent, "down.extents[1]", "9"}},
+    {"down inner stride", [](auto& a) { a.down.strides[1] = 0; }, {status::bad_stride, "down.strides[1]", "0"}},
+    {"down reach",
+     [](auto& a) { a.down.strides[0] = huge; },
+     {status::bad_stride, "down.strides[0]", "4611686018427387904"}},
+    {"act", [](auto& a) { a.act = no_activation; }, {status::bad_value, "act", "5"}},
+    {"negative block", [](auto& a) { a.first_block = -1; }, {status::bad_value, "first_block", "-1"}},
+    {"huge block", [](auto& a) { a.first_block = huge; }, {status::bad_value, "first_block", "4611686018427387904"}},
+    {"negative block_tokens", [](auto& a) { a.block_tokens = -4; }, {status::bad_value, "block_tokens", "-4"}},
+    {"large block_tokens", [](auto& a) { a.block_tokens = wide; }, {status::bad_value, "block_tokens", "16777217"}},
+    {"prompts null", [](auto& a) { a.prompt_count = 2; }, {status::null_pointer, "prompts", ""}},
+    {"out null", [](auto& a) { a.out.data = nullptr; }, {status::null_pointer, "out.data", ""}},
+    {"out type", [](auto& a) { a.out.type = element::none; }, {status::bad_type, "out.type", "none"}},
+    {"M of out", [](auto& a) { a.out.extents[0] = 4; }, {status::bad_extent, "out.extents[0]", "4"}},
+    {"negative out", [](auto& a) { a.out.extents[0] = -3; }, {status::bad_extent, "out.extents[0]", "-3"}},
+    {"d of out", [](auto& a) { a.out.extents[1] = 20; }, {status::bad_extent, "out.extents[1]", "20"}},
+    {"out inner stride", [](auto& a) { a.out.strides[1] = 3; }, {status::bad_stride, "out.strides[1]", "3"}},
+    {"out reach",
+     [](auto& a) { a.out.strides[0] = huge; },
+     {status::bad_stride, "out.strides[0]", "4611686018427387904"}},
 };
 
 const std::vector<ffn_fault> gate_faults{
-    {"gate null", [](auto& a) { a.gate.data = nullptr; }, {status::null_pointer, "gate.data"}},
-    {"gate type", [](auto& a) { a.gate.type = element::none; }, {status::bad_type, "gate.type"}},
-    {"gate of another type", [](auto& a) { a.gate.type = element::f32; }, {status::bad_type, "gate.type"}},
-    {"f of gate", [](auto& a) { a.gate.extents[0] = 19; }, {status::bad_extent, "gate.extents[0]"}},
-    {"gate without neurons", [](auto& a) { a.gate.extents[0] = 0; }, {status::bad_extent, "gate.extents[0]"}},
-    {"d of gate", [](auto& a) { a.gate.extents[1] = 7; }, {status::bad_extent, "gate.extents[1]"}},
-    {"gate inner stride", [](auto& a) { a.gate.strides[1] = 2; }, {status::bad_stride, "gate.strides[1]"}},
-    {"gate reach", [](auto& a) { a.gate.strides[0] = huge; }, {status::bad_stride, "gate.extents[0]"}},
+    {"gate null", [](auto& a) { a.gate.data = nullptr; }, {status::null_pointer, "gate.data", ""}},
+    {"gate type", [](auto& a) { a.gate.type = element::none; }, {status::bad_type, "gate.type", "none"}},
+    {"gate of another type", [](auto& a) { a.gate.type = element::f32; }, {status::bad_type, "gate.type", "f32"}},
+    {"f of gate", [](auto& a) { a.gate.extents[0] = 19; }, {status::bad_extent, "gate.extents[0]", "19"}},
+    {"gate without neurons", [](auto& a) { a.gate.extents[0] = 0; }, {status::bad_extent, "gate.extents[0]", "0"}},
+    {"d of gate", [](auto& a) { a.gate.extents[1] = 7; }, {status::bad_extent, "gate.extents[1]", "7"}},
+    {"gate inner stride", [](auto& a) { a.gate.strides[1] = 2; }, {status::bad_stride, "gate.strides[1]", "2"}},
+    {"gate reach",
+     [](auto& a) { a.gate.strides[0] = huge; },
+     {status::bad_stride, "gate.strides[0]", "4611686018427387904"}},
 };
+
+/// Before there is memory, tensors have no pointers; `prompts` describes a shape.
+void expect_shape_report(const skim::report& got, const expectation& expected) {
+  if (expected.code != status::null_pointer || expected.argument == "prompts") return expect_report(got, expected);
+  EXPECT_TRUE(got.ok());
+}
 
 TEST(FfnCheck, FaultsAreNamed) {
   const skim::index_lists lists{nullptr, nullptr, 1, 0};
@@ -97,6 +121,7 @@ TEST(FfnCheck, FaultsAreNamed) {
     fault.make(args);
     expect_report(check(args), fault.expected);
     expect_report(check_indices(args, lists), fault.expected);
+    expect_shape_report(check_shape(args), fault.expected);
   };
   skim::ffn_args gated = good_args(), plain = good_args();
   plain.gate = {};
@@ -117,7 +142,7 @@ TEST(FfnCheck, TakesWhatItCan) {
   args.out = {nullptr, {0, 8}, element::f16};
   EXPECT_TRUE(check(args).ok()) << "an empty block";
   args.x.extents[1] = 7;
-  expect_report(check(args), {status::bad_extent, "up.extents[1]"});
+  expect_report(check(args), {status::bad_extent, "up.extents[1]", "8"});
 
   args = good_args();
   args.x.strides[0] = args.up.strides[0] = args.out.strides[0] = -100;
@@ -133,6 +158,134 @@ TEST(FfnCheck, TakesWhatItCan) {
   args.out = {anything, {wide - 1, wide - 1}, element::f32};
   args.gate = args.up = args.down = {anything, {wide - 1, wide - 1}, element::bf16};
   EXPECT_TRUE(check(args).ok()) << "the largest sizes";
+}
+
+TEST(FfnCheck, ShapesNeedNoPointers) {
+  skim::ffn_args args = good_args();
+  args.x.data = args.gate.data = args.up.data = args.down.data = nullptr;
+  args.out.data = nullptr;
+  EXPECT_TRUE(check_shape(args).ok());
+  EXPECT_TRUE(is_gated(args)) << "by its shape";
+  EXPECT_EQ(ffn_cost(args, 10).flops, ffn_cost(good_args(), 10).flops);
+  args.gate = {};
+  EXPECT_TRUE(check_shape(args).ok());
+  EXPECT_FALSE(is_gated(args));
+
+  skim::fastforward fastforward;
+  fastforward.predictor = {
+      {nullptr, {8}, element::f32}, {nullptr, {8, 4}, element::f32}, {nullptr, {4, 20}, element::f32}};
+  EXPECT_TRUE(fastforward.check_shape(args).ok());
+  expect_report(fastforward.check(args), {status::null_pointer, "predictor.query.data", ""});
+  skim::calibrated_set calibrated;
+  calibrated.statistic = {nullptr, {20}};
+  EXPECT_TRUE(calibrated.check_shape(args).ok());
+  expect_report(calibrated.check(args), {status::null_pointer, "statistic.data", ""});
+  calibrated.statistic = {nullptr, {19}};
+  expect_report(calibrated.check_shape(args), {status::bad_extent, "statistic.extents[0]", "19"});
+}
+
+TEST(FfnPrompts, FaultsAreNamed) {
+  using prompts = std::vector<skim::ffn_prompt>;
+  const auto expect = [](const prompts& given, std::int64_t count, const expectation& expected) {
+    skim::ffn_args args = good_args();
+    args.first_block = -1;  // not looked at
+    args.prompts = given.data();
+    args.prompt_count = count;
+    expect_report(check(args), expected);
+    expect_report(check_shape(args), expected);
+  };
+  skim::ffn_args args = good_args();
+  const prompts good{{1, 0, false, false}, {0, 4, true, false}, {2, 0, true, true}};
+  args.first_block = -1;
+  args.prompts = good.data();
+  args.prompt_count = 3;
+  EXPECT_TRUE(check(args).ok());
+  EXPECT_TRUE(skim::oracle{}.check(args).ok());
+  expect_report(skim::static_set{}.check(args), {status::unsupported, "prompt_count", "3"});
+  args.prompt_count = 0;
+  args.x.extents[0] = args.out.extents[0] = 0;
+  EXPECT_TRUE(check(args).ok()) << "no prompt has no rows";
+  EXPECT_EQ(block_count(args), 0);
+
+  expect(good, -1, {status::bad_extent, "prompt_count", "-1"});
+  expect(good, huge, {status::bad_extent, "prompt_count", "4611686018427387904"});
+  expect(good, 2, {status::bad_extent, "x.extents[0]", "3"});
+  expect({{3, 0}, {1, 0}}, 2, {status::bad_extent, "prompts[p].rows", "1"});
+  expect({{4, 0}}, 1, {status::bad_extent, "prompts[p].rows", "4"});
+  expect({{-1, 0}, {4, 0}}, 2, {status::bad_extent, "prompts[p].rows", "-1"});
+  expect({{3, -2}}, 1, {status::bad_value, "prompts[p].first_block", "-2"});
+  expect({{3, huge}}, 1, {status::bad_value, "prompts[p].first_block", "4611686018427387904"});
+}
+
+/// What a block is of a call.
+struct block_place {
+  std::int64_t row, rows, number;
+  bool last, decode;
+
+  bool operator==(const block_place& other) const {
+    return row == other.row && rows == other.rows && number == other.number && last == other.last &&
+           decode == other.decode;
+  }
+};
+std::ostream& operator<<(std::ostream& to, const block_place& b) {
+  return to << b.rows << " rows from " << b.row << ", number " << b.number << (b.last ? ", last" : "")
+            << (b.decode ? ", decode" : "");
+}
+
+std::vector<block_place> blocks_of(const skim::ffn_args& args) {
+  const auto place_of = [&args](const skim::ffn_args& block) {
+    EXPECT_EQ(block_count(block), 1);
+    EXPECT_EQ(block.out.extents[0], block.x.extents[0]);
+    const std::int64_t offset = static_cast<const float*>(block.x.data) - static_cast<const float*>(args.x.data);
+    EXPECT_EQ(static_cast<float*>(block.out.data) - static_cast<float*>(args.out.data), offset);
+    return block_place{offset / 8, block.x.extents[0], block.first_block, block.last, block.decode};
+  };
+  std::vector<block_place> places;
+  skim::for_each_block(args, [&](const skim::ffn_args& block, std::int64_t index) {
+    EXPECT_EQ(index, static_cast<std::int64_t>(places.size()));
+    places.push_back(place_of(block));
+    EXPECT_EQ(place_of(block_of(args, index)), places.back());
+  });
+  EXPECT_EQ(block_count(args), static_cast<std::int64_t>(places.size()));
+  return places;
+}
+
+TEST(FfnBlocks, AreThePromptsRowsCut) {
+  std::vector<float> x(8 * 100), out(8 * 100);
+  const auto call = [&](std::int64_t M, std::int64_t block_tokens) {
+    skim::ffn_args args = good_args();
+    args.x = tensor_view<const float, 2>(x.data(), {M, 8});
+    args.out = tensor_view<float, 2>(out.data(), {M, 8});
+    args.block_tokens = block_tokens;
+    args.first_block = 5;
+    return args;
+  };
+  using places = std::vector<block_place>;
+  skim::ffn_args args = call(10, 0);
+  EXPECT_EQ(blocks_of(args), (places{{0, 10, 5, false, false}}));
+  args.block_tokens = 4;
+  args.last = true;
+  EXPECT_EQ(blocks_of(args), (places{{0, 4, 5, false, false}, {4, 4, 6, false, false}, {8, 2, 7, true, false}}));
+  args.block_tokens = 5;
+  args.decode = true;
+  EXPECT_EQ(blocks_of(args), (places{{0, 5, 5, false, true}, {5, 5, 6, true, true}}));
+  EXPECT_EQ(blocks_of(call(10, 10)), (places{{0, 10, 5, false, false}}));
+  EXPECT_EQ(blocks_of(call(10, 1 << 20)), (places{{0, 10, 5, false, false}}));
+  EXPECT_EQ(blocks_of(call(0, 0)), (places{{0, 0, 5, false, false}}));
+  EXPECT_EQ(blocks_of(call(0, 3)), (places{{0, 0, 5, false, false}}));
+  EXPECT_EQ(blocks_of(call(100, 1)).size(), 100u);
+
+  const skim::ffn_prompt prompts[] = {
+      {5, 0, false, false}, {0, 3, true, false}, {1, 9, false, true}, {4, 2, true, false}};
+  args = call(10, 3);
+  args.prompts = prompts;
+  args.prompt_count = 4;
+  EXPECT_EQ(blocks_of(args), (places{{0, 3, 0, false, false},
+                                     {3, 2, 1, false, false},
+                                     {5, 0, 3, true, false},
+                                     {5, 1, 9, false, true},
+                                     {6, 3, 2, false, false},
+                                     {9, 1, 3, true, false}}));
 }
 
 TEST(FfnCheck, CostOfSomeNeurons) {
@@ -151,29 +304,41 @@ TEST(NeuronLists, FaultsAreNamed) {
   const auto checked = [&](std::vector<std::int32_t> list, std::int32_t count) {
     return check_indices(args, {list.data(), &count, 1, static_cast<std::int64_t>(list.size())});
   };
-  const auto expect = [&](std::vector<std::int32_t> list, std::int32_t count, const char* argument) {
+  const auto expect = [&](std::vector<std::int32_t> list, std::int32_t count, const char* argument, const char* got) {
     SCOPED_TRACE(testing::PrintToString(list));
-    expect_report(checked(list, count), {status::bad_index, argument});
+    expect_report(checked(list, count), {status::bad_index, argument, got});
   };
   EXPECT_TRUE(checked({0, 1, 7, 19}, 4).ok());
   EXPECT_TRUE(checked({5, 9, 3, -1}, 2).ok()) << "entries behind the count are not read";
   EXPECT_TRUE(checked({-1}, 0).ok());
-  expect({0, 3, 2}, 3, "lists.indices[i]");
-  expect({0, 3, 3}, 3, "lists.indices[i]");
-  expect({-1, 3}, 2, "lists.indices[i]");
-  expect({0, 20}, 2, "lists.indices[i]");
-  expect({0, std::numeric_limits<std::int32_t>::max()}, 2, "lists.indices[i]");
-  expect({0, 1}, -1, "lists.counts[0]");
-  expect({0, 1}, 3, "lists.counts[0]");
+  expect({0, 3, 2}, 3, "lists.indices[r][i]", "2");
+  expect({0, 3, 3}, 3, "lists.indices[r][i]", "3");
+  expect({-1, 3}, 2, "lists.indices[r][i]", "-1");
+  expect({0, 20}, 2, "lists.indices[r][i]", "20");
+  expect({0, std::numeric_limits<std::int32_t>::max()}, 2, "lists.indices[r][i]", "2147483647");
+  expect({0, 1}, -1, "lists.counts[r]", "-1");
+  expect({0, 1}, 3, "lists.counts[r]", "3");
 
   std::int32_t indices[] = {0, 1}, count = 2;
-  expect_report(check_indices(args, {indices, &count, 2, 2}), {status::bad_extent, "lists.rows"});
-  expect_report(check_indices(args, {indices, &count, 0, 2}), {status::bad_extent, "lists.rows"});
-  expect_report(check_indices(args, {indices, &count, 1, -2}), {status::bad_extent, "lists.capacity"});
-  expect_report(check_indices(args, {indices, nullptr, 1, 2}), {status::null_pointer, "lists.counts"});
-  expect_report(check_indices(args, {nullptr, &count, 1, 2}), {status::null_pointer, "lists.indices"});
+  expect_report(check_indices(args, {indices, &count, 2, 2}), {status::bad_extent, "lists.rows", "2"});
+  expect_report(check_indices(args, {indices, &count, 0, 2}), {status::bad_extent, "lists.rows", "0"});
+  expect_report(check_indices(args, {indices, &count, 1, -2}), {status::bad_extent, "lists.capacity", "-2"});
+  expect_report(check_indices(args, {indices, nullptr, 1, 2}), {status::null_pointer, "lists.counts", ""});
+  expect_report(check_indices(args, {nullptr, &count, 1, 2}), {status::null_pointer, "lists.indices", ""});
   count = 0;
   EXPECT_TRUE(check_indices(args, {nullptr, &count, 1, 0}).ok());
+}
+
+TEST(NeuronLists, HaveARowForEachBlock) {
+  skim::ffn_args args = good_args();
+  args.block_tokens = 2;
+  std::int32_t indices[] = {0, 1, 19, 4, 7, 7}, counts[] = {3, 2};
+  EXPECT_TRUE(check_indices(args, {indices, counts, 2, 3}).ok());
+  expect_report(check_indices(args, {indices, counts, 1, 3}), {status::bad_extent, "lists.rows", "1"});
+  counts[1] = 3;
+  expect_report(check_indices(args, {indices, counts, 2, 3}), {status::bad_index, "lists.indices[r][i]", "7"});
+  counts[1] = 4;
+  expect_report(check_indices(args, {indices, counts, 2, 3}), {status::bad_index, "lists.counts[r]", "4"});
 }
 
 using skim::neuron_retention;
@@ -191,24 +356,24 @@ TEST(NeuronRetention, CountsNeurons) {
 }
 
 TEST(NeuronRetention, FaultsAreNamed) {
-  const auto expect = [](neuron_retention keep, const char* argument) {
-    expect_report(check(keep), {status::bad_value, argument});
+  const auto expect = [](neuron_retention keep, const char* argument, const char* got) {
+    expect_report(check(keep), {status::bad_value, argument, got});
   };
   EXPECT_TRUE(check(neuron_retention::budget(1)).ok());
   EXPECT_TRUE(check(neuron_retention::share(1)).ok());
   EXPECT_TRUE(check(neuron_retention::share(1e-9)).ok());
-  expect({}, "keep.count");
-  expect(neuron_retention::budget(-1), "keep.count");
-  expect(neuron_retention::share(-0.1), "keep.fraction");
-  expect(neuron_retention::share(1.001), "keep.fraction");
-  expect(neuron_retention::share(std::numeric_limits<double>::quiet_NaN()), "keep.fraction");
-  expect({5, 0.5}, "keep.count");
+  expect({}, "keep.count", "0");
+  expect(neuron_retention::budget(-1), "keep.count", "-1");
+  expect(neuron_retention::share(-0.1), "keep.fraction", "-0.1");
+  expect(neuron_retention::share(1.001), "keep.fraction", "1.001");
+  expect(neuron_retention::share(std::numeric_limits<double>::quiet_NaN()), "keep.fraction", "nan");
+  expect({5, 0.5}, "keep.count", "5");
 }
 
 TEST(NeuronRetention, FirstAndLastBlockAndGeneratedTokensAreDense) {
   const auto dense = [](neuron_retention keep, std::int64_t block, bool last, bool decode) {
     skim::ffn_args args = good_args();
-    args.block = block;
+    args.first_block = block;
     args.last = last;
     args.decode = decode;
     return runs_dense(keep, args);
@@ -236,7 +401,7 @@ TEST(NeuronRetention, FirstAndLastBlockAndGeneratedTokensAreDense) {
 TEST(Transpose, TurnsRowsIntoColumns) {
   for (const element type : {element::f32, element::f16, element::bf16}) {
     for (const auto& [rows, columns] : {std::pair{1, 1}, {3, 5}, {32, 32}, {33, 70}, {100, 31}, {1, 65}, {64, 1}}) {
-      const std::int64_t size = element_bytes(type), from_stride = columns + 3, to_stride = rows + 1;
+      const std::int64_t size = bytes_of(type, 1), from_stride = columns + 3, to_stride = rows + 1;
       std::vector<unsigned char> from(static_cast<std::size_t>(rows * from_stride * size));
       std::vector<unsigned char> to(static_cast<std::size_t>(columns * to_stride * size), 0xa5), expected = to;
       for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 37 + i / 251);
@@ -260,19 +425,23 @@ struct transpose_args {
 
 TEST(Transpose, FaultsAreNamed) {
   const std::vector<fault<transpose_args>> faults{
-      {"from null", [](auto& a) { a.from.data = nullptr; }, {status::null_pointer, "from.data"}},
-      {"from type", [](auto& a) { a.from.type = element::none; }, {status::bad_type, "from.type"}},
-      {"negative rows", [](auto& a) { a.from.extents[0] = -3; }, {status::bad_extent, "from.extents[0]"}},
-      {"negative columns", [](auto& a) { a.from.extents[1] = -5; }, {status::bad_extent, "from.extents[1]"}},
-      {"from inner stride", [](auto& a) { a.from.strides[1] = 3; }, {status::bad_stride, "from.strides[1]"}},
-      {"from reach", [](auto& a) { a.from.strides[0] = huge; }, {status::bad_stride, "from.extents[0]"}},
-      {"to null", [](auto& a) { a.to.data = nullptr; }, {status::null_pointer, "to.data"}},
-      {"to type", [](auto& a) { a.to.type = element::none; }, {status::bad_type, "to.type"}},
-      {"other type", [](auto& a) { a.to.type = element::bf16; }, {status::bad_type, "to.type"}},
-      {"rows", [](auto& a) { a.to.extents[0] = 3; }, {status::bad_extent, "to.extents[0]"}},
-      {"columns", [](auto& a) { a.to.extents[1] = 5; }, {status::bad_extent, "to.extents[1]"}},
-      {"to inner stride", [](auto& a) { a.to.strides[1] = 0; }, {status::bad_stride, "to.strides[1]"}},
-      {"to reach", [](auto& a) { a.to.strides[0] = huge; }, {status::bad_stride, "to.extents[0]"}},
+      {"from null", [](auto& a) { a.from.data = nullptr; }, {status::null_pointer, "from.data", ""}},
+      {"from type", [](auto& a) { a.from.type = element::none; }, {status::bad_type, "from.type", "none"}},
+      {"negative rows", [](auto& a) { a.from.extents[0] = -3; }, {status::bad_extent, "from.extents[0]", "-3"}},
+      {"negative columns", [](auto& a) { a.from.extents[1] = -5; }, {status::bad_extent, "from.extents[1]", "-5"}},
+      {"from inner stride", [](auto& a) { a.from.strides[1] = 3; }, {status::bad_stride, "from.strides[1]", "3"}},
+      {"from reach",
+       [](auto& a) { a.from.strides[0] = huge; },
+       {status::bad_stride, "from.strides[0]", "4611686018427387904"}},
+      {"to null", [](auto& a) { a.to.data = nullptr; }, {status::null_pointer, "to.data", ""}},
+      {"to type", [](auto& a) { a.to.type = element::none; }, {status::bad_type, "to.type", "none"}},
+      {"other type", [](auto& a) { a.to.type = element::bf16; }, {status::bad_type, "to.type", "bf16"}},
+      {"rows", [](auto& a) { a.to.extents[0] = 3; }, {status::bad_extent, "to.extents[0]", "3"}},
+      {"columns", [](auto& a) { a.to.extents[1] = 5; }, {status::bad_extent, "to.extents[1]", "5"}},
+      {"to inner stride", [](auto& a) { a.to.strides[1] = 0; }, {status::bad_stride, "to.strides[1]", "0"}},
+      {"to reach",
+       [](auto& a) { a.to.strides[0] = huge; },
+       {status::bad_stride, "to.strides[0]", "4611686018427387904"}},
   };
   for (const auto& fault : faults) {
     SCOPED_TRACE(fault.name);
@@ -293,43 +462,71 @@ struct fitted_parts {
 TEST(FittedParts, FaultsAreNamed) {
   using part_fault = fault<fitted_parts>;
   const std::vector<part_fault> predictor_faults{
-      {"null", [](auto& p) { p.predictor.query.data = nullptr; }, {status::null_pointer, "predictor.query.data"}},
-      {"type", [](auto& p) { p.predictor.query.type = element::none; }, {status::bad_type, "predictor.query.type"}},
-      {"d", [](auto& p) { p.predictor.query.extents[0] = 7; }, {status::bad_extent, "predictor.query.extents[0]"}},
-      {"d", [](auto& p) { p.predictor.query.extents[0] = 0; }, {status::bad_extent, "predictor.query.extents[0]"}},
-      {"stride", [](auto& p) { p.predictor.query.strides[0] = 2; }, {status::bad_stride, "predictor.query.strides[0]"}},
-      {"w1 null", [](auto& p) { p.predictor.w1.data = nullptr; }, {status::null_pointer, "predictor.w1.data"}},
-      {"w1 type", [](auto& p) { p.predictor.w1.type = element::none; }, {status::bad_type, "predictor.w1.type"}},
-      {"d of w1", [](auto& p) { p.predictor.w1.extents[0] = 9; }, {status::bad_extent, "predictor.w1.extents[0]"}},
-      {"r 0", [](auto& p) { p.predictor.w1.extents[1] = 0; }, {status::bad_extent, "predictor.w1.extents[1]"}},
-      {"large r", [](auto& p) { p.predictor.w1.extents[1] = wide; }, {status::unsupported, "predictor.w1.extents[1]"}},
-      {"w1 stride", [](auto& p) { p.predictor.w1.strides[1] = 8; }, {status::bad_stride, "predictor.w1.strides[1]"}},
-      {"w2 null", [](auto& p) { p.predictor.w2.data = nullptr; }, {status::null_pointer, "predictor.w2.data"}},
-      {"w2 type", [](auto& p) { p.predictor.w2.type = element::none; }, {status::bad_type, "predictor.w2.type"}},
-      {"r of w2", [](auto& p) { p.predictor.w2.extents[0] = 5; }, {status::bad_extent, "predictor.w2.extents[0]"}},
-      {"f of w2", [](auto& p) { p.predictor.w2.extents[1] = 19; }, {status::bad_extent, "predictor.w2.extents[1]"}},
-      {"w2 stride", [](auto& p) { p.predictor.w2.strides[1] = 4; }, {status::bad_stride, "predictor.w2.strides[1]"}},
+      {"null", [](auto& p) { p.predictor.query.data = nullptr; }, {status::null_pointer, "predictor.query.data", ""}},
+      {"type",
+       [](auto& p) { p.predictor.query.type = element::none; },
+       {status::bad_type, "predictor.query.type", "none"}},
+      {"d", [](auto& p) { p.predictor.query.extents[0] = 7; }, {status::bad_extent, "predictor.query.extents[0]", "7"}},
+      {"d", [](auto& p) { p.predictor.query.extents[0] = 0; }, {status::bad_extent, "predictor.query.extents[0]", "0"}},
+      {"stride",
+       [](auto& p) { p.predictor.query.strides[0] = 2; },
+       {status::bad_stride, "predictor.query.strides[0]", "2"}},
+      {"w1 null", [](auto& p) { p.predictor.w1.data = nullptr; }, {status::null_pointer, "predictor.w1.data", ""}},
+      {"w1 type",
+       [](auto& p) { p.predictor.w1.type = element::none; },
+       {status::bad_type, "predictor.w1.type", "none"}},
+      {"d of w1", [](auto& p) { p.predictor.w1.extents[0] = 9; }, {status::bad_extent, "predictor.w1.extents[0]", "9"}},
+      {"r 0", [](auto& p) { p.predictor.w1.extents[1] = 0; }, {status::bad_extent, "predictor.w1.extents[1]", "0"}},
+      {"large r",
+       [](auto& p) { p.predictor.w1.extents[1] = wide; },
+       {status::unsupported, "predictor.w1.extents[1]", "16777217"}},
+      {"w1 stride",
+       [](auto& p) { p.predictor.w1.strides[1] = 8; },
+       {status::bad_stride, "predictor.w1.strides[1]", "8"}},
+      {"w2 null", [](auto& p) { p.predictor.w2.data = nullptr; }, {status::null_pointer, "predictor.w2.data", ""}},
+      {"w2 type",
+       [](auto& p) { p.predictor.w2.type = element::none; },
+       {status::bad_type, "predictor.w2.type", "none"}},
+      {"r of w2", [](auto& p) { p.predictor.w2.extents[0] = 5; }, {status::bad_extent, "predictor.w2.extents[0]", "5"}},
+      {"f of w2",
+       [](auto& p) { p.predictor.w2.extents[1] = 19; },
+       {status::bad_extent, "predictor.w2.extents[1]", "19"}},
+      {"w2 stride",
+       [](auto& p) { p.predictor.w2.strides[1] = 4; },
+       {status::bad_stride, "predictor.w2.strides[1]", "4"}},
   };
   const std::vector<part_fault> compensator_faults{
-      {"c1 null", [](auto& p) { p.compensator.c1.data = nullptr; }, {status::null_pointer, "compensator.c1.data"}},
-      {"c1 type", [](auto& p) { p.compensator.c1.type = element::none; }, {status::bad_type, "compensator.c1.type"}},
-      {"d of c1", [](auto& p) { p.compensator.c1.extents[0] = 9; }, {status::bad_extent, "compensator.c1.extents[0]"}},
-      {"c 0", [](auto& p) { p.compensator.c1.extents[1] = 0; }, {status::bad_extent, "compensator.c1.extents[1]"}},
+      {"c1 null", [](auto& p) { p.compensator.c1.data = nullptr; }, {status::null_pointer, "compensator.c1.data", ""}},
+      {"c1 type",
+       [](auto& p) { p.compensator.c1.type = element::none; },
+       {status::bad_type, "compensator.c1.type", "none"}},
+      {"d of c1",
+       [](auto& p) { p.compensator.c1.extents[0] = 9; },
+       {status::bad_extent, "compensator.c1.extents[0]", "9"}},
+      {"c 0", [](auto& p) { p.compensator.c1.extents[1] = 0; }, {status::bad_extent, "compensator.c1.extents[1]", "0"}},
       {"large c",
        [](auto& p) { p.compensator.c1.extents[1] = wide; },
-       {status::unsupported, "compensator.c1.extents[1]"}},
+       {status::unsupported, "compensator.c1.extents[1]", "16777217"}},
       {"c1 stride",
        [](auto& p) { p.compensator.c1.strides[1] = 8; },
-       {status::bad_stride, "compensator.c1.strides[1]"}},
-      {"c2 null", [](auto& p) { p.compensator.c2.data = nullptr; }, {status::null_pointer, "compensator.c2.data"}},
-      {"c2 type", [](auto& p) { p.compensator.c2.type = element::none; }, {status::bad_type, "compensator.c2.type"}},
-      {"types", [](auto& p) { p.compensator.c2.type = element::f16; }, {status::bad_type, "compensator.c2.type"}},
-      {"c of c2", [](auto& p) { p.compensator.c2.extents[0] = 4; }, {status::bad_extent, "compensator.c2.extents[0]"}},
-      {"d of c2", [](auto& p) { p.compensator.c2.extents[1] = 7; }, {status::bad_extent, "compensator.c2.extents[1]"}},
+       {status::bad_stride, "compensator.c1.strides[1]", "8"}},
+      {"c2 null", [](auto& p) { p.compensator.c2.data = nullptr; }, {status::null_pointer, "compensator.c2.data", ""}},
+      {"c2 type",
+       [](auto& p) { p.compensator.c2.type = element::none; },
+       {status::bad_type, "compensator.c2.type", "none"}},
+      {"types",
+       [](auto& p) { p.compensator.c2.type = element::f16; },
+       {status::bad_type, "compensator.c2.type", "f16"}},
+      {"c of c2",
+       [](auto& p) { p.compensator.c2.extents[0] = 4; },
+       {status::bad_extent, "compensator.c2.extents[0]", "4"}},
+      {"d of c2",
+       [](auto& p) { p.compensator.c2.extents[1] = 7; },
+       {status::bad_extent, "compensator.c2.extents[1]", "7"}},
       {"c2 stride",
        [](auto& p) { p.compensator.c2.strides[1] = 3; },
-       {status::bad_stride, "compensator.c2.strides[1]"}},
-      {"act", [](auto& p) { p.compensator.act = no_activation; }, {status::bad_value, "compensator.act"}},
+       {status::bad_stride, "compensator.c2.strides[1]", "3"}},
+      {"act", [](auto& p) { p.compensator.act = no_activation; }, {status::bad_value, "compensator.act", "5"}},
   };
   const fitted_parts good;
   ASSERT_TRUE(check(good.predictor, 8, 20).ok());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The matchers work with GoogleMock's EXPECT_THAT, although their header asks for GoogleTest only.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/cpu/attention.hpp>
 #include <skim/testing/matchers.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "pairwise.hpp"
+#include "support/pairwise.hpp"
 
 #include <gtest/gtest.h>
 

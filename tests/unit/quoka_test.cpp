@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // QUOKA and sink_window on the CPU against the reference.
-#include "attention_sample.hpp"
-#include "quoka_stages.hpp"
+#include "support/attention_sample.hpp"
+#include "support/quoka_stages.hpp"
 
 #ifndef SKIM_TEST_STRIDE
 #define SKIM_TEST_STRIDE 1
@@ -15,65 +15,60 @@ namespace queries = skim::queries;
 
 struct quoka_case {
   attention_case call;
-  int policy = 0;
-  std::int64_t n = 0;
-  retention keep;
+  skim::quoka policy;
 };
 
 const std::vector<retention> sampled_retentions{
     retention::budget(1),         retention::budget(40),  retention::budget(40, 4),    retention::budget(40, 0, 9),
     retention::budget(20, 4, 16), retention::share(0.25), retention::share(0.1, 2, 5), retention::budget(300, 4, 128)};
 
-/// Rules and arithmetic meet at `qbar` only, so not every pair of them is a policy here: each takes long to compile.
-constexpr int policies = 11;
-
-void expect_stages(const quoka_case& c, const skim::attention_args& args) {
-  using skim::quoka;
-  const skim::similarity::cosine cosine;
-  const skim::similarity::dot dot;
-  const skim::reduce::mean mean;
-  switch (c.policy) {
-    case 0:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep}, args);
-    case 1:
-      return expect_selection(quoka{queries::group_lowest_cosine{c.n}, c.keep}, args);
-    case 2:
-      return expect_selection(quoka{queries::farthest_point{c.n}, c.keep}, args);
-    case 3:
-      return expect_selection(quoka{queries::random{c.n, 5}, c.keep}, args);
-    case 4:
-      return expect_selection(quoka{queries::newest{c.n}, c.keep}, args);
-    case 5:
-      return expect_selection(quoka{queries::all{}, c.keep}, args);
-    case 6:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep, dot}, args);
-    case 7:
-      return expect_selection(quoka{queries::all{}, c.keep, dot}, args);
-    case 8:
-      return expect_selection(quoka{queries::farthest_point{c.n}, c.keep, dot, mean}, args);
-    case 9:
-      return expect_selection(quoka{queries::lowest_cosine{c.n}, c.keep, cosine, mean}, args);
-    default:
-      return expect_selection(quoka{queries::newest{c.n}, c.keep, dot, mean}, args);
-  }
-}
+constexpr skim::query_choice every_choice[] = {
+    skim::query_choice::lowest_cosine,  skim::query_choice::group_lowest_cosine,
+    skim::query_choice::farthest_point, skim::query_choice::random,
+    skim::query_choice::newest,         skim::query_choice::all};
 
 std::vector<quoka_case> quoka_sample() {
   const std::vector<head_dims> dims = sampled_dims();
   const std::vector<std::int64_t> Tq{1, 2, 7, 16, 17, 64, 128}, Tk{0, 1, 17, 113, 1000, 4097};
-  const std::vector<std::int64_t> n{1, 2, 3, 4, 16, 17, 33}, groups{1, 3, 4, 7};
-  const auto count = [](const auto& values) { return static_cast<int>(values.size()); };
+  const std::vector<std::int64_t> n{1, 2, 3, 4, 16, 17, 33}, groups{1, 3, 4, 7}, every{0, 3, 50};
+  const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
   const int masks = count(sampled_masks), forms = count(sampled_forms);
-  const pairwise_sample sample({policies, count(n), count(sampled_retentions), count(dims), count(Tq), count(Tk),
-                                count(groups), 3, 3, 3, 3, 2, forms, masks, 2, 5, 2, 2});
+  const pairwise_sample sample({count(every_choice),
+                                2,
+                                2,
+                                count(n),
+                                count(sampled_retentions),
+                                3,
+                                count(every),
+                                count(dims),
+                                count(Tq),
+                                count(Tk),
+                                count(groups),
+                                3,
+                                3,
+                                3,
+                                3,
+                                2,
+                                forms,
+                                masks,
+                                2,
+                                5,
+                                2,
+                                3});
   std::vector<quoka_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
     const auto take = [&next] { return static_cast<std::size_t>(*next++); };
     quoka_case c;
-    c.policy = static_cast<int>(take());
-    c.n = n[take()];
-    c.keep = sampled_retentions[take()];
+    c.policy.queries.choice = every_choice[take()];
+    c.policy.queries.seed = 5;
+    c.policy.similarity = static_cast<skim::similarity>(take());
+    c.policy.reduce = static_cast<skim::reduction>(take());
+    c.policy.queries.n = n[take()];
+    const retention keep = sampled_retentions[take()];
+    const std::size_t bounds = take();  // below which blocks are dense: none, measured, given
+    c.policy.keep = bounds == 0 ? keep.dense_under(0) : bounds == 1 ? keep : keep.dense_under(200, 4);
+    c.policy.keep.every = every[take()];
     const head_dims size = dims[take()];
     c.call.D = size.D;
     c.call.Dv = size.Dv;
@@ -92,15 +87,24 @@ std::vector<quoka_case> quoka_sample() {
     c.call.lengths = take();
     c.call.positions = static_cast<positions_kind>(take());
     c.call.inverse_norms = take();
-    c.call.sequences = take() ? 3 : 1;
+    const std::size_t sequences = take();
+    c.call.sequences = sequences == 0 ? 1 : 3;
+    c.call.batch = sequences == 2;
+    make_valid(c.call);
+    // Every block scores all keys, and the reference takes its time: short blocks of long calls have a short past.
+    if (c.policy.keep.every == 3 && c.call.Tk > 1000 && c.call.Tq > 17) c.call.Tk = 300;
     cases.push_back(c);
   }
   return cases;
 }
 
 std::ostream& operator<<(std::ostream& to, const quoka_case& c) {
-  return to << "policy " << c.policy << ", n " << c.n << ", keep " << c.keep.count << " or " << c.keep.fraction
-            << ", sinks " << c.keep.sinks << ", recent " << c.keep.recent << "; " << c.call;
+  const retention& keep = c.policy.keep;
+  return to << "rule " << static_cast<int>(c.policy.queries.choice) << ", n " << c.policy.queries.n << ", similarity "
+            << static_cast<int>(c.policy.similarity) << ", reduction " << static_cast<int>(c.policy.reduce) << ", keep "
+            << keep.count << " or " << keep.fraction << ", sinks " << keep.sinks << ", recent " << keep.recent
+            << ", every " << keep.every << ", dense below " << keep.dense_below << " and " << keep.rows_below << "; "
+            << c.call;
 }
 
 constexpr int shards = 4;
@@ -113,7 +117,7 @@ TEST_P(quoka_selection, equals_the_reference_stage_by_stage) {
        i += shards * SKIM_TEST_STRIDE) {
     SCOPED_TRACE(testing::Message() << cases[i]);
     attention_inputs inputs(cases[i].call);
-    expect_stages(cases[i], inputs.args());
+    expect_selection(cases[i].policy, inputs.args());
     if (HasFailure()) return;
   }
 }
@@ -132,14 +136,17 @@ attention_case plain_call() {
 
 /// Every policy, choosing some of the tokens and some of the keys.
 void expect_every_policy(const skim::attention_args& args) {
-  for (int policy = 0; policy < policies; ++policy) {
-    quoka_case c;
-    c.policy = policy;
-    c.keep = retention::budget(20, 2, 3);
-    for (const std::int64_t n : {1, 5, 12}) {
-      c.n = n;
-      SCOPED_TRACE(testing::Message() << "policy " << policy << ", n " << n);
-      expect_stages(c, args);
+  for (const skim::query_choice choice : every_choice) {
+    for (const skim::similarity measure : {skim::similarity::cosine, skim::similarity::dot}) {
+      for (const skim::reduction reduce : {skim::reduction::max, skim::reduction::mean}) {
+        for (const std::int64_t n : {1, 5, 12}) {
+          SCOPED_TRACE(testing::Message()
+                       << "rule " << static_cast<int>(choice) << ", similarity " << static_cast<int>(measure)
+                       << ", reduction " << static_cast<int>(reduce) << ", n " << n);
+          const retention keep = retention::budget(20, 2, 3).dense_under(0);
+          expect_selection(skim::quoka{{choice, n, 5}, keep, measure, reduce}, args);
+        }
+      }
     }
   }
 }
@@ -155,7 +162,7 @@ void set_queries(attention_inputs& inputs, std::int64_t t, const Set& set) {
   }
 }
 
-void set_key(const skim::kv_view& kv, std::int64_t slot, float value) {
+void set_key(const skim::kv_cache& kv, std::int64_t slot, float value) {
   for (std::int64_t h = 0; h < kv.heads; ++h) {
     write_row(kv, kv.k, h, slot, std::vector<float>(static_cast<std::size_t>(kv.k.dim), value).data());
   }
@@ -164,7 +171,7 @@ void set_key(const skim::kv_view& kv, std::int64_t slot, float value) {
 TEST(Quoka, ZeroQueriesAndKeysHaveZeroUnitVectors) {
   attention_inputs inputs(plain_call());
   for (const std::int64_t t : {0, 3, 11}) set_queries(inputs, t, [](std::int64_t, std::int64_t) { return 0.0f; });
-  for (const std::int64_t slot : {0, 17, 64, 89}) set_key(inputs.view(0), slot, 0.0f);
+  for (const std::int64_t slot : {0, 17, 64, 89}) set_key(inputs.writable(0), slot, 0.0f);
   expect_every_policy(inputs.args());
 }
 
@@ -184,18 +191,12 @@ TEST(Quoka, EqualQueriesTieToTheLowerToken) {
   expect_every_policy(args);
 
   // Three distinct queries, four times each: ties are exact, so the choice is the reference's own.
-  const auto policy = skim::quoka{queries::lowest_cosine{5}, retention::budget(20)};
-  const skim::cpu::attention op{policy};
-  std::vector<std::int32_t> indices(40), counts(2);
-  aligned_memory workspace(op.workspace_bytes(args, 1));
-  ASSERT_TRUE(
-      op.select(args, {indices.data(), counts.data(), 2, 20}, {}, workspace.get(), skim::serial_executor{}).ok());
-  const auto stages = skim::cpu::selector_kernel<std::decay_t<decltype(policy)>>::stages(policy, args, workspace.get());
+  const skim::quoka policy{queries::lowest_cosine(5), retention::budget(20)};
   const skim::attention_sequence sequence = skim::sequence_at(args, 0);
   for (std::int64_t h = 0; h < 4; ++h) {
-    const std::int32_t* const tokens = stages.tokens_of(h / 2) + h % 2 * 5;
     const auto expected = skim::reference::lowest_cosine_rows(skim::reference::queries_of(args, sequence, h), 5);
-    EXPECT_EQ(std::vector<std::int64_t>(tokens, tokens + 5), expected) << "head " << h;
+    const stage_check check{policy, args, sequence, h / 2};
+    EXPECT_EQ(check.tokens_of_query_head(h), expected) << "head " << h;
   }
 }
 
@@ -204,7 +205,7 @@ TEST(Quoka, EqualKeysPreferTheEarlierPosition) {
   c.positions = positions_kind::shuffled;
   c.mask = skim::mask::full();
   attention_inputs inputs(c);
-  for (std::int64_t slot = 0; slot < 90; ++slot) set_key(inputs.view(0), slot, slot % 4 == 0 ? 2.0f : 1.0f);
+  for (std::int64_t slot = 0; slot < 90; ++slot) set_key(inputs.writable(0), slot, slot % 4 == 0 ? 2.0f : 1.0f);
   expect_every_policy(inputs.args());
 }
 
@@ -218,7 +219,7 @@ TEST_P(unusual_keys, rank_as_their_scores_do) {
   attention_case c = plain_call();
   c.inverse_norms = std::get<1>(GetParam());
   attention_inputs inputs(c);
-  const skim::kv_view& kv = inputs.view(0);
+  const skim::kv_cache& kv = inputs.writable(0);
   for (const std::int64_t slot : {0, 5, 40, 70, 89}) {
     set_key(kv, slot, std::get<0>(GetParam()));
     for (std::int64_t h = 0; h < kv.heads && kv.inverse_norms; ++h) {
@@ -239,21 +240,18 @@ TEST(Quoka, NanRanksBelowMinusInfinity) {
   // Every key scores NaN or, having an infinity that meets positive queries only, -inf.
   for (std::int64_t slot = 0; slot < 40; ++slot) {
     const float infinity = std::numeric_limits<float>::infinity();
-    set_key(inputs.view(0), slot, slot % 3 == 1 ? -infinity : std::numeric_limits<float>::quiet_NaN());
+    set_key(inputs.writable(0), slot, slot % 3 == 1 ? -infinity : std::numeric_limits<float>::quiet_NaN());
   }
   const skim::attention_args args = inputs.args();
-  for (const std::int64_t n : {2, 12}) {
-    const skim::cpu::attention op{skim::quoka{queries::all{}, retention::budget(13), skim::similarity::dot{}}};
-    const skim::cpu::attention few{skim::quoka{queries::newest{n}, retention::budget(13), skim::similarity::dot{}}};
-    std::vector<std::int32_t> indices(26), counts(2);
-    const skim::index_lists lists{indices.data(), counts.data(), 2, 13};
-    std::vector<std::int32_t> expected;
-    for (std::int32_t i = 0; i < 26; ++i) expected.push_back(3 * (i % 13) + 1);
+  std::vector<std::int64_t> expected;
+  for (std::int64_t i = 0; i < 13; ++i) expected.push_back(3 * i + 1);
+  for (const skim::query_rule rule : {queries::all(), queries::newest(2), queries::newest(12)}) {
+    const retention keep = retention::budget(13).dense_under(0);
+    const skim::cpu::attention op{skim::quoka{rule, keep, skim::similarity::dot}};
+    selected_lists selected(op, args);
     aligned_memory workspace(op.workspace_bytes(args, 1));
-    ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-    EXPECT_EQ(indices, expected);
-    ASSERT_TRUE(few.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
-    EXPECT_EQ(indices, expected) << "n " << n;
+    ASSERT_TRUE(op.select(args, selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
+    for (std::int64_t head = 0; head < 2; ++head) EXPECT_EQ(selected.row(head), expected) << "n " << rule.n;
   }
 }
 
@@ -266,10 +264,10 @@ TEST(Quoka, AnEmptyChunkSelectsNothing) {
 
 TEST(Quoka, RandomTokensDependOnSeedAndPlaceOnly) {
   std::vector<std::int32_t> a(50), b(50), c(50), d(50);
-  queries::choose(queries::random{8, 1}, 50, 100, a.data());
-  queries::choose(queries::random{8, 1}, 50, 100, b.data());
-  queries::choose(queries::random{8, 2}, 50, 100, c.data());
-  queries::choose(queries::random{8, 1}, 50, 228, d.data());
+  queries::draw_tokens(queries::random(8, 1), 50, 100, a.data());
+  queries::draw_tokens(queries::random(8, 1), 50, 100, b.data());
+  queries::draw_tokens(queries::random(8, 2), 50, 100, c.data());
+  queries::draw_tokens(queries::random(8, 1), 50, 228, d.data());
   for (auto* tokens : {&a, &b, &c, &d}) {
     tokens->resize(8);
     std::sort(tokens->begin(), tokens->end());
@@ -280,23 +278,80 @@ TEST(Quoka, RandomTokensDependOnSeedAndPlaceOnly) {
   EXPECT_NE(a, d);
 }
 
-TEST(Quoka, DenseBelowDecidesWhichPathIsTaken) {
-  attention_inputs inputs(plain_call());
-  skim::attention_args args = inputs.args();
-  aligned_memory workspace(1 << 20);
-  const auto path_taken = [&](std::int64_t dense_below, std::int64_t budget) {
-    args.dense_below = dense_below;
-    const skim::cpu::attention call{skim::quoka{queries::lowest_cosine{4}, retention::budget(budget)}};
-    const skim::report r = call.run(args, {}, workspace.get(), skim::serial_executor{});
-    EXPECT_TRUE(r.ok());
-    return r.taken;
+/// Which way a call with this retention goes.
+skim::path path_taken(attention_inputs& inputs, const retention& keep) {
+  const skim::attention_args args = inputs.args();
+  const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(4), keep}};
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  const skim::report r = op.run(args, {}, workspace.get(), skim::serial_executor{});
+  EXPECT_TRUE(r.ok());
+  return r.taken;
+}
+
+TEST(DenseBlocks, AreThoseWithAShortPast) {
+  attention_inputs inputs(plain_call());  // 12 rows behind 90
+  const auto taken = [&](std::int64_t budget, std::int64_t dense_below) {
+    return path_taken(inputs, retention::budget(budget).dense_under(dense_below));
   };
-  EXPECT_EQ(path_taken(0, 89), skim::path::sparse);
-  EXPECT_EQ(path_taken(0, 90), skim::path::dense);
-  EXPECT_EQ(path_taken(90, 30), skim::path::sparse);
-  EXPECT_EQ(path_taken(91, 30), skim::path::dense);
-  EXPECT_EQ(path_taken(-1, 45), skim::path::sparse);
-  EXPECT_EQ(path_taken(-1, 46), skim::path::dense);
+  EXPECT_EQ(taken(89, 0), skim::path::sparse);
+  EXPECT_EQ(taken(90, 0), skim::path::dense);
+  EXPECT_EQ(taken(30, 90), skim::path::sparse);
+  EXPECT_EQ(taken(30, 91), skim::path::dense);
+  EXPECT_EQ(taken(45, -1), skim::path::sparse);
+  EXPECT_EQ(taken(46, -1), skim::path::dense);
+}
+
+TEST(DenseBlocks, AreThoseOfFewRows) {
+  attention_inputs inputs(plain_call());
+  const auto taken = [&](std::int64_t rows_below, std::int64_t every) {
+    return path_taken(inputs, retention::budget(30).dense_under(0, rows_below).for_every(every));
+  };
+  EXPECT_EQ(taken(0, 0), skim::path::sparse);
+  EXPECT_EQ(taken(12, 0), skim::path::sparse);
+  EXPECT_EQ(taken(13, 0), skim::path::dense);
+  EXPECT_EQ(taken(12, 6), skim::path::dense);
+  EXPECT_EQ(taken(6, 6), skim::path::sparse);
+  EXPECT_EQ(taken(5, 10), skim::path::sparse) << "the block of 10 rows, not that of 2";
+  EXPECT_EQ(taken(-1, 0), skim::path::sparse);
+}
+
+/// Each block compares its own past: a call is sparse if one block is, whose neighbours list everything.
+TEST(DenseBlocks, AreToldBlockByBlock) {
+  attention_case c = plain_call();
+  c.Tq = 40;
+  attention_inputs inputs(c);
+  const skim::attention_args args = inputs.args();
+  const skim::cpu::attention op{
+      skim::quoka{queries::lowest_cosine(4), retention::budget(30).dense_under(111).for_every(10)}};
+  selected_lists selected(op, args);
+  EXPECT_EQ(selected.lists.rows, 4 * 2);
+  EXPECT_EQ(selected.lists.capacity, 110) << "below which nothing is thinned";
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  ASSERT_TRUE(op.select(args, selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
+  const std::vector<std::int32_t> counts(selected.counts.begin(), selected.counts.end() - 1);
+  EXPECT_EQ(counts, (std::vector<std::int32_t>{90, 90, 100, 100, 110, 110, 30, 30}));
+  EXPECT_EQ(op.run(args, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
+}
+
+/// Generation rows beside a prompt's chunk: each thinned only if it is worth it.
+TEST(DenseBlocks, OfGenerationStandBesideAPrompt) {
+  attention_case c = plain_call();
+  c.sequences = 3;
+  c.Tk = 600;  // 12 rows behind 600, none behind 300, 7 behind 200
+  attention_inputs inputs(c);
+  skim::attention_args args = inputs.args();
+  const std::int64_t offsets[] = {0, 12, 12, 13};  // the last has one row: what a model generates
+  args.offsets = offsets;
+  args.q.extents[0] = args.out.extents[0] = 13;
+  const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(4), retention::budget(50).dense_under(0, 4)}};
+  ASSERT_TRUE(op.check(args).ok());
+  selected_lists selected(op, args);
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  ASSERT_TRUE(op.select(args, selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
+  const std::vector<std::int32_t> counts(selected.counts.begin(), selected.counts.end() - 1);
+  EXPECT_EQ(counts, (std::vector<std::int32_t>{50, 50, 0, 0, 206, 206}));
+  EXPECT_EQ(op.run(args, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
+  EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::matches_attention(args, &selected.lists)));
 }
 
 }  // namespace

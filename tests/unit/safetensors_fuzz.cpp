@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file libFuzzer target for the safetensors reader, built on request with Clang:
 ///   cmake --build BUILD --target safetensors_fuzz && BUILD/tests/unit/safetensors_fuzz -max_total_time=60
-#include "safetensors_invariants.hpp"
+#include "support/safetensors_invariants.hpp"
 
 #include <cstdio>
 #include <cstdlib>

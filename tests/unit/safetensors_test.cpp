@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "safetensors_invariants.hpp"
+#include "support/safetensors_invariants.hpp"
 
 #include <gtest/gtest.h>
 

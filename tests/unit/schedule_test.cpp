@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The layer schedule: shares of random importances against the paper's allocation and against a search for the one common
 // factor; neurons in whole pieces.
-#include "faults.hpp"
+#include "support/faults.hpp"
 
 #include <skim/neuron_selector/schedule.hpp>
 
@@ -248,13 +248,13 @@ TEST(KeptNeurons, OfSmallCases) {
 
 using schedule_fault = fault<neuron_schedule>;
 const std::vector<schedule_fault> faults{
-    {"mean 0", [](auto& s) { s.mean = 0; }, {status::bad_value, "schedule.mean"}},
-    {"mean above 1", [](auto& s) { s.mean = 1.01; }, {status::bad_value, "schedule.mean"}},
-    {"mean NaN", [](auto& s) { s.mean = not_a_number; }, {status::bad_value, "schedule.mean"}},
-    {"negative least", [](auto& s) { s.least = -0.1; }, {status::bad_value, "schedule.least"}},
-    {"least above mean", [](auto& s) { s.least = 0.6; }, {status::bad_value, "schedule.least"}},
-    {"least NaN", [](auto& s) { s.least = not_a_number; }, {status::bad_value, "schedule.least"}},
-    {"multiple", [](auto& s) { s.multiple = 0; }, {status::bad_value, "schedule.multiple"}},
+    {"mean 0", [](auto& s) { s.mean = 0; }, {status::bad_value, "schedule.mean", "0"}},
+    {"mean above 1", [](auto& s) { s.mean = 1.01; }, {status::bad_value, "schedule.mean", "1.01"}},
+    {"mean NaN", [](auto& s) { s.mean = not_a_number; }, {status::bad_value, "schedule.mean", "nan"}},
+    {"negative least", [](auto& s) { s.least = -0.1; }, {status::bad_value, "schedule.least", "-0.1"}},
+    {"least above mean", [](auto& s) { s.least = 0.6; }, {status::bad_value, "schedule.least", "0.6"}},
+    {"least NaN", [](auto& s) { s.least = not_a_number; }, {status::bad_value, "schedule.least", "nan"}},
+    {"multiple", [](auto& s) { s.multiple = 0; }, {status::bad_value, "schedule.multiple", "0"}},
 };
 
 TEST(Schedule, FaultsAreNamed) {
@@ -273,14 +273,15 @@ TEST(Schedule, FaultsAreNamed) {
     expect(kept_neurons(importance, 2, 640, schedule, fractions, neurons), fault.expected);
   }
   const neuron_schedule good;
-  expect(kept_fractions(importance, -1, good, fractions), {status::bad_extent, "layers"});
-  expect(kept_fractions(nullptr, 2, good, fractions), {status::null_pointer, "importance"});
-  expect(kept_fractions(importance, 2, good, nullptr), {status::null_pointer, "fractions"});
-  expect(kept_neurons(importance, 2, 0, good, fractions, neurons), {status::bad_extent, "f"});
-  expect(kept_neurons(importance, 2, huge, good, fractions, neurons), {status::unsupported, "f"});
-  expect(kept_neurons(nullptr, 2, 640, good, fractions, neurons), {status::null_pointer, "importance"});
-  expect(kept_neurons(importance, 2, 640, good, nullptr, neurons), {status::null_pointer, "scratch"});
-  expect(kept_neurons(importance, 2, 640, good, fractions, nullptr), {status::null_pointer, "neurons"});
+  expect(kept_fractions(importance, -1, good, fractions), {status::bad_extent, "layers", "-1"});
+  expect(kept_fractions(nullptr, 2, good, fractions), {status::null_pointer, "importance", ""});
+  expect(kept_fractions(importance, 2, good, nullptr), {status::null_pointer, "fractions", ""});
+  expect(kept_neurons(importance, 2, 0, good, fractions, neurons), {status::bad_extent, "f", "0"});
+  expect(kept_neurons(importance, 2, huge, good, fractions, neurons),
+         {status::unsupported, "f", "4611686018427387904"});
+  expect(kept_neurons(nullptr, 2, 640, good, fractions, neurons), {status::null_pointer, "importance", ""});
+  expect(kept_neurons(importance, 2, 640, good, nullptr, neurons), {status::null_pointer, "scratch", ""});
+  expect(kept_neurons(importance, 2, 640, good, fractions, nullptr), {status::null_pointer, "neurons", ""});
   EXPECT_TRUE(kept_fractions(nullptr, 0, good, nullptr).ok());
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "values.hpp"
+#include "support/values.hpp"
 
 #include <skim/cpu/simd/convert.hpp>
 #include <skim/cpu/simd/math.hpp>
@@ -72,22 +72,23 @@ TYPED_TEST(sixteen_bit_rows, rounding_is_the_scalar_form_s) {
   }
 }
 
-class row_conversions : public testing::TestWithParam<skim::element> {};
-INSTANTIATE_TEST_SUITE_P(types, row_conversions,
-                         testing::Values(skim::element::f32, skim::element::f16, skim::element::bf16));
+template <class T>
+class row_conversions : public testing::Test {};
+using row_types = testing::Types<float, f16, bf16>;
+TYPED_TEST_SUITE(row_conversions, row_types);
 
-TEST_P(row_conversions, touch_exactly_n_elements_at_any_alignment) {
-  const skim::element type = GetParam();
+TYPED_TEST(row_conversions, touch_exactly_n_elements_at_any_alignment) {
+  constexpr skim::element type = skim::element_of<TypeParam>;
   const std::int64_t most = 2 * W + 3;
   const std::vector<float> values = skim_test::normal_values(most, 3);
   for (std::int64_t shift = 0; shift < 3; ++shift) {
     for (std::int64_t n = 0; n <= most; ++n) {
-      const std::size_t size = static_cast<std::size_t>((most + 6) * skim::element_bytes(type));
+      const std::size_t size = static_cast<std::size_t>(most + 6) * sizeof(TypeParam);
       std::vector<unsigned char> narrow(size, 0xa5), untouched = narrow;
-      char* const to = reinterpret_cast<char*>(narrow.data()) + shift * skim::element_bytes(type);
-      simd::narrow_row(values.data(), n, to, type);
+      TypeParam* const to = reinterpret_cast<TypeParam*>(narrow.data()) + shift;
+      simd::narrow(values.data(), n, to);
       std::vector<float> wide(static_cast<std::size_t>(most + 2), 99.0f);
-      simd::widen_row(to, type, n, wide.data() + 1);
+      simd::widen(to, n, wide.data() + 1);
       for (std::int64_t i = 0; i < n; ++i) {
         skim::store_element(untouched.data(), type, i + shift, values[static_cast<std::size_t>(i)]);
         ASSERT_EQ(wide[static_cast<std::size_t>(i + 1)], skim::load_element(untouched.data(), type, i + shift));

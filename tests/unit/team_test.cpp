@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole operations on a team of threads, small enough for ThreadSanitizer: every thread calls `run` itself.
-#include "attention_sample.hpp"
-#include "executors.hpp"
+#include "support/attention_sample.hpp"
+#include "support/executors.hpp"
 
-#include <skim/skim.hpp>
+#include <skim/cpu/append.hpp>
+#include <skim/cpu/attention.hpp>
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
 
 #include <gtest/gtest.h>
 
@@ -57,14 +60,18 @@ TEST_P(team, attends) {
   c.sequences = 3;
   c.Tk = 300;
   expect_serial_bits(skim::cpu::attention<>{}, c, GetParam());
+  c.batch = true;
+  c.layout = skim::kv_layout::paged;
+  c.page_size = 16;
+  expect_serial_bits(skim::cpu::attention<>{}, c, GetParam());
 }
 
 TEST_P(team, selects_and_attends) {
   attention_case c = small_call();
   c.lengths = true;
-  const skim::retention keep = skim::retention::budget(100, 4, 20);
-  expect_serial_bits(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine{4}, keep}}, c, GetParam());
-  expect_serial_bits(skim::cpu::attention{skim::quoka{skim::queries::farthest_point{4}, keep}}, c, GetParam());
+  const skim::retention keep = skim::retention::budget(100, 4, 20).for_every(5);
+  expect_serial_bits(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine(4), keep}}, c, GetParam());
+  expect_serial_bits(skim::cpu::attention{skim::quoka{skim::queries::farthest_point(4), keep}}, c, GetParam());
   expect_serial_bits(skim::cpu::attention{skim::sink_window{skim::retention::budget(100, 4)}}, c, GetParam());
 }
 

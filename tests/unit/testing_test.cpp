@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The matchers and reports that users get: they accept what is right, and refuse what is nearly right.
-#include "attention_case.hpp"
+#include "support/attention_case.hpp"
 
 #include <skim/testing/captured_mass.hpp>
 #include <skim/testing/matchers.hpp>
@@ -130,7 +130,7 @@ class top_k_lists : public testing::Test {
   using list = std::vector<std::int64_t>;
 
   testing::AssertionResult accepts(const list& chosen, const std::vector<double>& scores, double bound) {
-    const skim::attention_sequence sequence{&kv_, 0, 1};
+    const skim::attention_sequence sequence{kv_, 0, 1};
     const skim::testing::scored_slots scored{{0, 1, 2, 3, 4, 5}, scores, std::vector<double>(6, bound)};
     return satisfies(chosen, skim::testing::matches_top_k(keep_, sequence, 0, scored));
   }

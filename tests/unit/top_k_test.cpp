@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stable top-k, and sink_window, which is top-k over equal scores.
-#include "attention_sample.hpp"
-
 #include <skim/cpu/attention.hpp>
-#include <skim/cpu/sink_window.hpp>
+#include <skim/cpu/kernel/radix_select.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
 #include <skim/reference/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
+#include <skim/testing/matchers.hpp>
+#include "support/attention_sample.hpp"
 
 #include <gtest/gtest.h>
 
@@ -33,10 +35,10 @@ list_of_slots select_top_k(const skim::attention_args& args, std::int64_t head, 
   const skim::attention_sequence sequence = skim::sequence_at(args, 0);
   const std::int64_t Tk = sequence.Tk();
   skim::detail::arena measure;
-  skim::cpu::detail::top_k_scratch(measure, Tk);
+  skim::cpu::detail::rank_scratch(measure, Tk);
   aligned_memory memory(measure.used());
   skim::detail::arena arena(memory.data());
-  const skim::cpu::detail::top_k_scratch scratch(arena, Tk);
+  const skim::cpu::detail::rank_scratch scratch(arena, Tk);
   std::vector<std::int32_t> list(static_cast<std::size_t>(std::min(keep.keys(Tk), Tk) + 1), -7);
   const std::int64_t count = skim::cpu::detail::top_k(args, sequence, head, keep, scores, scratch, list.data());
   EXPECT_TRUE(memory.guards_intact());
@@ -105,7 +107,7 @@ TEST(TopK, EqualScoresKeepTheEarliestPositions) {
 }
 
 TEST(SinkWindow, EqualsTheReference) {
-  const pairwise_sample sample({5, 3, static_cast<int>(sampled_masks.size()), 4, 3, 2, 5, 2});
+  const pairwise_sample sample({5, 3, static_cast<int>(sampled_masks.size()), 4, 3, 2, 5, 2, 2});
   for (const auto& row : sample.rows()) {
     attention_case c;
     c.D = c.Dv = 4;
@@ -117,24 +119,132 @@ TEST(SinkWindow, EqualsTheReference) {
     c.lengths = row[5];
     const retention keeps[] = {retention::budget(1), retention::budget(20, 4), retention::budget(6, 6),
                                retention::share(0.3, 2), retention::share(1)};
-    const skim::sink_window policy{keeps[row[6]]};
+    const std::int64_t every[] = {0, 20};
+    const skim::sink_window policy{keeps[row[6]].dense_under(0).for_every(every[row[8]])};
     c.sequences = row[7] ? 3 : 1;
     SCOPED_TRACE(testing::Message() << c << ", retention " << row[6]);
     attention_inputs inputs(c);
     const skim::attention_args args = inputs.args();
     const skim::cpu::attention op{policy};
-    const std::int64_t rows = c.sequences * c.Hk, capacity = op.list_capacity(args);
+    const std::int64_t rows = skim::list_rows(args, op.block_rows()), capacity = op.list_capacity(args);
     std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity + 1), -7);
     std::vector<std::int32_t> counts(static_cast<std::size_t>(rows));
-    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity};
+    const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
     aligned_memory workspace(op.workspace_bytes(args, 1));
     ASSERT_TRUE(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).ok());
     ASSERT_TRUE(check_indices(args, &lists).ok());
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const list_of_slots list(lists.row(r), lists.row(r) + lists.counts[r]);
-      ASSERT_EQ(list, skim::reference::select(policy, args, skim::sequence_at(args, r / c.Hk), r % c.Hk))
-          << "row " << r;
-    }
+    EXPECT_EQ(indices.back(), -7);
+    skim::for_each_block(args, op.block_rows(), [&](const skim::attention_sequence& block, std::int64_t index) {
+      for (std::int64_t head = 0; head < c.Hk; ++head) {
+        const std::int64_t r = index * c.Hk + head;
+        const list_of_slots list(lists.row(r), lists.row(r) + lists.counts[r]);
+        ASSERT_EQ(list, skim::reference::select(policy, args, block, head)) << "row " << r;
+      }
+    });
+    if (HasFailure()) return;
+  }
+}
+
+// Selectors of one's own.
+
+/// Scores keys by their first number.
+struct first_number {
+  retention keep = retention::budget(20, 2, 3).dense_under(0).for_every(8);
+
+  skim::report check(const skim::attention_args&) const { return {}; }
+  void score(const skim::attention_blocks& blocks, skim::tensor_view<float, 2> scores, skim::memory, skim::memory,
+             skim::executor_ref executor) const {
+    executor.parallel_for(scores.extents[0], [&](std::int64_t row, unsigned) {
+      const skim::kv_view kv = blocks.at(row / skim::first_view(*blocks.args).heads).kv;
+      const std::int64_t head = row % kv.heads;
+      for (std::int64_t slot = 0; slot < kv.length(head); ++slot) {
+        *scores.at(row, slot) = skim::load_element(kv.row_address(kv.k, head, slot), kv.k.type, 0);
+      }
+    });
+  }
+};
+
+/// Gives lists: every third past key.
+struct every_third {
+  skim::report check(const skim::attention_args&) const { return {}; }
+  std::int64_t list_capacity(const skim::attention_args& args) const { return (skim::most_tokens(args) + 2) / 3; }
+  void select(const skim::attention_args& args, const skim::index_lists& lists, skim::memory, skim::memory,
+              skim::executor_ref executor) const {
+    executor.parallel_for(lists.rows, [&](std::int64_t row, unsigned) {
+      const skim::attention_sequence sequence = skim::sequence_at(args, row / skim::first_view(args).heads);
+      lists.counts[row] = 0;
+      for (std::int64_t slot = 0; slot < sequence.past(row % sequence.kv.heads); slot += 3) {
+        lists.row(row)[lists.counts[row]++] = static_cast<std::int32_t>(slot);
+      }
+    });
+  }
+};
+
+attention_case own_selector_case(bool batch) {
+  attention_case c;
+  c.Tq = 20;
+  c.Tk = 130;
+  c.Hk = c.G = 2;
+  c.D = c.Dv = 8;
+  c.sequences = 3;
+  c.batch = batch;
+  c.layout = skim::kv_layout::paged;
+  c.page_size = 16;
+  c.kv_type = skim::element::bf16;
+  return c;
+}
+
+/// The lists of `select` [rows][slots]; `run` reads what they name.
+template <class Selector>
+std::vector<list_of_slots> lists_of(const skim::cpu::attention<Selector>& op, attention_inputs& inputs) {
+  const skim::attention_args args = inputs.args();
+  const std::int64_t rows = skim::list_rows(args, op.block_rows()), capacity = op.list_capacity(args);
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)), counts(static_cast<std::size_t>(rows));
+  const skim::index_lists lists{indices.data(), counts.data(), rows, capacity, op.block_rows()};
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  EXPECT_EQ(op.select(args, lists, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
+  EXPECT_TRUE(check_indices(args, &lists).ok());
+  std::vector<list_of_slots> all;
+  for (std::int64_t r = 0; r < rows; ++r) all.emplace_back(lists.row(r), lists.row(r) + lists.counts[r]);
+  EXPECT_EQ(op.run(args, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::sparse);
+  EXPECT_TRUE(workspace.guards_intact());
+  EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::matches_attention(args, &lists)));
+  return all;
+}
+
+TEST(OwnSelector, ThatScoresLeavesTheChoiceToTheOperation) {
+  for (const bool batch : {false, true}) {
+    attention_inputs inputs(own_selector_case(batch));
+    const skim::attention_args args = inputs.args();
+    const skim::cpu::attention op{first_number{}};
+    const std::vector<list_of_slots> lists = lists_of(op, inputs);
+    skim::for_each_block(args, op.block_rows(), [&](const skim::attention_sequence& block, std::int64_t index) {
+      for (std::int64_t head = 0; head < 2 && block.Tq > 0; ++head) {
+        const list_of_slots slots = skim::reference::candidates(args, block, head);
+        std::vector<double> scores;
+        for (const std::int64_t slot : slots) {
+          scores.push_back(skim::reference::row_of(block.kv, block.kv.k, head, slot).front());
+        }
+        EXPECT_EQ(lists[static_cast<std::size_t>(index * 2 + head)],
+                  skim::reference::top_k(op.selector.keep, block, head, slots, scores));
+      }
+    });
+    const retention all = retention::budget(1000);
+    const skim::cpu::attention keeps_all{first_number{all}};
+    aligned_memory workspace(keeps_all.workspace_bytes(args, 1));
+    EXPECT_EQ(keeps_all.run(args, {}, workspace.get(), skim::serial_executor{}).taken, skim::path::dense);
+  }
+}
+
+TEST(OwnSelector, ThatGivesListsIsTakenAtItsWord) {
+  for (const bool batch : {false, true}) {
+    attention_inputs inputs(own_selector_case(batch));
+    const skim::cpu::attention op{every_third{}};
+    const std::vector<list_of_slots> lists = lists_of(op, inputs);
+    ASSERT_EQ(lists.size(), 6u);
+    EXPECT_EQ(lists[1].size(), 44u) << "of 130";
+    EXPECT_EQ(lists[5].size(), 15u) << "of 43";
+    EXPECT_EQ(lists[5][2], 6);
   }
 }
 

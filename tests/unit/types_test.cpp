@@ -92,9 +92,14 @@ TEST(Bf16, NanPayloadsInTheLowerHalfDoNotBecomeInfinite) {
 TEST(Elements, TagsSizesAndNames) {
   static_assert(skim::element_of<float> == skim::element::f32 && skim::element_of<f16> == skim::element::f16);
   static_assert(skim::element_of<bf16> == skim::element::bf16 && skim::element_of<int> == skim::element::none);
-  EXPECT_EQ(skim::element_bytes(skim::element::f32), 4);
-  EXPECT_EQ(skim::element_bytes(skim::element::f16), 2);
-  EXPECT_EQ(skim::element_bytes(skim::element::bf16), 2);
+  EXPECT_EQ(skim::bytes_of(skim::element::f32, 3), 12);
+  EXPECT_EQ(skim::bytes_of(skim::element::f16, 3), 6);
+  EXPECT_EQ(skim::bytes_of(skim::element::bf16, -3), -6);
+  for (const skim::element stored : {skim::element::f32, skim::element::f16, skim::element::bf16}) {
+    EXPECT_TRUE(skim::is_stored(stored));
+    EXPECT_EQ(skim::format_of(stored).range, 0) << "not scaled to a range";
+  }
+  for (const int number : {0, 4, 200}) EXPECT_FALSE(skim::is_stored(static_cast<skim::element>(number))) << number;
   EXPECT_STREQ(to_string(skim::element::bf16), "bf16");
 }
 

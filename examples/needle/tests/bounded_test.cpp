@@ -3,7 +3,7 @@
 #include "../error.hpp"
 #include "tiny_engine.hpp"
 
-#include <skim/selector/queries.hpp>
+#include <skim/math/random.hpp>
 
 #include <algorithm>
 #include <set>

@@ -9,15 +9,23 @@ namespace {
 
 using namespace needle;
 
-/// Arguments of a chunk of 128 behind `Tk` keys; no memory, only shapes are asked about.
+/// A cache of `Tk + 128` keys, and a chunk of 128 on it; operations check that there is memory, and touch none.
+skim::kv_cache cache_of(std::int64_t Tk) {
+  static float keys, values;
+  static std::int32_t nothing;
+  skim::kv_cache kv = skim::contiguous_cache({&keys, {Tk + 128, 2, 64}, skim::element::f32},
+                                             {&values, {Tk + 128, 2, 64}, skim::element::f32}, Tk + 128);
+  kv.positions = &nothing;
+  kv.positions_stride = Tk + 128;
+  return kv;
+}
 skim::attention_args arguments(std::int64_t Tk) {
   static float anything = 0;
   skim::attention_args args;
   args.q = {&anything, {128, 8, 64}, skim::element::f32};
   args.out = {&anything, {128, 8, 64}, skim::element::f32};
-  args.kv = skim::contiguous_kv({&anything, {Tk + 128, 2, 64}, skim::element::f32},
-                                {&anything, {Tk + 128, 2, 64}, skim::element::f32}, Tk + 128);
-  args.dense_below = 0;
+  args.lse = {&anything, {128, 8}};
+  args.kv = cache_of(Tk);
   return args;
 }
 
@@ -53,10 +61,12 @@ TEST(method, every_spelling_makes_a_selector_of_its_budget) {
   for (const example& each : examples) {
     const method how = parse_method(each.text);
     EXPECT_EQ(how.text, each.text);
-    EXPECT_EQ(how.reads_norms, each.norms) << each.text;
     const auto selector = how.make_selector(0);
-    EXPECT_TRUE(selector->check(arguments(8000)).ok()) << each.text;
-    EXPECT_EQ(selector->list_capacity(arguments(8000)), each.keys) << each.text;
+    EXPECT_EQ(selector->needs().inverse_norms, each.norms) << each.text;
+    char text[200];
+    EXPECT_TRUE(selector->check(arguments(8000)).ok())
+        << each.text << ": " << skim::describe(selector->check(arguments(8000)), text, sizeof text);
+    EXPECT_EQ(selector->keys_read(8000), each.keys) << each.text;
   }
 }
 
@@ -92,17 +102,14 @@ TEST(method, every_spelling_makes_an_evictor_of_its_budget) {
   for (const example& each : examples) {
     const method how = parse_method(each.text);
     EXPECT_EQ(how.budget, each.budget) << each.text;
-    EXPECT_EQ(how.reads_norms, each.norms) << each.text;
     ASSERT_TRUE(how.make_evictor) << each.text;
     const auto evictor = how.make_evictor(0);
-    EXPECT_EQ(evictor->reads_attention(), each.attention) << each.text;
+    EXPECT_EQ(evictor->needs().inverse_norms || how.make_selector(0)->needs().inverse_norms, each.norms) << each.text;
+    EXPECT_EQ(evictor->needs().lse, each.attention) << each.text;
     skim::eviction_args args;
+    args.kv = cache_of(8000);
+    args.new_tokens = 128;
     args.attended = arguments(8000);
-    static float anything = 0;
-    static std::int32_t nothing = 0;
-    args.attended.lse = {&anything, {128, 8}};
-    args.attended.kv.positions = &nothing;
-    args.attended.kv.positions_stride = 8128;
     char text[200];
     EXPECT_TRUE(evictor->check(args).ok())
         << each.text << ": " << skim::describe(evictor->check(args), text, sizeof text);
@@ -110,8 +117,8 @@ TEST(method, every_spelling_makes_an_evictor_of_its_budget) {
   EXPECT_FALSE(parse_method("quoka").make_evictor);
   EXPECT_EQ(parse_method("h2o").compaction, skim::compaction::refill);
   EXPECT_EQ(parse_method("h2o:compaction=stable").compaction, skim::compaction::stable);
-  EXPECT_EQ(parse_method("quoka:budget=512+keydiff").make_selector(0)->list_capacity(arguments(8000)), 512);
-  EXPECT_EQ(parse_method("keydiff").make_selector(0)->list_capacity(arguments(8000)), 8000);
+  EXPECT_EQ(parse_method("quoka:budget=512+keydiff").make_selector(0)->keys_read(8000), 512);
+  EXPECT_EQ(parse_method("keydiff").make_selector(0)->keys_read(8000), 8000);
 }
 
 TEST(method, tables_are_all_their_rows) {

@@ -11,7 +11,7 @@
 #include <random>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// How one part is fitted. The paper names no optimiser: AdamW (arXiv 1711.05101), its rate rising over the first
@@ -30,7 +30,7 @@ struct block_split {
 };
 
 struct descent {
-  training how;
+  training settings;
   const block_split* split = nullptr;
   double unit = 1;         ///< losses are divided by it, so that rates do not depend on their size
   std::uint64_t seed = 0;  ///< of the blocks' order
@@ -83,20 +83,20 @@ namespace detail {
 inline constexpr Eigen::Index piece_blocks = 4;
 
 /// The loss over blocks[0 .. count), and its gradient, if asked for.
-template <class Parameters, class Loss, class Executor>
+template <class Parameters, class Loss>
 double loss_over(const Parameters& parameters, const Eigen::Index* blocks, Eigen::Index count,
-                 std::vector<Parameters>* gradients, const std::pair<const Loss&, const Executor&>& with) {
+                 std::vector<Parameters>* gradients, const Loss& loss, executor_ref executor) {
   const Eigen::Index pieces = (count + piece_blocks - 1) / piece_blocks;
   std::vector<double> losses(static_cast<std::size_t>(pieces));
-  with.second.parallel_for(pieces, [&](std::int64_t piece, unsigned) {
+  executor.parallel_for(pieces, [&](std::int64_t piece, unsigned) {
     const std::size_t at = static_cast<std::size_t>(piece);
     const Eigen::Index first = static_cast<Eigen::Index>(piece) * piece_blocks;
     Parameters* const gradient = gradients ? &(*gradients)[at] : nullptr;
     if (gradient) gradient->values.setZero();
-    losses[at] = with.first(parameters, blocks + first, std::min(piece_blocks, count - first), gradient);
+    losses[at] = loss(parameters, blocks + first, std::min(piece_blocks, count - first), gradient);
   });
   double sum = 0;
-  for (const double loss : losses) sum += loss;
+  for (const double each : losses) sum += each;
   if (gradients) {
     for (std::size_t i = 1; i < losses.size(); ++i) (*gradients)[0].values += (*gradients)[i].values;
   }
@@ -107,53 +107,53 @@ double loss_over(const Parameters& parameters, const Eigen::Index* blocks, Eigen
 
 /// The mean of `loss(parameters, blocks, count, gradient)` over some blocks. `loss` returns a sum over its blocks and adds
 /// their gradient, if there is one to add to; it runs on several threads at once.
-template <class Parameters, class Loss, class Executor>
+template <class Parameters, class Loss>
 double mean_loss(const Parameters& parameters, const std::vector<Eigen::Index>& blocks, const Loss& loss,
-                 const Executor& executor) {
+                 executor_ref executor) {
   const Eigen::Index count = static_cast<Eigen::Index>(blocks.size());
-  return detail::loss_over<Parameters, Loss, Executor>(parameters, blocks.data(), count, nullptr, {loss, executor}) /
+  return detail::loss_over<Parameters>(parameters, blocks.data(), count, nullptr, loss, executor) /
          static_cast<double>(count);
 }
 
 /// Lowers the mean loss over the training blocks; leaves the parameters that were best on the held-out blocks, those at
 /// the start included, and returns the held-out loss.
-template <class Parameters, class Loss, class Executor>
-double descend(Parameters& parameters, const Loss& loss, const descent& how, const Executor& executor) {
-  std::vector<Eigen::Index> order = how.split->training;
-  const Eigen::Index all = static_cast<Eigen::Index>(order.size()), batch = std::min<Eigen::Index>(how.how.batch, all);
+template <class Parameters, class Loss>
+double descend(Parameters& parameters, const Loss& loss, const descent& plan, executor_ref executor) {
+  std::vector<Eigen::Index> order = plan.split->training;
+  const Eigen::Index all = static_cast<Eigen::Index>(order.size()),
+                     batch = std::min<Eigen::Index>(plan.settings.batch, all);
   std::vector<Parameters> gradients(static_cast<std::size_t>((batch + detail::piece_blocks - 1) / detail::piece_blocks),
                                     parameters);
-  const Eigen::Index steps = how.how.epochs * ((all + batch - 1) / batch),
+  const Eigen::Index steps = plan.settings.epochs * ((all + batch - 1) / batch),
                      warm = std::min<Eigen::Index>(steps / 20 + 1, 100);
-  adamw optimiser(parameters.values.size(), how.how.decay);
-  random_numbers random(how.seed);
+  adamw optimiser(parameters.values.size(), plan.settings.decay);
+  random_numbers random(plan.seed);
   Parameters best = parameters;
-  double least = mean_loss(parameters, how.split->held_out, loss, executor) / how.unit;
+  double least = mean_loss(parameters, plan.split->held_out, loss, executor) / plan.unit;
   std::int64_t best_epoch = 0;
   Eigen::Index step = 0;
-  for (std::int64_t epoch = 1; epoch <= how.how.epochs && epoch - best_epoch <= how.how.patience; ++epoch) {
+  for (std::int64_t epoch = 1; epoch <= plan.settings.epochs && epoch - best_epoch <= plan.settings.patience; ++epoch) {
     random.shuffle(order);
     for (Eigen::Index first = 0; first < all; first += batch, ++step) {
       const Eigen::Index count = std::min(batch, all - first);
-      detail::loss_over<Parameters, Loss, Executor>(parameters, order.data() + first, count, &gradients,
-                                                    {loss, executor});
-      gradients[0].values *= static_cast<float>(1 / (how.unit * static_cast<double>(count)));
+      detail::loss_over(parameters, order.data() + first, count, &gradients, loss, executor);
+      gradients[0].values *= static_cast<float>(1 / (plan.unit * static_cast<double>(count)));
       const double turn = 3.14159265358979 * static_cast<double>(step) / static_cast<double>(steps);
       const double rise = std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(warm));
-      optimiser.step(parameters.values, gradients[0].values, how.how.rate * rise * (1 + std::cos(turn)) / 2);
+      optimiser.step(parameters.values, gradients[0].values, plan.settings.rate * rise * (1 + std::cos(turn)) / 2);
     }
-    const double now = mean_loss(parameters, how.split->held_out, loss, executor) / how.unit;
+    const double now = mean_loss(parameters, plan.split->held_out, loss, executor) / plan.unit;
     if (now < least) {
       least = now;
       best = parameters;
       best_epoch = epoch;
     }
-    if (how.after_epoch) how.after_epoch(epoch, now);
+    if (plan.after_epoch) plan.after_epoch(epoch, now);
   }
   parameters = best;
   return least;
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

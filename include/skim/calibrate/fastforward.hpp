@@ -8,7 +8,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// Takes one block's FFN inputs x [M, d] of one prompt; copies them. Throws std::invalid_argument on what does not fit.
@@ -61,14 +61,14 @@ inline collected_inputs collect(const ffn_layer& layer, std::int64_t number, con
 }
 
 /// Splits by prompt, so that no held-out block has a neighbour among the training blocks.
-inline block_split split_of(const collected_inputs& inputs, std::int64_t layer, const options& how) {
+inline block_split split_of(const collected_inputs& inputs, std::int64_t layer, const options& settings) {
   std::vector<Eigen::Index> prompts(inputs.prompt.begin(), inputs.prompt.end());
   std::sort(prompts.begin(), prompts.end());
   prompts.erase(std::unique(prompts.begin(), prompts.end()), prompts.end());
   const std::size_t all = prompts.size();
   if (all < 2) refuse(layer, "blocks of " + std::to_string(all) + " prompts came, at least 2 are needed");
-  random_numbers(how.seed).shuffle(prompts);
-  const double share = std::ceil(how.held_out * static_cast<double>(all));
+  random_numbers(settings.seed).shuffle(prompts);
+  const double share = std::ceil(settings.held_out * static_cast<double>(all));
   const std::size_t held_out = std::min(std::max(static_cast<std::size_t>(share), std::size_t{1}), all - 1);
   prompts.resize(held_out);
   block_split split;
@@ -79,14 +79,14 @@ inline block_split split_of(const collected_inputs& inputs, std::int64_t layer, 
   return split;
 }
 
-inline void check_options(const options& how) {
+inline void check_options(const options& settings) {
   const auto demand_that = [](bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(std::string("calibrate: ") + what);
   };
-  demand_that(check(how.keep).ok(), "options.keep is not valid");
-  demand_that(how.rank >= 0 && how.rank <= skim::detail::largest_width, "options.rank is out of range");
-  demand_that(how.held_out >= 0 && how.held_out <= 1, "options.held_out is no share");
-  for (const training* part : {&how.predictor, &how.compensator}) {
+  demand_that(check(settings.keep).ok(), "options.keep is not valid");
+  demand_that(settings.rank >= 0 && settings.rank <= skim::detail::largest_width, "options.rank is out of range");
+  demand_that(settings.held_out >= 0 && settings.held_out <= 1, "options.held_out is no share");
+  for (const training* part : {&settings.predictor, &settings.compensator}) {
     demand_that(part->epochs >= 0 && part->patience >= 0, "epochs and patience are at least 0");
     demand_that(part->batch >= 1, "a batch has at least 1 block");
     demand_that(part->rate > 0 && part->decay >= 0, "rates are above 0, decays at least 0");
@@ -97,13 +97,12 @@ inline void check_options(const options& how) {
 
 /// Fits every layer. All layers have one shape and one activation. Holds one layer's inputs at a time, about
 /// 8 bytes x tokens x d in all. Throws std::invalid_argument, std::bad_alloc, and what the callbacks throw.
-template <class Executor>
-fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& how,
-               const Executor& executor) {
-  detail::check_options(how);
+inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
+                      executor_ref executor) {
+  detail::check_options(settings);
   fit_result result;
   fitted_model& model = result.model;
-  model.keep = how.keep;
+  model.keep = settings.keep;
   const std::int64_t count = static_cast<std::int64_t>(layers.size());
   for (std::int64_t number = 0; number < count; ++number) {
     const ffn_layer& layer = layers[static_cast<std::size_t>(number)];
@@ -116,20 +115,20 @@ fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source,
       detail::refuse(number, "its shape or activation differs from layer 0's");
     }
     const auto announce = [&](const char* stage, std::int64_t epoch, std::int64_t epochs, double loss) {
-      if (how.report) how.report({number, count, stage, epoch, epochs, loss});
+      if (settings.report) settings.report({number, count, stage, epoch, epochs, loss});
     };
     announce("inputs", 0, 0, 0);
     const collected_inputs inputs = detail::collect(layer, number, source);
-    const block_split split = detail::split_of(inputs, number, how);
+    const block_split split = detail::split_of(inputs, number, settings);
     const ffn_weights weights(layer);
     result.reports.emplace_back();
-    detail::layer_fit<Executor> work(weights, inputs, split, how, executor);
-    const std::uint64_t seed = how.seed + 1000003 * static_cast<std::uint64_t>(number + 1);
+    detail::layer_fit work(weights, inputs, split, settings, executor);
+    const std::uint64_t seed = settings.seed + 1000003 * static_cast<std::uint64_t>(number + 1);
     model.layers.push_back(work.run(seed, announce, result.reports.back()));
   }
   return result;
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

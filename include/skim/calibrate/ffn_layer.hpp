@@ -5,14 +5,16 @@
 #include <skim/ffn.hpp>
 #include <skim/math/order.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 template <class Scalar>
@@ -133,5 +135,5 @@ inline matrix<float> left_out(const ffn_weights& weights, const matrix<float>& z
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -4,13 +4,13 @@
 
 #include <skim/calibrate/descend.hpp>
 #include <skim/calibrate/fit_predictor.hpp>
-#include <skim/calibrate/fitted.hpp>
 #include <skim/calibrate/losses.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 
 #include <string>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// Where the work stands.
@@ -55,18 +55,16 @@ struct collected_inputs {
 
 namespace detail {
 
-/// `Executor` is the host's.
-template <class Executor>
 class layer_fit {
  public:
   using announcement = std::function<void(const char* stage, std::int64_t epoch, std::int64_t epochs, double loss)>;
 
-  layer_fit(const ffn_weights& weights, const collected_inputs& inputs, const block_split& split, const options& how,
-            const Executor& executor)
-      : weights_(weights), inputs_(inputs), split_(split), how_(how), executor_(executor) {
+  layer_fit(const ffn_weights& weights, const collected_inputs& inputs, const block_split& split,
+            const options& settings, executor_ref executor)
+      : weights_(weights), inputs_(inputs), split_(split), settings_(settings), executor_(executor) {
     const std::size_t blocks = inputs.x.size();
     f_ = weights.up.rows();
-    count_ = std::min<std::int64_t>(how.keep.neurons(f_), f_);
+    count_ = std::min<std::int64_t>(settings.keep.neurons(f_), f_);
     statistic_.resize(static_cast<Eigen::Index>(blocks), f_);
     chosen_.resize(static_cast<Eigen::Index>(blocks), f_);
     missing_.resize(blocks);
@@ -88,7 +86,9 @@ class layer_fit {
     choose([&](Eigen::Index) { return set; });
     report.calibrated_set = fit_compensator("constant", constant);
 
-    const auto copy = [](const auto& from) { return std::vector<float>(from.data(), from.data() + from.size()); };
+    const auto copy = [](const auto& values) {
+      return std::vector<float>(values.data(), values.data() + values.size());
+    };
     return {copy(predictor.query()), copy(predictor.w1()),  copy(predictor.w2()), copy(predicted.c1()),
             copy(predicted.c2()),    copy(mean_statistic_), copy(constant.c1()),  copy(constant.c2())};
   }
@@ -103,9 +103,10 @@ class layer_fit {
     return values[static_cast<std::size_t>(i)];
   }
 
-  std::function<void(std::int64_t, double)> listener(const char* stage, const training& how) const {
-    return
-        [this, stage, epochs = how.epochs](std::int64_t epoch, double loss) { announce_(stage, epoch, epochs, loss); };
+  std::function<void(std::int64_t, double)> listener(const char* stage, const training& settings) const {
+    return [this, stage, epochs = settings.epochs](std::int64_t epoch, double loss) {
+      announce_(stage, epoch, epochs, loss);
+    };
   }
 
   /// The statistic of every block, what the oracle chooses by it, and what the FFN puts out on the held-out blocks.
@@ -130,10 +131,11 @@ class layer_fit {
 
   predictor_parameters<float> fit_predictor() {
     const row<float> lengths = weights_.down.rowwise().norm().transpose();
-    const matrix<float> labels = neuron_labels(statistic_, lengths, count_, how_.labels, split_.training);
-    const Eigen::Index rank = how_.rank > 0 ? how_.rank : predictor_rank(weights_.up.cols());
+    const matrix<float> labels = neuron_labels(statistic_, lengths, count_, settings_.labels, split_.training);
+    const Eigen::Index rank = settings_.rank > 0 ? settings_.rank : predictor_rank(weights_.up.cols());
     return calibrate::fit_predictor(
-        inputs_.x, labels, rank, {how_.predictor, &split_, 1, seed_, listener("predictor", how_.predictor)}, executor_);
+        inputs_.x, labels, rank, {settings_.predictor, &split_, 1, seed_, listener("predictor", settings_.predictor)},
+        executor_);
   }
 
   /// Sets `chosen_` and `missing_` for every block.
@@ -176,8 +178,9 @@ class layer_fit {
     const double unit = trained / static_cast<double>(split_.training.size());
     double left = 0;
     if (unit > 0) {  // otherwise nothing is missing
-      left = descend(parameters, loss, {how_.compensator, &split_, unit, seed_ + 2, listener(stage, how_.compensator)},
-                     executor_);
+      left =
+          descend(parameters, loss,
+                  {settings_.compensator, &split_, unit, seed_ + 2, listener(stage, settings_.compensator)}, executor_);
     }
     selection_report report = judged();
     if (!(dense_square_ > 0)) return report;
@@ -203,8 +206,8 @@ class layer_fit {
   const ffn_weights& weights_;
   const collected_inputs& inputs_;
   const block_split& split_;
-  const options& how_;
-  const Executor& executor_;
+  const options& settings_;
+  executor_ref executor_;
   Eigen::Index f_ = 0;
   std::int64_t count_ = 0;
   std::uint64_t seed_ = 0;
@@ -217,5 +220,5 @@ class layer_fit {
 
 }  // namespace detail
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

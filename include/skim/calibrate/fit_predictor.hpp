@@ -5,10 +5,12 @@
 #include <skim/calibrate/descend.hpp>
 #include <skim/calibrate/losses.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Cholesky>
+SKIM_INTRINSICS_END
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 namespace detail {
@@ -27,9 +29,9 @@ inline row<float> constant_logits(const matrix<float>& labels, const std::vector
 /// direction m with a . m = 1 for all blocks stands in for the missing biases: the first unit is m alone, and the others
 /// get enough of it to be active for most blocks. Where the inputs have no such direction, m explains what it can.
 inline predictor_parameters<float> predictor_start(const std::vector<matrix<float>>& x, const matrix<float>& labels,
-                                                   Eigen::Index rank, const descent& how) {
+                                                   Eigen::Index rank, const descent& plan) {
   const Eigen::Index d = x[0].cols();
-  const std::vector<Eigen::Index>& blocks = how.split->training;
+  const std::vector<Eigen::Index>& blocks = plan.split->training;
   predictor_parameters<float> start(d, rank, labels.cols());
   matrix<float> means(static_cast<Eigen::Index>(blocks.size()), d);
   for (Eigen::Index i = 0; i < means.rows(); ++i) {
@@ -44,7 +46,7 @@ inline predictor_parameters<float> predictor_start(const std::vector<matrix<floa
   // A unit that changes by about 1 from block to block.
   const double spread =
       std::sqrt(static_cast<double>((means.rowwise() - centre).squaredNorm()) / static_cast<double>(means.rows()));
-  random_numbers random(how.seed);
+  random_numbers random(plan.seed);
   const double size = spread > 0 ? std::sqrt(3.0) / spread : 0;
   for (Eigen::Index k = 1; k < rank; ++k) {
     row<float> direction(d);
@@ -57,14 +59,13 @@ inline predictor_parameters<float> predictor_start(const std::vector<matrix<floa
 }  // namespace detail
 
 /// The predictor of rank `rank` for the blocks' labels [B, f] (see `labeling`) from their tokens x[b] [M, d].
-template <class Executor>
-predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, const matrix<float>& labels,
-                                          Eigen::Index rank, descent how, const Executor& executor) {
+inline predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, const matrix<float>& labels,
+                                                 Eigen::Index rank, descent plan, executor_ref executor) {
   double weight = 0;
-  for (const Eigen::Index block : how.split->training)
+  for (const Eigen::Index block : plan.split->training)
     weight += static_cast<double>(labels.row(block).cwiseAbs().sum());
-  how.unit = weight > 0 ? weight / static_cast<double>(how.split->training.size()) : 1;
-  predictor_parameters<float> parameters = detail::predictor_start(x, labels, rank, how);
+  plan.unit = weight > 0 ? weight / static_cast<double>(plan.split->training.size()) : 1;
+  predictor_parameters<float> parameters = detail::predictor_start(x, labels, rank, plan);
   const auto loss = [&](const predictor_parameters<float>& now, const Eigen::Index* blocks, Eigen::Index count,
                         predictor_parameters<float>* gradient) {
     std::vector<const matrix<float>*> tokens;
@@ -75,10 +76,10 @@ predictor_parameters<float> fit_predictor(const std::vector<matrix<float>>& x, c
     }
     return static_cast<double>(predictor_loss(now, tokens, wanted, gradient));
   };
-  descend(parameters, loss, how, executor);
+  descend(parameters, loss, plan, executor);
   return parameters;
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -9,7 +9,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace calibrate {
 
 /// A part's parameters lie one after another in one row, which is what the optimiser sees.
@@ -80,8 +80,8 @@ inline matrix<float> energy_shares(const matrix<float>& statistics, const row<fl
 /// Labels [B, f] of blocks with these statistics [B, f], of neurons whose down projection has rows of these lengths [f];
 /// t is found on the blocks of `training`.
 inline matrix<float> neuron_labels(const matrix<float>& statistics, const row<float>& lengths, std::int64_t count,
-                                   labeling how, const std::vector<Eigen::Index>& training) {
-  if (how == labeling::fifths) {
+                                   labeling rule, const std::vector<Eigen::Index>& training) {
+  if (rule == labeling::fifths) {
     matrix<float> labels(statistics.rows(), statistics.cols());
     for (Eigen::Index block = 0; block < labels.rows(); ++block)
       labels.row(block) = fifth_labels(statistics.row(block), count);
@@ -196,5 +196,5 @@ Scalar compensator_loss(const compensator_parameters<Scalar>& parameters, const 
 }
 
 }  // namespace calibrate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

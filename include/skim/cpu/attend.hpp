@@ -1,246 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The attention kernel: dense, over index lists, over any cache layout. It does not know who chose the keys.
-///
-/// Work unit = (sequence, KV head, row tile, key piece), split by shape alone, so that any number of workers and any
-/// executor give the same bits. Key pieces are merged in order by a second loop.
+/// \file Attention over given index lists on the CPU: `cpu::attend<Accumulate>`.
 #pragma once
 
-#include <skim/cpu/attend_rows.hpp>
-#include <skim/executor.hpp>
+#include <skim/cpu/kernel/attend.hpp>
+#include <skim/cpu/kernel/check_once.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
-namespace detail {
 
-/// How one sequence is cut. A function of shape only.
-struct attend_plan {
-  std::int64_t heads, rows, row_tiles, tile_rows, stride;  // rows = G * Tq; stride = tile_rows rounded up to lanes
-  std::int64_t key_pieces, piece_keys;
-  std::int64_t most_pieces;  // at least key_pieces, and no fewer for more keys: what the workspace provides for
+/// Attention of a chunk to the past keys that somebody's lists name, and to its own. It does not know who chose them.
+///
+/// Storage f32, f16 or bf16; logits, softmax and output accumulate in f32. With `widen_fma` an output differs from exact
+/// arithmetic on the stored values by at most (expm1(2 delta) + 2^-24 (32 + n / 16)) sum_j p_j |v_j|, where
+/// delta = 2^-24 (D + 8) A, A is the row's largest `scale * sum_d |q_d k_d|` and n its number of keys; NMSE <= 1e-10
+/// over 64 outputs or more; 16-bit outputs add their rounding. `dot_pairs`: see there (bounds by element:
+/// testing/attention_truth.hpp).
+///
+/// Nothing here allocates, throws or starts a thread. `out` and `lse` must not overlap the inputs or each other. With
+/// equal arguments every executor and every number of workers gives the same bits; so does a sequence alone, in any batch,
+/// and as a block of a longer call.
+template <class Accumulate = accumulate::widen_fma>
+struct attend {
+  Accumulate accumulate{};
 
-  std::int64_t tiles() const { return heads * row_tiles; }
-  bool merges() const { return key_pieces > 1; }
-};
+  /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors and a batch's numbers.
+  report check(const attention_args& args) const { return detail::check_attention_once(args); }
+  report check_shape(const attention_args& args) const { return detail::check_shape_once(args); }
 
-/// The two loops of the kernel.
-enum class attend_stage { pieces, merge };
+  /// Scratch of `run`, for lists of any content; 64-byte aligned, any contents. A call with fewer rows, tokens, sequences or
+  /// workers needs no more. 0 for what `check_shape` refuses.
+  std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
+    if (!check_shape(args) || sequence_count(args) == 0) return 0;
+    return detail::attend_bytes(args, block_rows, workers);
+  }
 
-SKIM_INLINE std::int64_t unit_count(const attend_plan& plan, attend_stage stage) {
-  return plan.tiles() * (stage == attend_stage::pieces ? plan.key_pieces : plan.merges() ? 1 : 0);
-}
+  /// Of attending to as many past keys per KV head and block as the lists have room for.
+  cost_estimate cost(const attention_args& args, const index_lists& lists) const {
+    cost_estimate total;
+    for_each_block(args, lists.block_rows, [&](const attention_sequence& block, std::int64_t) {
+      total = total + attend_cost(args, block, detail::smaller(block.Tk(), lists.capacity));
+    });
+    return total;
+  }
 
-inline constexpr std::int64_t tile_floats = 65536;  // packed q and output of a row tile: 256 KiB, within one core's L2
-inline constexpr std::int64_t wanted_units =
-    64;  // enough for the host's cores to balance; a shape with fewer splits keys
-inline constexpr std::int64_t fewest_piece_keys = 512;  // below this the merge of partial outputs shows
-
-/// `most_keys`: the most keys any head of the sequence reads, its own included.
-inline attend_plan plan_attend(const attention_args& args, std::int64_t s, std::int64_t most_keys) {
-  const attention_sequence sequence = sequence_at(args, s);
-  attend_plan plan;
-  plan.heads = sequence.kv->heads;
-  plan.rows = sequence.Tq * group_size(args);
-  const std::int64_t dims = sequence.kv->k.dim + sequence.kv->v.dim;
-  const std::int64_t most_rows = smaller(greater(tile_floats / dims / 32 * 32, 32), 512);
-  plan.row_tiles = (plan.rows + most_rows - 1) / most_rows;
-  plan.tile_rows = plan.row_tiles == 0 ? 0 : round_up((plan.rows + plan.row_tiles - 1) / plan.row_tiles, simd::lanes);
-  plan.stride = plan.tile_rows;
-  const std::int64_t units = greater(plan.tiles() * sequence_count(args), 1);
-  const std::int64_t wanted = (wanted_units + units - 1) / units;
-  plan.most_pieces = greater(smaller(wanted, most_keys / fewest_piece_keys), 1);
-  plan.piece_keys = greater(round_up((most_keys + plan.most_pieces - 1) / plan.most_pieces, tile_keys), tile_keys);
-  plan.key_pieces = greater((most_keys + plan.piece_keys - 1) / plan.piece_keys, 1);
-  return plan;
-}
-
-/// Past keys and own keys at most, for the plan: `list_capacity` -1 = all keys are read.
-inline std::int64_t most_keys(const attention_sequence& sequence, std::int64_t list_capacity) {
-  const std::int64_t past = sequence.Tk();
-  return (list_capacity < 0 ? past : smaller(list_capacity, past)) + sequence.Tq;
-}
-
-/// What the pieces of a row tile leave behind to be merged.
-struct partial_rows {
-  float *out, *largest, *sum;
-
-  partial_rows(skim::detail::arena& arena, std::int64_t Dv, std::int64_t stride) {
-    out = arena.take<float>(round_up(Dv, padded_to) * stride);
-    largest = arena.take<float>(stride);
-    sum = arena.take<float>(stride);
+  /// Valid list contents are its precondition (`check_indices`). Statuses: those of `check`, short_workspace.
+  report run(const attention_args& args, const index_lists& lists, memory workspace, executor_ref executor) const {
+    if (report r = check(args); !r) return r;
+    report answer;
+    answer.taken = path::sparse;
+    if (sequence_count(args) == 0) return answer;
+    if (report r = detail::check_range("lists.block_rows", lists.block_rows, 0, detail::largest_index); !r) return r;
+    if (report r = detail::check_room(lists, list_rows(args, lists.block_rows), 0); !r) return r;
+    const std::size_t needed = detail::attend_bytes(args, lists.block_rows, executor.concurrency());
+    if (report r = detail::check_workspace(workspace, needed); !r) return r;
+    detail::attend_keys<Accumulate>(args, &lists, lists.block_rows, workspace.data, executor);
+    return answer;
   }
 };
 
-SKIM_INLINE std::size_t partial_bytes(const attend_plan& plan, std::int64_t Dv) {
-  skim::detail::arena arena;
-  partial_rows(arena, Dv, plan.stride);
-  return arena.used();
-}
-
-/// Bytes of one worker's scratch and of all partial results; the first `workers * scratch` bytes are the workers'.
-struct attend_layout {
-  std::size_t scratch = 0, partials = 0;
-};
-
-template <class Math>
-inline attend_layout layout_attend(const attention_args& args, std::int64_t list_capacity) {
-  attend_layout layout;
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    const attend_plan plan = plan_attend(args, s, most_keys(sequence_at(args, s), list_capacity));
-    skim::detail::arena arena;
-    attend_scratch<Math>(arena, args.q.extents[2], args.out.extents[2], plan.stride);
-    if (arena.used() > layout.scratch) layout.scratch = arena.used();
-    if (plan.most_pieces > 1) {
-      layout.partials +=
-          static_cast<std::size_t>(plan.tiles() * plan.most_pieces) * partial_bytes(plan, args.out.extents[2]);
-    }
-  }
-  return layout;
-}
-
-/// A unit of a loop flattened over sequences, KV heads, row tiles and, in the first stage, key pieces.
-struct attend_unit {
-  attend_plan plan;
-  std::int64_t s, tile, piece;
-  std::size_t partial;  // where the row tile's partial results begin
-
-  static attend_unit at(const attention_args& args, std::int64_t list_capacity, std::int64_t index,
-                        attend_stage stage) {
-    attend_unit unit{};
-    for (unit.s = 0;; ++unit.s) {
-      unit.plan = plan_attend(args, unit.s, most_keys(sequence_at(args, unit.s), list_capacity));
-      const std::int64_t count = unit_count(unit.plan, stage);
-      std::size_t tile_bytes = 0;
-      if (unit.plan.merges()) {
-        tile_bytes = partial_bytes(unit.plan, args.out.extents[2]) * static_cast<std::size_t>(unit.plan.key_pieces);
-      }
-      if (index < count) {
-        const std::int64_t parts = stage == attend_stage::pieces ? unit.plan.key_pieces : 1;
-        unit.tile = index / parts;
-        unit.piece = index % parts;
-        unit.partial += static_cast<std::size_t>(unit.tile) * tile_bytes;
-        return unit;
-      }
-      index -= count;
-      unit.partial += static_cast<std::size_t>(unit.plan.tiles()) * tile_bytes;
-    }
-  }
-
-  attend_job job(const attention_args& args, const index_lists* lists) const {
-    attend_job job{};
-    job.args = &args;
-    job.lists = lists;
-    job.sequence = sequence_at(args, s);
-    job.s = s;
-    job.head = tile / plan.row_tiles;
-    job.G = group_size(args);
-    job.row = tile % plan.row_tiles * plan.tile_rows;
-    job.rows = smaller(plan.tile_rows, plan.rows - job.row);
-    job.stride = plan.stride;
-    job.key_begin = piece * plan.piece_keys;
-    job.key_end = job.key_begin + plan.piece_keys;
-    return job;
-  }
-};
-
-inline std::int64_t count_units(const attention_args& args, std::int64_t list_capacity, attend_stage stage) {
-  std::int64_t units = 0;
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    units += unit_count(plan_attend(args, s, most_keys(sequence_at(args, s), list_capacity)), stage);
-  }
-  return units;
-}
-
-/// Folds the pieces of one row tile, in order, into the first.
-inline void merge_pieces(const attend_unit& unit, const attention_args& args, const attend_job& job, char* partials,
-                         float* row) {
-  const std::int64_t Dv = args.out.extents[2];
-  skim::detail::arena arena(partials + unit.partial);
-  const partial_rows merged(arena, Dv, unit.plan.stride);
-  for (std::int64_t piece = 1; piece < unit.plan.key_pieces; ++piece) {
-    const partial_rows next(arena, Dv, unit.plan.stride);
-    for (std::int64_t r = 0; r < unit.plan.stride; r += simd::lanes) {
-      const simd::floats a = simd::load(merged.largest + r), b = simd::load(next.largest + r);
-      const simd::floats most = simd::larger(a, b);
-      const simd::floats base = xsimd::select(most == simd::floats(minus_infinity), simd::floats(0.0f), most);
-      const simd::floats keep = simd::exp2_nonpositive(a - base), add = simd::exp2_nonpositive(b - base);
-      simd::store(merged.largest + r, most);
-      simd::store(merged.sum + r, simd::fma(simd::load(next.sum + r), add, simd::load(merged.sum + r) * keep));
-      const row_lanes place = row_lanes::of(r, unit.plan.stride);
-      for (std::int64_t d = 0; d < Dv; ++d) {
-        const std::int64_t offset = place.offset(r, round_up(Dv, padded_to), d);
-        float* const at = merged.out + offset;
-        const simd::floats more = simd::load(next.out + offset) * add;
-        simd::store(at, simd::fma(simd::load(at), keep, more));
-      }
-    }
-  }
-  store_rows(job, merged.out, merged.largest, merged.sum, row);
-}
-
-/// Attention of checked arguments; `lists` null reads all keys. `workspace` holds `attend_bytes`.
-template <class Math, class Executor>
-void attend_with(const attention_args& args, const index_lists* lists, void* workspace, const Executor& executor) {
-  const std::int64_t capacity = lists ? lists->capacity : -1;
-  const attend_layout layout = layout_attend<Math>(args, capacity);
-  char* const scratches = static_cast<char*>(workspace);
-  char* const partials = scratches + layout.scratch * executor.concurrency();
-  const std::int64_t Dv = args.out.extents[2];
-
-  const logit_rule rule = logit_rule::of(args);
-  executor.parallel_for(count_units(args, capacity, attend_stage::pieces), [&](std::int64_t index, unsigned worker) {
-    const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::pieces);
-    const attend_job job = unit.job(args, lists);
-    skim::detail::arena arena(scratches + layout.scratch * worker);
-    attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
-    if (unit.plan.merges()) {
-      const std::size_t piece = static_cast<std::size_t>(unit.piece) * partial_bytes(unit.plan, Dv);
-      skim::detail::arena place(partials + unit.partial + piece);
-      const partial_rows partial(place, Dv, unit.plan.stride);
-      scratch.out = partial.out;
-      scratch.largest = partial.largest;
-      scratch.sum = partial.sum;
-    }
-    load_queries<Math>(job, scratch, Math::rounds_queries ? 1.0f : rule.scale);
-    attend_rows<Math>(job, scratch, rule);
-    if (!unit.plan.merges()) store_rows(job, scratch.out, scratch.largest, scratch.sum, scratch.row);
-  });
-
-  executor.parallel_for(count_units(args, capacity, attend_stage::merge), [&](std::int64_t index, unsigned worker) {
-    const attend_unit unit = attend_unit::at(args, capacity, index, attend_stage::merge);
-    skim::detail::arena arena(scratches + layout.scratch * worker);
-    const attend_scratch<Math> scratch(arena, args.q.extents[2], Dv, unit.plan.stride);
-    merge_pieces(unit, args, unit.job(args, lists), partials, scratch.row);
-  });
-}
-
-/// Scratch for any lists: reading every key needs the most.
 template <class Accumulate>
-std::size_t attend_bytes(const attention_args& args, unsigned workers) {
-  const auto bytes = [&](attend_layout layout) { return layout.scratch * workers + layout.partials; };
-#if SKIM_CPU_DOT_PAIRS
-  if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
-    return bytes(layout_attend<simd::tile_math<accumulate::dot_pairs>>(args, -1));
-  }
-#endif
-  return bytes(layout_attend<simd::tile_math<accumulate::widen_fma>>(args, -1));
-}
+attend(Accumulate) -> attend<Accumulate>;
 
-template <class Accumulate, class Executor>
-void attend(const attention_args& args, const index_lists* lists, void* workspace, const Executor& executor) {
-#if SKIM_CPU_DOT_PAIRS
-  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
-    if (simd::multiplies_pairs<Accumulate>(first_view(args).k.type)) {
-      return attend_with<simd::tile_math<accumulate::dot_pairs>>(args, lists, workspace, executor);
-    }
-  }
-#endif
-  attend_with<simd::tile_math<accumulate::widen_fma>>(args, lists, workspace, executor);
-}
-
-}  // namespace detail
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

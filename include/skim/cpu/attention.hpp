@@ -3,136 +3,289 @@
 #pragma once
 
 #include <skim/cpu/attend.hpp>
-#include <skim/cpu/selector.hpp>
+#include <skim/cpu/kernel/top_k.hpp>
+#include <skim/cpu/score_kernel.hpp>
+#include <skim/selector/dense.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-namespace detail {
-
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_arguments(const attention_args& args) {
-  return skim::check(args);
-}
-
-}  // namespace detail
-
 /// Attention of a chunk over the keys that `Selector` chooses. A plain value; make one per layer.
 ///
-/// Storage f32, f16 or bf16; logits, softmax and output accumulate in f32. With `widen_fma` an output differs from exact
-/// arithmetic on the stored values by at most (expm1(2 delta) + 2^-24 (32 + n / 16)) sum_j p_j |v_j|, where
-/// delta = 2^-24 (D + 8) A, A is the row's largest `scale * sum_d |q_d k_d|` and n its number of keys; NMSE <= 1e-10
-/// over 64 outputs or more; 16-bit outputs add their rounding. `dot_pairs`: see there (bounds by element:
-/// testing/attention_truth.hpp).
-///
-/// Nothing here allocates, throws or starts a thread. `out` and `lse` must not overlap the inputs or each other. With
-/// equal arguments every executor and every number of workers gives the same bits.
+/// The steps are public, together they are `run`: `score` gives every past key a score, `choose` takes the highest (both are
+/// `select`), `attend` reads what was chosen. Error bound, bits and memory: see `cpu::attend`.
 template <class Selector = dense, class Accumulate = accumulate::widen_fma>
 struct attention {
+  static constexpr bool lists_itself = gives_lists<Selector, attention_args, executor_ref>;
+  static_assert(skim::detail::has<skim::detail::check_member, Selector, attention_args>,
+                "a selector policy needs: report check(const attention_args&) const");
+  static_assert(lists_itself || skim::detail::keeps<Selector>,
+                "a selector policy needs: retention keep, and score; or list_capacity and select");
+  static_assert(!lists_itself || skim::detail::has<skim::detail::capacity_member, Selector, attention_args>,
+                "a selector policy that gives lists needs: std::int64_t list_capacity(const attention_args&) const");
+
   Selector selector{};
   Accumulate accumulate{};
 
-  using kernel = selector_kernel<Selector>;
+  using kernel = score_kernel<Selector>;
 
-  /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors.
+  /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors and a batch's numbers.
   report check(const attention_args& args) const {
-    if (report r = detail::check_arguments(args); !r) return r;
-    if (sequence_count(args) == 0) return {};
-    return kernel::check(selector, args);
+    if (report r = detail::check_attention_once(args); !r) return r;
+    return check_selector(args);
+  }
+  /// The same before there is memory; see `skim::check_shape`.
+  report check_shape(const attention_args& args) const {
+    if (report r = detail::check_shape_once(args); !r) return r;
+    return check_selector(args);
+  }
+
+  policy_needs needs() const { return needs_of(selector); }
+
+  /// Rows of q that choose together: `block_rows` of lists for `select`. 0 = all of a sequence.
+  std::int64_t block_rows() const {
+    if constexpr (lists_itself) return 0;
+    if constexpr (!lists_itself) return kept_by(selector, 0).every;
+  }
+
+  /// The row length that lists for `select` need; a call with fewer tokens, however few rows it has, needs no longer ones.
+  std::int64_t list_capacity(const attention_args& args) const {
+    if (sequence_count(args) == 0) return 0;
+    if constexpr (lists_itself) {
+      return selector.list_capacity(args);
+    } else {
+      const std::int64_t most = most_tokens(args);
+      const retention keep = kept_by(selector, most);
+      return skim::list_capacity(keep, most, detail::crossing_of(keep, most));
+    }
   }
 
   /// Bytes that the selector keeps between calls, per layer.
   std::size_t state_bytes(const attention_args& args) const {
-    return sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
+    return !check_shape(args) || sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
   }
 
-  /// Scratch for `run`, `select` and `attend` with at most `workers` workers; 64-byte aligned, any contents. Grows with Tk.
+  /// Scratch for `run` and each of its steps with at most `workers` workers; 64-byte aligned, any contents. A call with fewer
+  /// rows, tokens, sequences or workers needs no more. 0 for what `check_shape` refuses.
   std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
-    if (sequence_count(args) == 0) return 0;
-    const std::size_t attend = detail::attend_bytes<Accumulate>(args, workers);
-    if (runs_dense(args)) return attend;
-    const std::size_t select = kernel::workspace_bytes(selector, args, workers);
-    return lists_in(args, nullptr).second + (select > attend ? select : attend);
-  }
-
-  /// The row length that lists for `select` need.
-  std::int64_t list_capacity(const attention_args& args) const {
-    return sequence_count(args) == 0 ? 0 : kernel::list_capacity(selector, args);
+    if (!check_shape(args) || sequence_count(args) == 0) return 0;
+    const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
+    if constexpr (std::is_same_v<Selector, dense>) return attend;
+    detail::arena arena;
+    lists_in(args, arena);
+    const std::size_t lists = arena.used(), select = select_bytes(args, workers);
+    const std::size_t steps = select > attend ? select : attend;
+    return steps > ~std::size_t{0} - lists ? ~std::size_t{0} : lists + steps;
   }
 
   cost_estimate cost(const attention_args& args) const {
     const bool all = runs_dense(args);
-    cost_estimate total = all ? cost_estimate{} : kernel::cost(selector, args);
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      const std::int64_t Tk = sequence_at(args, s).Tk();
-      total = total + attend_cost(args, s, all ? Tk : detail::smaller(Tk, list_capacity(args)));
-    }
+    cost_estimate total = all ? cost_estimate{} : cost_of(selector, args);
+    const std::int64_t capacity = list_capacity(args);
+    for_each_block(args, block_rows(), [&](const attention_sequence& block, std::int64_t) {
+      const std::int64_t past = block.Tk();
+      std::int64_t keys = detail::smaller(past, capacity);
+      if constexpr (!lists_itself)
+        keys = reads_all(block) ? past : detail::smaller(past, kept_by(selector, past).keys(past));
+      total = total + attend_cost(args, block, keys);
+    });
     return total;
+  }
+
+  /// Makes the selector's state that of a prompt's beginning. Statuses: those of `check`, short_state.
+  report reset(const attention_args& args, memory state, executor_ref executor) const {
+    if (report r = check(args); !r) return r;
+    if (report r = detail::check_state(state, state_bytes(args)); !r) return r;
+    kernel::reset(selector, args, state, executor);
+    return {};
   }
 
   /// Selects, then attends; the report says whether anything was left out. Statuses: those of `check`, short_workspace,
   /// short_state.
-  template <class Executor>
-  report run(const attention_args& args, memory state, memory workspace, const Executor& executor) const {
+  report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
-    if (sequence_count(args) == 0 || runs_dense(args)) {
-      if (sequence_count(args) > 0) detail::attend<Accumulate>(args, nullptr, workspace.data, executor);
+    if (sequence_count(args) == 0) return taken(path::dense);
+    if (runs_dense(args)) {
+      detail::attend_keys<Accumulate>(args, nullptr, block_rows(), workspace.data, executor);
       return taken(path::dense);
     }
-    const auto [lists, used] = lists_in(args, workspace.data);
-    const memory rest{static_cast<char*>(workspace.data) + used, workspace.bytes - used};
-    kernel::select(selector, args, lists, state, rest, executor);
-    detail::attend<Accumulate>(args, &lists, rest.data, executor);
+    detail::arena arena(workspace.data);
+    const index_lists lists = lists_in(args, arena);
+    const memory rest{static_cast<char*>(workspace.data) + arena.used(), workspace.bytes - arena.used()};
+    select_keys(args, lists, state, rest, executor);
+    detail::attend_keys<Accumulate>(args, &lists, block_rows(), rest.data, executor);
     return taken(path::sparse);
   }
 
-  /// Writes the slots that the chunk reads to `lists`, whose capacity is at least `list_capacity(args)`.
-  template <class Executor>
+  /// Writes the slots that each block of the chunk reads to `lists`, whose capacity is at least `list_capacity(args)` and
+  /// whose `block_rows` are ours. What a block reads that runs dense is everything.
   report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
-                const Executor& executor) const {
+                executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
-    if (report r = detail::check_room(lists, list_rows(args), list_capacity(args)); !r) return r;
-    kernel::select(selector, args, lists, state, workspace, executor);
+    if (report r = check_lists(args, lists); !r) return r;
+    select_keys(args, lists, state, workspace, executor);
     return taken(path::sparse);
   }
 
-  /// Attends to the listed past keys and the chunk's own. Valid list contents are its precondition (`check_indices`).
-  template <class Executor>
-  report attend(const attention_args& args, const index_lists& lists, memory workspace,
-                const Executor& executor) const {
-    if (report r = detail::check_arguments(args); !r) return r;
-    if (sequence_count(args) == 0) return taken(path::sparse);
-    if (report r = detail::check_room(lists, list_rows(args), 0); !r) return r;
-    const std::size_t needed = detail::attend_bytes<Accumulate>(args, executor.concurrency());
-    if (report r = detail::check_workspace(workspace, needed); !r) return r;
-    detail::attend<Accumulate>(args, &lists, workspace.data, executor);
-    return taken(path::sparse);
+  /// scores [sequences * Hk, longest past]: those of the keys behind block `round` of each sequence, by slot; the highest are
+  /// chosen. Where a block runs dense, or a head's budget covers its past, nothing is written.
+  report score(const attention_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+               executor_ref executor, std::int64_t round = 0) const {
+    static_assert(!lists_itself, "this selector gives lists and scores nothing");
+    if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
+    if (sequence_count(args) == 0) return {};
+    if (report r = check_scores(args, scores); !r) return r;
+    score_blocks({&args, block_rows(), round}, scores, state, workspace, executor);
+    return {};
+  }
+
+  /// Writes the lists of block `round` of each sequence from its scores: sinks, recent keys and the highest scores, as many as
+  /// the policy keeps. NaN ranks below -inf, -0 = +0; equal scores prefer the earlier position.
+  report choose(const attention_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                memory workspace, executor_ref executor, std::int64_t round = 0) const {
+    static_assert(!lists_itself, "this selector gives lists and scores nothing");
+    if (report r = check(args); !r) return r;
+    if (report r = detail::check_workspace(workspace, workspace_bytes(args, executor.concurrency())); !r) return r;
+    if (sequence_count(args) == 0) return {};
+    if (report r = check_scores(args, scores); !r) return r;
+    if (report r = check_lists(args, lists); !r) return r;
+    const round_scratch front(args, workspace.data);
+    count_blocks(args, front.first_blocks, executor);
+    choose_blocks({&args, block_rows(), round}, scores, lists, front, workspace, executor);
+    return {};
   }
 
  private:
-  /// Every sequence has nothing to leave out. Otherwise all go through the lists, where a short sequence's hold all keys.
-  bool runs_dense(const attention_args& args) const {
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      if (!kernel::runs_dense(selector, args, sequence_at(args, s).Tk())) return false;
+  report check_selector(const attention_args& args) const {
+    if (sequence_count(args) == 0) return {};
+    if constexpr (!lists_itself) {
+      if (report r = skim::check(kept_by(selector, most_tokens(args))); !r) return r;
     }
-    return true;
+    return selector.check(args);
   }
 
-  /// The lists of a `run`, at the front of its workspace, and the bytes they take.
-  std::pair<index_lists, std::size_t> lists_in(const attention_args& args, void* workspace) const {
-    skim::detail::arena arena(workspace);
+  bool reads_all(const attention_sequence& block) const {
+    if constexpr (lists_itself) return false;
+    if constexpr (!lists_itself) return detail::reads_all(kept_by(selector, block.Tk()), block);
+  }
+
+  /// Every block has nothing to leave out. Otherwise all go through the lists, where a dense block's hold all keys.
+  bool runs_dense(const attention_args& args) const {
+    bool all = true;
+    for_each_block(args, block_rows(), [&](const attention_sequence& block, std::int64_t) { all &= reads_all(block); });
+    return all;
+  }
+
+  index_lists lists_in(const attention_args& args, detail::arena& arena) const {
     index_lists lists;
-    lists.rows = list_rows(args);
+    lists.block_rows = block_rows();
+    lists.rows = list_rows(args, lists.block_rows);
     lists.capacity = list_capacity(args);
-    lists.indices = arena.take<std::int32_t>(lists.rows * lists.capacity);
+    lists.indices = arena.take<std::int32_t>(detail::saturated(lists.rows, lists.capacity));
     lists.counts = arena.take<std::int32_t>(lists.rows);
-    return {lists, arena.used()};
+    return lists;
   }
 
-  static std::int64_t list_rows(const attention_args& args) { return sequence_count(args) * first_view(args).heads; }
+  /// Where each sequence's blocks begin among the call's, and the scores of one round. All tokens are counted, not the past
+  /// alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
+  struct round_scratch {
+    std::int64_t* first_blocks;  // [sequences]
+    tensor_view<float, 2> scores;
+    std::size_t used;
+
+    round_scratch(const attention_args& args, void* block) {
+      detail::arena arena(block);
+      first_blocks = arena.take<std::int64_t>(sequence_count(args));
+      const std::int64_t rows = sequence_count(args) * first_view(args).heads, most = most_tokens(args);
+      scores = tensor_view<float, 2>(arena.take<float>(detail::saturated(rows, most)), {rows, most});
+      used = arena.used();
+    }
+  };
+
+  std::size_t choose_bytes(const attention_args& args) const {
+    detail::arena arena;
+    detail::rank_scratch(arena, most_tokens(args));
+    return arena.used();
+  }
+
+  /// Scratch of selecting, behind the lists.
+  std::size_t select_bytes(const attention_args& args, unsigned workers) const {
+    std::size_t step = kernel::workspace_bytes(selector, args, workers);
+    if constexpr (lists_itself) return step;
+    const std::size_t front = round_scratch(args, nullptr).used;
+    const std::size_t choosing =
+        static_cast<std::size_t>(detail::saturated(static_cast<std::int64_t>(choose_bytes(args)), workers));
+    if (choosing > step) step = choosing;
+    return step > ~std::size_t{0} - front ? ~std::size_t{0} : front + step;
+  }
+
+  void select_keys(const attention_args& args, const index_lists& lists, memory state, memory workspace,
+                   executor_ref executor) const {
+    if constexpr (lists_itself) {
+      selector.select(args, lists, state, workspace, executor);
+    } else {
+      const round_scratch front(args, workspace.data);
+      const memory rest{static_cast<char*>(workspace.data) + front.used, workspace.bytes - front.used};
+      const std::int64_t rounds = block_count(most_rows(args), block_rows());
+      count_blocks(args, front.first_blocks, executor);
+      for (std::int64_t round = 0; round < rounds; ++round) {
+        const attention_blocks blocks{&args, block_rows(), round};
+        if (!keep_decides(args)) score_blocks(blocks, front.scores, state, rest, executor);
+        choose_blocks(blocks, front.scores, lists, front, workspace, executor);
+      }
+    }
+  }
+
+  /// Sinks and recent keys fill the budget: scores would not be looked at.
+  bool keep_decides(const attention_args& args) const {
+    if (scores_alike<Selector>) return true;
+    const std::int64_t past = longest_past(args, block_rows());
+    const retention keep = kept_by(selector, past);
+    return keep.sinks + keep.recent >= keep.keys(past);
+  }
+
+  void score_blocks(const attention_blocks& blocks, tensor_view<float, 2> scores, memory state, memory workspace,
+                    executor_ref executor) const {
+    if constexpr (scores_alike<Selector>) {
+      detail::score_alike(scores, executor);
+    } else {
+      kernel::score(selector, blocks, scores, state, workspace, executor);
+    }
+  }
+
+  void choose_blocks(const attention_blocks& blocks, tensor_view<const float, 2> scores, const index_lists& lists,
+                     const round_scratch& front, memory workspace, executor_ref executor) const {
+    const attention_args& args = *blocks.args;
+    const std::int64_t heads = first_view(args).heads, longest = longest_past(args, block_rows());
+    const std::size_t bytes = choose_bytes(args);
+    const bool scored = !keep_decides(args);
+    executor.parallel_for(blocks.count() * heads, [&](std::int64_t r, unsigned worker) {
+      const std::int64_t s = r / heads, head = r % heads;
+      const attention_sequence block = blocks.at(s);
+      if (blocks.round >= block_count(sequence_at(args, s).Tq, blocks.block_rows)) return;
+      const std::int64_t row = (front.first_blocks[s] + blocks.round) * heads + head;
+      if (block.Tq > 0 && reads_all(block)) return detail::list_all(block.past(head), lists, row);
+      detail::arena arena(detail::worker_piece(static_cast<char*>(workspace.data) + front.used, bytes, worker));
+      const detail::rank_scratch scratch(arena, longest);
+      const retention keep = kept_by(selector, block.past(head));
+      const bool ranked = scored && block.past(head) > keep.keys(block.past(head));
+      lists.counts[row] = static_cast<std::int32_t>(
+          detail::top_k(args, block, head, keep, ranked ? scores.at(r) : nullptr, scratch, lists.row(row)));
+    });
+  }
+
+  void count_blocks(const attention_args& args, std::int64_t* first_blocks, executor_ref executor) const {
+    executor.parallel_for(1, [&](std::int64_t, unsigned) {
+      std::int64_t blocks = 0;
+      for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+        first_blocks[s] = blocks;
+        blocks += block_count(sequence_at(args, s).Tq, block_rows());
+      }
+    });
+  }
 
   static report taken(path way) {
     report r;
@@ -145,6 +298,22 @@ struct attention {
     if (report r = detail::check_workspace(workspace, workspace_bytes(args, workers)); !r) return r;
     return detail::check_state(state, state_bytes(args));
   }
+
+  report check_lists(const attention_args& args, const index_lists& lists) const {
+    if (lists.block_rows != block_rows()) {
+      return fault(status::bad_value, "lists.block_rows", lists.block_rows, block_rows());
+    }
+    return detail::check_room(lists, list_rows(args, block_rows()), list_capacity(args));
+  }
+
+  report check_scores(const attention_args& args, tensor_view<const float, 2> scores) const {
+    if (report r = detail::check_tensor(scores, "scores"); !r) return r;
+    if (report r = detail::check_extent(scores, 0, sequence_count(args) * first_view(args).heads, "scores"); !r)
+      return r;
+    const std::int64_t past = longest_past(args, block_rows());
+    if (scores.extents[1] >= past) return {};
+    return detail::part_fault(status::bad_extent, "scores", part::extents, 1, scores.extents[1], past, "at least");
+  }
 };
 
 template <class Selector>
@@ -154,5 +323,5 @@ attention(Selector, Accumulate) -> attention<Selector, Accumulate>;
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

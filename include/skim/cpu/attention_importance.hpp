@@ -2,11 +2,21 @@
 /// \file The attention mass outside a prompt's beginning, on the CPU: `cpu::attention_importance`.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/attention_importance.hpp>
-#include <skim/cpu/attention_weights.hpp>
+#include <skim/cpu/kernel/attend_rows.hpp>
+#include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/attention_weights.hpp>
+#include <skim/executor.hpp>
+#include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/compat.hpp>
+#include <skim/view.hpp>
+#include <skim/workspace.hpp>
+
+#include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
@@ -17,36 +27,48 @@ SKIM_NOINLINE inline report check_importance(const attention_importance_args& ar
   return skim::check(args);
 }
 
-/// Tokens at the chunk's start that see nothing but the prompt's beginning: their mass outside is 0.
-SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, std::int64_t head) {
-  const attention_args& call = args.attended;
-  const std::int64_t Tq = call.q.extents[0], past = call.kv.length(head) - Tq;
+/// Tokens at a block's start that see nothing but the prompt's beginning: their mass outside is 0.
+SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, const attention_sequence& block,
+                                       std::int64_t head) {
   std::int64_t t = 0;
-  while (t < Tq && call.kv.position(head, past + t) + call.mask.right < args.first) ++t;
+  while (t < block.Tq && block.kv.position(head, block.past(head) + t) + args.attended.mask.right < args.first) ++t;
   return t;
 }
 
-SKIM_INLINE std::int64_t importance_tiles(const attention_args& call) {
-  return (call.q.extents[0] * group_size(call) + weight_rows - 1) / weight_rows;
+/// Strips of up to 512 rows, of each KV head.
+SKIM_INLINE std::int64_t importance_strips(const attention_args& call, const attention_sequence& block) {
+  return (block.Tq * group_size(call) + weight_rows - 1) / weight_rows;
 }
 
-/// Work unit = (KV head, 512 rows), without the rows at the chunk's start that need no look; perhaps none are left.
+SKIM_INLINE std::int64_t rows_apart(const attention_importance_args& args) {
+  return args.read ? args.read->block_rows : 0;
+}
+
+/// Work unit = (block of rows, KV head, 512 rows), without the rows at the block's start that need no look; perhaps none are
+/// left.
 inline attend_job importance_job(const attention_importance_args& args, std::int64_t unit) {
   const attention_args& call = args.attended;
-  const kv_view& kv = call.kv;
-  const std::int64_t tiles = importance_tiles(call), begin = unit % tiles * weight_rows;
+  const attention_sequence sequence = sequence_at(call, 0);
+  std::int64_t b = 0;
+  attention_sequence block = block_of(sequence, 0, rows_apart(args));
+  while (unit >= call.kv.heads * importance_strips(call, block)) {
+    unit -= call.kv.heads * importance_strips(call, block);
+    block = block_of(sequence, ++b, rows_apart(args));
+  }
+  const std::int64_t strips = importance_strips(call, block), begin = unit % strips * weight_rows;
   attend_job job{};
   job.args = &call;
   job.lists = args.read;
-  job.sequence = attention_sequence{&kv, 0, call.q.extents[0]};
-  job.head = unit / tiles;
+  job.sequence = block;
+  job.list_row = b * call.kv.heads;
+  job.head = unit / strips;
   job.G = group_size(call);
-  job.key_end = job.listed() + job.sequence.Tq;
-  if (!kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
-    job.key_end = smaller(job.key_end, greater(args.first - kv.first_position, 0));
+  job.key_end = job.listed() + block.Tq;
+  if (!block.kv.positions && !job.lists) {  // slots ascend with positions: none behind the beginning needs a look
+    job.key_end = smaller(job.key_end, greater(args.first - block.kv.first_position, 0));
   }
-  job.row = greater(begin, tokens_inside(args, job.head) * job.G);
-  job.rows = smaller(begin + weight_rows, job.sequence.Tq * job.G) - job.row;
+  job.row = greater(begin, tokens_inside(args, block, job.head) * job.G);
+  job.rows = smaller(begin + weight_rows, block.Tq * job.G) - job.row;
   job.stride = round_up(job.rows, simd::lanes);
   return job;
 }
@@ -56,7 +78,7 @@ SKIM_INLINE double mass_of_keys(const attend_job& job) {
   const attention_args& call = *job.args;
   double sum = 0;
   for (std::int64_t r = 0; r < job.rows; ++r) {
-    const double lse = static_cast<double>(*call.lse.at(job.token(r), job.query_head(r)));
+    const double lse = static_cast<double>(*call.lse.at(job.sequence.first_row + job.token(r), job.query_head(r)));
     if (lse == static_cast<double>(minus_infinity)) continue;
     sum += 1;
     if (call.sink_logits) sum -= std::exp(static_cast<double>(call.sink_logits[job.query_head(r)]) - lse);
@@ -67,7 +89,7 @@ SKIM_INLINE double mass_of_keys(const attend_job& job) {
 /// The mass of the job's rows on keys at positions from `args.first` on: what is left of the rows without the others.
 inline double job_mass_outside(const attention_importance_args& args, const attend_job& job,
                                const weight_scratch& scratch) {
-  const kv_view& kv = args.attended.kv;
+  const kv_view& kv = job.sequence.kv;
   const logit_rule rule = logit_rule::of(args.attended);
   load_weight_rows(job, rule, scratch);
   double outside = mass_of_keys(job);
@@ -91,7 +113,11 @@ struct attention_importance {
   /// O(1), follows no pointer.
   report check(const attention_importance_args& args) const { return detail::check_importance(args); }
 
+  report check_shape(const attention_importance_args& args) const { return skim::check_shape(args); }
+
+  /// A call with fewer rows, tokens or workers needs no more. 0 for what `check_shape` refuses.
   std::size_t workspace_bytes(const attention_importance_args& args, unsigned workers) const {
+    if (!check_shape(args)) return 0;
     return sum_bytes(args) + detail::weight_scratch_bytes(args.attended, 0) * workers;
   }
 
@@ -101,20 +127,14 @@ struct attention_importance {
     const double D = static_cast<double>(call.kv.k.dim),
                  rows = static_cast<double>(call.q.extents[0] * call.q.extents[1]);
     return {2 * rows * keys * D,
-            D * (static_cast<double>(call.kv.heads) * keys * static_cast<double>(element_bytes(call.kv.k.type)) +
-                 rows * static_cast<double>(element_bytes(call.q.type)))};
+            D * (static_cast<double>(call.kv.heads) * keys * static_cast<double>(bytes_of(call.kv.k.type, 1)) +
+                 rows * static_cast<double>(bytes_of(call.q.type, 1)))};
   }
 
   /// Statuses: those of `check`, short_workspace.
-  template <class Executor>
-  report run(const attention_importance_args& args, memory workspace, const Executor& executor) const {
+  report run(const attention_importance_args& args, memory workspace, executor_ref executor) const {
     if (report r = check(args); !r) return r;
-    const std::size_t needed = workspace_bytes(args, executor.concurrency());
-    if (!detail::holds(workspace, needed)) {
-      return detail::fault(status::short_workspace, "workspace.bytes",
-                           static_cast<std::int64_t>(workspace.data ? workspace.bytes : 0),
-                           static_cast<std::int64_t>(needed), "64-byte aligned and at least");
-    }
+    if (report r = detail::check_workspace(workspace, workspace_bytes(args, executor.concurrency())); !r) return r;
     const attention_args& call = args.attended;
     const std::int64_t units = unit_count(args);
     double* const sums = static_cast<double*>(workspace.data);  // [units]
@@ -122,7 +142,7 @@ struct attention_importance {
     const std::size_t bytes = detail::weight_scratch_bytes(call, 0);
     executor.parallel_for(units, [&](std::int64_t unit, unsigned worker) {
       const detail::attend_job job = detail::importance_job(args, unit);
-      skim::detail::arena arena(scratches + bytes * worker);
+      detail::arena arena(detail::worker_piece(scratches, bytes, worker));
       const detail::weight_scratch scratch(arena, call.q.extents[2], detail::weight_stride(call, 0));
       sums[unit] = job.rows > 0 ? detail::job_mass_outside(args, job, scratch) : 0;
     });
@@ -134,7 +154,11 @@ struct attention_importance {
 
  private:
   static std::int64_t unit_count(const attention_importance_args& args) {
-    return args.attended.kv.heads * detail::importance_tiles(args.attended);
+    std::int64_t units = 0;
+    for_each_block(args.attended, detail::rows_apart(args), [&](const attention_sequence& block, std::int64_t) {
+      units += args.attended.kv.heads * detail::importance_strips(args.attended, block);
+    });
+    return units;
   }
   static std::size_t sum_bytes(const attention_importance_args& args) {
     return skim::detail::round_up_bytes(static_cast<std::size_t>(unit_count(args)) * sizeof(double));
@@ -143,5 +167,5 @@ struct attention_importance {
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

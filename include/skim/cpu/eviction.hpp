@@ -2,29 +2,24 @@
 /// \file The eviction operation on the CPU: `cpu::eviction<Evictor>`.
 #pragma once
 
-#include <skim/cpu/compact.hpp>
-#include <skim/cpu/keep.hpp>
+#include <skim/cpu/kernel/choose.hpp>
+#include <skim/cpu/kernel/compact.hpp>
+#include <skim/cpu/score_kernel.hpp>
+#include <skim/eviction.hpp>
+
+#include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
-
-namespace detail {
-
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_eviction(const eviction_args& args, const retention& keep, bool reads_attention) {
-  return skim::check(args, keep, reads_attention);
-}
-
-}  // namespace detail
 
 /// Which tokens of a cache stay, by `Evictor`. A plain value; make one per layer. State is per layer and sequence: `reset`
 /// it with an empty cache, then call `run` (or `observe`) after every chunk that was appended and attended.
 ///
-/// The steps are public, together they are `run`: `observe` takes in the chunk, `score` gives every token a score, `keep`
-/// chooses, `compact` closes the gaps. In decoding, one may `observe` every token and `run` every r-th: the cache then
-/// needs room for budget + r.
+/// The steps are public, together they are `run`: `observe` takes in the chunk, `score` gives every token a score, `choose`
+/// lists the tokens that stay, `compact` closes the gaps. In decoding, one may `observe` every token and `run` every r-th:
+/// the cache then needs room for budget + r.
 ///
 /// After `compact` or `run`, head h holds `lists.counts[h]` tokens in the slots from 0 on: the host sets `kv.tokens` to the
 /// largest, and `kv.lengths` to the counts where they differ. A cache of `budget + chunk` tokens never overflows.
@@ -33,83 +28,83 @@ SKIM_NOINLINE inline report check_eviction(const eviction_args& args, const rete
 /// gives the same bits. A page that several sequences share must not be compacted: the host copies it first.
 template <class Evictor>
 struct eviction {
+  static_assert(skim::detail::is_evictor<Evictor, score_kernel<Evictor>, executor_ref>(), "see the error above");
+
   Evictor evictor{};
 
-  using kernel = evictor_kernel<Evictor>;
+  /// What the host must compute and keep for this evictor.
+  policy_needs needs() const { return needs_of(evictor); }
 
-  /// O(1), reads no pointer.
-  report check(const eviction_args& args) const {
-    if (report r = detail::check_eviction(args, kernel::keep(evictor), kernel::reads_attention); !r) return r;
-    return kernel::check(evictor, args);
-  }
+  /// O(1), follows no pointer.
+  report check(const eviction_args& args) const { return check_given(args, skim::detail::pointers::required); }
+
+  /// The same before there is memory: pointers may be null.
+  report check_shape(const eviction_args& args) const { return check_given(args, skim::detail::pointers::ignored); }
 
   /// Bytes that the evictor keeps between calls, per layer; a function of the heads, dimensions and capacity of the cache.
-  std::size_t state_bytes(const eviction_args& args) const { return kernel::state_bytes(evictor, args); }
+  /// Needs shapes only; 0 for arguments that `check_shape` refuses.
+  std::size_t state_bytes(const eviction_args& args) const {
+    return check_shape(args) ? kernel::state_bytes(evictor, args) : 0;
+  }
 
-  /// Scratch of `run` and of each step with at most `workers` workers; 64-byte aligned, any contents.
+  /// Scratch of `run` and of each step with at most `workers` workers; 64-byte aligned, any contents. Needs shapes only; 0
+  /// for arguments that `check_shape` refuses. Fewer tokens, new tokens or workers never need more.
   std::size_t workspace_bytes(const eviction_args& args, unsigned workers) const {
-    const std::size_t steps = kernel::workspace_bytes(evictor, args, workers), keep = detail::keep_bytes(args, workers);
-    return scores_in(args, nullptr).second + (steps > keep ? steps : keep);
+    return check_shape(args) ? scratch_bytes(args, workers) : 0;
   }
 
   /// The row length that lists need.
-  std::int64_t list_capacity(const eviction_args& args) const {
-    return skim::list_capacity(kernel::keep(evictor), args);
-  }
+  std::int64_t list_capacity(const eviction_args& args) const { return skim::list_capacity(kept(args), args); }
 
   /// Of observing, scoring and choosing, and of moving what `refill` moves where a full cache evicts one chunk.
   cost_estimate cost(const eviction_args& args) const {
-    const kv_view& kv = args.attended.kv;
+    const kv_cache& kv = args.kv;
     const double over = static_cast<double>(kv.tokens - list_capacity(args)) * static_cast<double>(kv.heads);
-    const double row = static_cast<double>((kv.k.dim + kv.v.dim) * element_bytes(kv.k.type));
-    return kernel::cost(evictor, args) + cost_estimate{0, 2 * over * row};
+    const std::int64_t values = kv.values_in_keys ? 0 : bytes_of(kv.v.type, kv.v.dim);
+    const double row = static_cast<double>(bytes_of(kv.k.type, kv.k.dim) + values);
+    return cost_of(evictor, args) + cost_estimate{0, 2 * over * row};
   }
 
   /// Makes the state that of an empty cache. Statuses: those of `check`, short_state.
-  template <class Executor>
-  report reset(const eviction_args& args, memory state, const Executor& executor) const {
+  report reset(const eviction_args& args, memory state, executor_ref executor) const {
     if (report r = check_call(args, state, {}, 0); !r) return r;
     kernel::reset(evictor, args, state, executor);
     return {};
   }
 
   /// Takes in the chunk: all that the evictor wants to know of its attention, so that q and the log-sum-exp may go.
-  template <class Executor>
-  report observe(const eviction_args& args, memory state, memory workspace, const Executor& executor) const {
+  report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     kernel::observe(evictor, args, state, workspace, executor);
     return {};
   }
 
   /// scores [Hk, n]: of every token, by slot; the highest stay. Entries beyond a head's length are not written.
-  template <class Executor>
   report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
-               const Executor& executor) const {
+               executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
-    if (report r = check_scores(args, scores, args.attended.kv.heads); !r) return r;
-    kernel::score(evictor, args, scores, state, workspace, executor);
+    if (report r = check_scores(args, scores, args.kv.heads); !r) return r;
+    score_tokens(args, scores, state, workspace, executor);
     return {};
   }
 
   /// Writes the slots that stay: the tokens that the policy protects and the highest scores, as many as the budget.
   /// scores [Hk, n], or [1, n] with `share_heads`, where they have been pooled over heads and, perhaps, layers.
   /// Entries of `lists` need `list_capacity(args)`. NaN ranks below -inf, -0 = +0.
-  template <class Executor>
-  report keep(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists, memory workspace,
-              const Executor& executor) const {
+  report choose(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                memory workspace, executor_ref executor) const {
     if (report r = check_call(args, {}, workspace, executor.concurrency(), false); !r) return r;
     const bool pooled = args.share_heads && scores.extents[0] == 1;
-    if (report r = check_scores(args, scores, pooled ? 1 : args.attended.kv.heads); !r) return r;
+    if (report r = check_scores(args, scores, pooled ? 1 : args.kv.heads); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
-    detail::keep_highest(args, rule(), scores, lists, workspace, executor);
+    detail::choose_highest(args, rule(args), scores, lists, workspace, executor);
     return {};
   }
 
-  /// Lets everything follow `lists`: the state, then keys, values, positions and inverse norms (or pages). Lists as `keep`
-  /// writes them are its precondition: ascending, without repeats, of slots that exist.
-  template <class Executor>
+  /// Lets everything follow `lists`: the state, then keys, values, their scales, positions and inverse norms (or pages).
+  /// Lists as `choose` writes them are its precondition: ascending, without repeats, of slots that exist.
   report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-                 const Executor& executor) const {
+                 executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     kernel::compact(evictor, args, lists, state, workspace, executor);
@@ -120,59 +115,75 @@ struct eviction {
   /// Observes the chunk and, where a head holds more than its budget, evicts. `lists` then tells which slots stayed; its
   /// counts are the new lengths. The report's path is `dense` where nothing had to leave.
   /// Statuses: those of `check`, short_workspace, short_state.
-  template <class Executor>
   report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-             const Executor& executor) const {
+             executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     const auto [scores, used] = scores_in(args, workspace.data);
     const memory rest{static_cast<char*>(workspace.data) + used, workspace.bytes - used};
     kernel::observe(evictor, args, state, rest, executor);
     report answer;
-    answer.taken = detail::fits(args, kernel::keep(evictor)) ? path::dense : path::sparse;
+    answer.taken = detail::fits(args, kept(args)) ? path::dense : path::sparse;
     if (answer.taken == path::dense) {
-      detail::keep_everything(args, lists, executor);
+      detail::choose_everything(args, lists, executor);
       return answer;
     }
-    kernel::score(evictor, args, scores, state, rest, executor);
-    detail::keep_highest(args, rule(), scores, lists, rest, executor);
+    score_tokens(args, scores, state, rest, executor);
+    detail::choose_highest(args, rule(args), scores, lists, rest, executor);
     kernel::compact(evictor, args, lists, state, rest, executor);
     detail::compact_cache(args, lists, executor);
     return answer;
   }
 
  private:
-  detail::keep_rule rule() const { return {kernel::keep(evictor), kernel::prefers_later}; }
+  using kernel = score_kernel<Evictor>;
+
+  retention kept(const eviction_args& args) const { return kept_by(evictor, args); }
+  detail::choice_rule rule(const eviction_args& args) const {
+    return {kept(args), prefers_later<Evictor> || scores_alike<Evictor>};
+  }
+
+  void score_tokens(const eviction_args& args, const tensor_view<float, 2>& scores, memory state, memory workspace,
+                    executor_ref executor) const {
+    if constexpr (scores_alike<Evictor>) {
+      detail::score_alike(args, scores, executor);
+    } else {
+      kernel::score(evictor, args, scores, state, workspace, executor);
+    }
+  }
+
+  report check_given(const eviction_args& args, skim::detail::pointers given) const {
+    if (report r = detail::check_eviction(args, kept(args), needs(), given); !r) return r;
+    return evictor.check(args);
+  }
 
   /// The scores of a `run`, at the front of its workspace, and the bytes they take.
   static std::pair<tensor_view<float, 2>, std::size_t> scores_in(const eviction_args& args, void* workspace) {
-    const kv_view& kv = args.attended.kv;
-    skim::detail::arena arena(workspace);
-    float* const scores = arena.take<float>(kv.heads * kv.tokens);
-    return {tensor_view<float, 2>(scores, {kv.heads, kv.tokens}), arena.used()};
+    detail::arena arena(workspace);
+    float* const scores = arena.take<float>(args.kv.heads * args.kv.tokens);
+    return {tensor_view<float, 2>(scores, {args.kv.heads, args.kv.tokens}), arena.used()};
+  }
+
+  std::size_t scratch_bytes(const eviction_args& args, unsigned workers) const {
+    const std::size_t steps = kernel::workspace_bytes(evictor, args, workers);
+    const std::size_t choice = detail::choice_bytes(args, workers);
+    return scores_in(args, nullptr).second + (steps > choice ? steps : choice);
   }
 
   /// `workers` 0: the call needs no workspace.
   report check_call(const eviction_args& args, memory state, memory workspace, unsigned workers,
                     bool needs_state = true) const {
     if (report r = check(args); !r) return r;
-    if (report r = detail::check_workspace(workspace, workers == 0 ? 0 : workspace_bytes(args, workers)); !r) return r;
-    return detail::check_state(state, needs_state ? state_bytes(args) : 0);
+    if (report r = detail::check_workspace(workspace, workers == 0 ? 0 : scratch_bytes(args, workers)); !r) return r;
+    return detail::check_state(state, needs_state ? kernel::state_bytes(evictor, args) : 0);
   }
 
   static report check_scores(const eviction_args& args, tensor_view<const float, 2> scores, std::int64_t rows) {
-    const kv_view& kv = args.attended.kv;
-    if (report r = detail::check_tensor(scores,
-                                        {"scores.extents[0]", "scores.extents[1]", "scores.strides[1]", "scores.data"});
-        !r) {
-      return r;
-    }
-    if (scores.extents[0] != rows)
-      return detail::fault(status::bad_extent, "scores.extents[0]", scores.extents[0], rows);
-    if (scores.extents[1] < kv.tokens) {
-      return detail::fault(status::bad_extent, "scores.extents[1]", scores.extents[1], kv.tokens, "at least");
-    }
-    return {};
+    if (report r = detail::check_tensor(scores, "scores"); !r) return r;
+    if (report r = detail::check_extent(scores, 0, rows, "scores"); !r) return r;
+    const std::int64_t columns = scores.extents[1], tokens = args.kv.tokens;
+    if (columns >= tokens) return {};
+    return detail::part_fault(status::bad_extent, "scores", part::extents, 1, columns, tokens, "at least");
   }
 
   report check_lists(const eviction_args& args, const index_lists& lists) const {
@@ -183,7 +194,21 @@ struct eviction {
 template <class Evictor>
 eviction(Evictor) -> eviction<Evictor>;
 
+/// pooled [1, n] = mean over all rows of scores [rows, n]: of a layer's heads, or of all heads of several layers whose
+/// scores stand one after another. For `eviction::choose` with `share_heads`.
+inline report pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
+  if (report r = detail::check_tensor(scores, "scores"); !r) return r;
+  if (report r = detail::check_tensor(pooled, "pooled"); !r) return r;
+  if (report r = detail::check_extent(pooled, 0, 1, "pooled"); !r) return r;
+  if (report r = detail::check_extent(pooled, 1, scores.extents[1], "pooled"); !r) return r;
+  if (scores.extents[0] == 0) {
+    return detail::part_fault(status::bad_extent, "scores", part::extents, 0, 0, 1, "at least");
+  }
+  detail::pool_rows(scores, pooled, executor);
+  return {};
+}
+
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

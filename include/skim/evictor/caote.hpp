@@ -2,16 +2,30 @@
 /// \file CAOTE and FastCAOTE: how much the attention output changes if a token leaves (arXiv 2504.14051).
 #pragma once
 
-#include <skim/config.hpp>
+#include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
+namespace detail {
+
+/// The base's cost, and V read twice.
+template <class Base>
+SKIM_LOCAL cost_estimate caote_cost(const Base& base, const eviction_args& args) {
+  static_assert(has<caote_weight_member, Base>,
+                "caote and fast_caote need a base with scores: this one has none (an evictor of your own needs: float "
+                "caote_weight(float score) const)");
+  const double values = static_cast<double>(args.kv.heads * args.kv.tokens);
+  return cost_of(base, args) + cost_estimate{5 * values * static_cast<double>(args.kv.v.dim),
+                                             2 * values * static_cast<double>(bytes_of(args.kv.v.type, args.kv.v.dim))};
+}
+
+}  // namespace detail
 
 /// Evictor: with h >= 0 the base's score of a token (KeyDiff: 1 - cos) and hn = h / sum h, the score is
 ///   c_j = hn_j / (1 - hn_j) |sum_i hn_i v_i - v_j|_2,
 /// the change of an attention output whose weights are hn. 1 - hn_j is at least 1e-6; all h zero means all equal. Tokens
 /// that the base protects have h = 0 and score +inf. `Base` is any evictor with scores: `h2o`, `tova`, `snapkv`,
-/// `keydiff<...>`, or one's own with a `weight` hook.
+/// `keydiff<...>`, or one's own with a `caote_weight`.
 template <class Base>
 struct caote {
   Base base{};
@@ -19,12 +33,25 @@ struct caote {
   /// |sum_E hn_i (x - v_i)| / (1 - sum_E hn_i). Reads V once for each token that leaves. Scores are then the order of
   /// leaving: 0, 1, ..., and +inf for those that stay.
   bool joint = false;
+
+  SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
+  SKIM_INLINE report check(const eviction_args& args) const {
+    if (joint && args.share_heads) return fault(status::unsupported, "share_heads (caote, joint)", 1, 0);
+    return base.check(args);
+  }
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
+  SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
 };
 
 /// As `caote`, around the plain mean of the cached values instead of their weighted one.
 template <class Base>
 struct fast_caote {
   Base base{};
+
+  SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
+  SKIM_INLINE report check(const eviction_args& args) const { return base.check(args); }
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
+  SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
 };
 
 template <class Base>
@@ -34,5 +61,5 @@ caote(Base, bool) -> caote<Base>;
 template <class Base>
 fast_caote(Base) -> fast_caote<Base>;
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -2,10 +2,10 @@
 /// \file KeyDiff: keeps the keys that differ most from the rest (arXiv 2504.15364). Keys alone decide.
 #pragma once
 
-#include <skim/selector/retention.hpp>
+#include <skim/eviction.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// What a key is compared with, per KV head, over all `n` tokens. Norms are at least 1e-12.
 namespace anchor {
@@ -28,11 +28,29 @@ template <class Anchor = anchor::unit_mean>
 struct keydiff {
   retention keep = retention::budget(1024);
   Anchor anchor{};
+
+  static constexpr bool prefers_later = true;
+
+  SKIM_INLINE report check(const eviction_args&) const { return {}; }
+
+  /// One dot product a key; K read once, the norms too where the cache has them.
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const {
+    const kv_cache& kv = args.kv;
+    const double n = static_cast<double>(kv.tokens), keys = static_cast<double>(kv.heads) * n;
+    const double passes = std::is_same_v<Anchor, skim::anchor::pairwise> ? n : 1;
+    return {2 * keys * static_cast<double>(kv.k.dim) * passes,
+            keys * static_cast<double>(bytes_of(kv.k.type, kv.k.dim) + std::int64_t{2 * sizeof(float)})};
+  }
+
+  SKIM_INLINE constexpr policy_needs needs() const { return {false, true, true}; }
+
+  /// h = 1 - cos.
+  SKIM_HD SKIM_INLINE float caote_weight(float score) const { return 1 + score > 0 ? 1 + score : 0; }
 };
 
 template <class Anchor>
 keydiff(retention, Anchor) -> keydiff<Anchor>;
 keydiff(retention)->keydiff<>;
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

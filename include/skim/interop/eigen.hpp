@@ -4,12 +4,14 @@
 
 #include <skim/view.hpp>
 
+SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
+SKIM_INTRINSICS_END
 
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 namespace detail {
 
@@ -74,5 +76,5 @@ auto as_heads(X&& x, std::int64_t heads) {
                                                                     {flat.strides[0], dim * step, step});
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,13 +7,13 @@
 /// "skim.fastforward", `version` "1", `activation` and either `keep.fraction` or `keep.count`.
 #pragma once
 
-#include <skim/calibrate/fitted.hpp>
+#include <skim/interop/fitted_fastforward.hpp>
 #include <skim/interop/safetensors_writer.hpp>
 
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// What a file has to fit.
 struct model_shape {
@@ -185,5 +185,5 @@ inline loaded_fastforward load_fastforward(const std::filesystem::path& path, co
   return load_fastforward(safetensors::file::read(path), shape);
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

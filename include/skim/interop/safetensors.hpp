@@ -27,7 +27,7 @@
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace safetensors {
 
 /// The format's element types, with the format's names and bytes per element.
@@ -378,5 +378,5 @@ class file {
 };
 
 }  // namespace safetensors
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

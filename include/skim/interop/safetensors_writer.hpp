@@ -6,7 +6,7 @@
 #include <skim/interop/safetensors.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace safetensors {
 
 /// Collects tensors, then makes the file.
@@ -18,7 +18,7 @@ class writer {
   /// Adds a tensor; f32 `values`, contiguous, are rounded to `type`. Names must differ.
   void add(std::string name, std::vector<std::int64_t> shape, const std::vector<float>& values, element type) {
     entry added{std::move(name), std::move(shape), type, {}};
-    added.data.resize(values.size() * static_cast<std::size_t>(element_bytes(type)));
+    added.data.resize(static_cast<std::size_t>(bytes_of(type, static_cast<std::int64_t>(values.size()))));
     for (std::size_t i = 0; i < values.size(); ++i) {
       store_element(added.data.data(), type, static_cast<std::int64_t>(i), values[i]);
     }
@@ -32,7 +32,7 @@ class writer {
     std::string data;
     for (const std::int64_t width : {4, 2}) {
       for (const entry& each : entries_) {
-        if (element_bytes(each.type) != width) continue;
+        if (bytes_of(each.type, 1) != width) continue;
         const std::size_t begin = data.size();
         data.append(each.data.begin(), each.data.end());
         header[each.name] = {
@@ -74,5 +74,5 @@ class writer {
 };
 
 }  // namespace safetensors
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

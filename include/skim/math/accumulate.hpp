@@ -3,7 +3,7 @@
 #pragma once
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace accumulate {
 
 /// Widens every element to f32 and uses fused multiply-add where the processor has it. The default: the same
@@ -17,11 +17,11 @@ struct dot_pairs {};
 
 /// As `dot_pairs` in numbers, with the matrix tiles of Intel AMX (TDPBF16PS). For the FFN; attention, storage other than
 /// bf16, and units compiled without AMX run as `dot_pairs` does there. The operating system hands out tile registers to
-/// processes that ask: take the value from `cpu::request_tiles()`.
-struct tiles {
+/// processes that ask: take the value from `cpu::request_amx()`.
+struct amx {
   bool granted = false;
 };
 
 }  // namespace accumulate
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,7 +7,7 @@
 #include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 enum class activation : std::uint8_t {
   silu,          ///< x / (1 + exp(-x))
@@ -17,7 +17,7 @@ enum class activation : std::uint8_t {
   relu_squared,  ///< max(x, 0)^2
 };
 
-inline constexpr const char* to_string(activation act) {
+SKIM_LOCAL constexpr const char* to_string(activation act) {
   switch (act) {
     case activation::silu:
       return "silu";
@@ -50,5 +50,5 @@ inline double activate(activation act, double x) {
   return x;
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

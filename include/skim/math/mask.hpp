@@ -5,7 +5,7 @@
 #include <skim/config.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Positions [begin, end).
 struct position_range {
@@ -40,5 +40,5 @@ struct mask {
   }
 };
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -2,11 +2,17 @@
 /// \file The dense FFN.
 #pragma once
 
+#include <skim/ffn.hpp>
+
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
-/// Neuron selector: every block computes every neuron.
-struct all_neurons {};
+/// Neuron selector: every block computes every neuron. Asked for scores all the same, all are equal.
+struct all_neurons {
+  static constexpr neuron_retention keep = neuron_retention::share(1);
 
-}  // namespace v0
+  SKIM_INLINE report check(const ffn_args&) const { return {}; }
+};
+
+}  // namespace v0_2
 }  // namespace skim

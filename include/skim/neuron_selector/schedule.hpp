@@ -3,10 +3,12 @@
 /// (arXiv 2602.00397, section 3.3).
 #pragma once
 
-#include <skim/ffn.hpp>
+#include <skim/check.hpp>
+
+#include <cmath>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// How a mean kept fraction is spread over layers.
 struct neuron_schedule {
@@ -15,16 +17,15 @@ struct neuron_schedule {
   std::int64_t multiple = 64;  ///< neurons are handed out in pieces of this size
 };
 
-SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
-  using detail::fault;
+SKIM_LOCAL constexpr report check(const neuron_schedule& schedule, std::int64_t layers, std::int64_t f) {
   if (layers < 0) return fault(status::bad_extent, "layers", layers, 0, "at least");
   if (f < 1) return fault(status::bad_extent, "f", f, 1, "at least");
   if (f > detail::largest_width) return fault(status::unsupported, "f", f, detail::largest_width, "at most");
   if (!(schedule.mean > 0 && schedule.mean <= 1)) {
-    return fault(status::bad_value, "schedule.mean", 0, 1, "above 0 and at most");
+    return fault(status::bad_value, "schedule.mean", schedule.mean, 1, "above 0 and at most");
   }
-  if (!(schedule.least >= 0 && schedule.least <= schedule.mean)) {
-    return fault(status::bad_value, "schedule.least", 0, 0, "0 to schedule.mean, not");
+  if (!detail::within(schedule.least, 0, schedule.mean)) {
+    return fault(status::bad_value, "schedule.least", schedule.least, schedule.mean, "at least 0 and at most");
   }
   if (schedule.multiple < 1) return fault(status::bad_value, "schedule.multiple", schedule.multiple, 1, "at least");
   return {};
@@ -35,11 +36,11 @@ SKIM_INLINE constexpr report check(const neuron_schedule& schedule, std::int64_t
 /// The paper goes through the layers in order, gives each its share of what is left, and cuts at 1; what a cut frees
 /// reaches later layers only. Here it is spread over all layers that are not cut: the same where none is. Importance that
 /// is negative or not finite counts as 0; where all are 0, layers share equally. O(layers^2).
-inline report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
-                             double* fractions) {
+SKIM_LOCAL report kept_fractions(const double* importance, std::int64_t layers, const neuron_schedule& schedule,
+                                 double* fractions) {
   if (report r = check(schedule, layers, 1); !r) return r;
-  if (layers > 0 && !importance) return detail::null_fault("importance");
-  if (layers > 0 && !fractions) return detail::null_fault("fractions");
+  if (layers > 0 && !importance) return null_fault("importance");
+  if (layers > 0 && !fractions) return null_fault("fractions");
   // A fraction of -1 is not settled yet. Each round settles the layers that the proportional share of what is left would
   // put below `least`, or, if there are none, those above 1; the rest is spread again.
   double left = schedule.mean * static_cast<double>(layers);
@@ -89,11 +90,11 @@ inline report kept_fractions(const double* importance, std::int64_t layers, cons
 /// neurons [layers] = `kept_fractions` times f, in pieces of `schedule.multiple` (a layer's last piece may be shorter), at
 /// least one piece each: shares are rounded down, and pieces go to the largest remainders, the lower layer first, until the
 /// next would not bring the sum nearer to mean * layers * f. `scratch [layers]`.
-inline report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
-                           const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
+SKIM_LOCAL report kept_neurons(const double* importance, std::int64_t layers, std::int64_t f,
+                               const neuron_schedule& schedule, double* scratch, std::int64_t* neurons) {
   if (report r = check(schedule, layers, f); !r) return r;
-  if (layers > 0 && !scratch) return detail::null_fault("scratch");
-  if (layers > 0 && !neurons) return detail::null_fault("neurons");
+  if (layers > 0 && !scratch) return null_fault("scratch");
+  if (layers > 0 && !neurons) return null_fault("neurons");
   if (report r = kept_fractions(importance, layers, schedule, scratch); !r) return r;
   const std::int64_t multiple = schedule.multiple < f ? schedule.multiple : f;
   double left = schedule.mean * static_cast<double>(layers) * static_cast<double>(f);
@@ -122,5 +123,5 @@ inline report kept_neurons(const double* importance, std::int64_t layers, std::i
   }
 }
 
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,13 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Which tokens stay, and where they stand afterwards, in plain double loops. The scores are in eviction_scores.hpp.
+/// \file Which tokens stay, and where they stand afterwards, in plain double loops. The scores are in a file per method.
 /// Allocates.
 #pragma once
 
-#include <skim/reference/eviction_scores.hpp>
+#include <skim/eviction.hpp>
+#include <skim/reference/vectors.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
+
+/// Slots of a head by ascending position.
+inline std::vector<std::size_t> by_position(const kv_view& kv, std::int64_t head) {
+  std::vector<std::size_t> order(static_cast<std::size_t>(kv.length(head)));
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return kv.position(head, static_cast<std::int64_t>(a)) < kv.position(head, static_cast<std::int64_t>(b));
+  });
+  return order;
+}
+
+/// Tokens that stay whatever their score: the `sinks` lowest positions and the `recent` highest.
+inline std::vector<bool> protected_tokens(const kv_view& kv, std::int64_t head, const retention& keep) {
+  const std::vector<std::size_t> order = by_position(kv, head);
+  const std::int64_t n = static_cast<std::int64_t>(order.size());
+  std::vector<bool> stays(order.size(), false);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (i < keep.sinks || i >= n - keep.recent) stays[order[static_cast<std::size_t>(i)]] = true;
+  }
+  return stays;
+}
 
 /// True where the first of two scores ranks higher: NaN below everything, -0 = +0.
 inline bool ranks_above(double a, double b) {
@@ -73,18 +100,18 @@ inline std::vector<double> pool_heads(const vector_list& scores) {
 inline std::vector<std::int64_t> slots_after(compaction how, const std::vector<std::int64_t>& kept) {
   if (how != compaction::refill) return kept;
   const std::int64_t count = static_cast<std::int64_t>(kept.size());
-  std::vector<std::int64_t> from(kept.size(), -1), movers;
+  std::vector<std::int64_t> sources(kept.size(), -1), movers;
   for (const std::int64_t slot : kept) {
-    if (slot < count) from[static_cast<std::size_t>(slot)] = slot;
+    if (slot < count) sources[static_cast<std::size_t>(slot)] = slot;
     if (slot >= count) movers.push_back(slot);
   }
   std::size_t next = 0;
-  for (std::int64_t& slot : from) {
+  for (std::int64_t& slot : sources) {
     if (slot < 0) slot = movers[next++];
   }
-  return from;
+  return sources;
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The FFN and the choice of its neurons in plain double loops: the specification, and the oracle to test other
-/// kernels against. Reads the stored values, rounds nothing, allocates. Call `check` first; these functions do not.
+/// kernels against. Reads the stored values, rounds nothing, allocates. Call `check` first; these functions do not. They
+/// take the rows of a call as one block: for several, see `for_each_block`.
 #pragma once
 
+#include <skim/ffn.hpp>
 #include <skim/math/order.hpp>
-#include <skim/neuron_selector/fastforward.hpp>
+#include <skim/reference/linear.hpp>
 
 #include <algorithm>
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
-
-/// Element (i, j) of a matrix.
-inline double element_at(const tensor_view<const void, 2>& matrix, std::int64_t i, std::int64_t j) {
-  return static_cast<double>(load_element(matrix.data, matrix.type, matrix.offset(i, j)));
-}
 
 /// All neurons, ascending.
 inline std::vector<std::int32_t> every_neuron(const ffn_args& args) {
@@ -59,68 +56,6 @@ inline std::vector<double> ffn(const ffn_args& args, const std::vector<std::int3
   return out;
 }
 
-/// What a compensator adds: act(x c1) c2, [M, d].
-inline std::vector<double> compensation(const ffn_args& args, const neuron_compensator& compensator) {
-  const std::int64_t M = args.x.extents[0], d = args.x.extents[1], width = compensator.c1.extents[1];
-  std::vector<double> out(static_cast<std::size_t>(M * d));
-  for (std::int64_t t = 0; t < M; ++t) {
-    for (std::int64_t j = 0; j < width; ++j) {
-      double sum = 0;
-      for (std::int64_t i = 0; i < d; ++i) sum += element_at(args.x, t, i) * element_at(compensator.c1, i, j);
-      const double value = activate(compensator.act, sum);
-      for (std::int64_t c = 0; c < d; ++c) {
-        out[static_cast<std::size_t>(t * d + c)] += value * element_at(compensator.c2, j, c);
-      }
-    }
-  }
-  return out;
-}
-
-/// The predictor's logits, [f]; an empty block gives those of a = 0.
-inline std::vector<double> predict(const ffn_args& args, const neuron_predictor& predictor) {
-  const std::int64_t M = args.x.extents[0], d = args.x.extents[1];
-  const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
-  std::vector<double> logits;
-  double largest = 0, total = 0;
-  for (std::int64_t t = 0; t < M; ++t) {
-    double sum = 0;
-    for (std::int64_t i = 0; i < d; ++i) {
-      sum += element_at(args.x, t, i) *
-             static_cast<double>(load_element(predictor.query.data, predictor.query.type, predictor.query.offset(i)));
-    }
-    logits.push_back(sum / std::sqrt(static_cast<double>(d)));
-    largest = t == 0 ? logits[0] : std::max(largest, logits.back());
-  }
-  std::vector<double> mean(static_cast<std::size_t>(d)), scores(static_cast<std::size_t>(f));
-  for (const double logit : logits) total += std::exp(logit - largest);
-  for (std::int64_t t = 0; t < M; ++t) {
-    const double weight = std::exp(logits[static_cast<std::size_t>(t)] - largest) / total;
-    for (std::int64_t i = 0; i < d; ++i) mean[static_cast<std::size_t>(i)] += weight * element_at(args.x, t, i);
-  }
-  for (std::int64_t j = 0; j < rank; ++j) {
-    double hidden = 0;
-    for (std::int64_t i = 0; i < d; ++i) hidden += mean[static_cast<std::size_t>(i)] * element_at(predictor.w1, i, j);
-    hidden = activate(activation::relu, hidden);
-    for (std::int64_t n = 0; n < f; ++n) scores[static_cast<std::size_t>(n)] += hidden * element_at(predictor.w2, j, n);
-  }
-  return scores;
-}
-
-/// GRIFFIN's statistic of the block (see `oracle`), [f].
-inline std::vector<double> neuron_statistic(const ffn_args& args) {
-  const std::size_t M = static_cast<std::size_t>(args.x.extents[0]), f = static_cast<std::size_t>(args.up.extents[0]);
-  const std::vector<double> z = neuron_values(args, every_neuron(args));
-  std::vector<double> statistic(f);
-  for (std::size_t t = 0; t < M; ++t) {
-    double square = 0;
-    for (std::size_t j = 0; j < f; ++j) square += z[t * f + j] * z[t * f + j];
-    if (square == 0) continue;
-    for (std::size_t j = 0; j < f; ++j) statistic[j] += z[t * f + j] * z[t * f + j] / square;
-  }
-  for (double& value : statistic) value = std::sqrt(value);
-  return statistic;
-}
-
 /// The `count` neurons of highest score (all, if there are no more), ascending; ties to the lower neuron, NaN last.
 inline std::vector<std::int32_t> top_neurons(const std::vector<float>& scores, std::int64_t count) {
   std::vector<std::int32_t> order(scores.size());
@@ -134,5 +69,5 @@ inline std::vector<std::int32_t> top_neurons(const std::vector<float>& scores, s
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

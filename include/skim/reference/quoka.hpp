@@ -1,54 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file QUOKA in plain double loops, one function per stage of Algorithm 1 (arXiv 2602.08722), so that a kernel can be
-/// compared stage by stage. One sequence, one KV head at a time. Allocates.
+/// compared stage by stage. One block of rows (see `index_lists`), one KV head at a time. Allocates.
 #pragma once
 
+#include <skim/attention.hpp>
 #include <skim/reference/attention.hpp>
+#include <skim/reference/vectors.hpp>
+#include <skim/retention.hpp>
+#include <skim/selector/queries.hpp>
 #include <skim/selector/quoka.hpp>
 #include <skim/selector/sink_window.hpp>
+#include <skim/view.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
+#include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace reference {
 
-using vector_list = std::vector<std::vector<double>>;
-
-inline double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
-}
-
-/// x / |x|; the zero vector for a zero vector, NaN for a vector that holds one.
-inline std::vector<double> unit(std::vector<double> x) {
-  const double norm = std::sqrt(dot(x, x));
-  for (double& value : x) value = norm == 0 ? 0 : value / norm;
-  return x;
-}
-
-inline double cosine(const std::vector<double>& a, const std::vector<double>& b) {
-  return dot(unit(a), unit(b));
-}
-
-inline std::vector<double> mean(const vector_list& rows) {
-  std::vector<double> sum(rows.front().size(), 0.0);
-  for (const auto& row : rows) {
-    for (std::size_t d = 0; d < row.size(); ++d) sum[d] += row[d];
-  }
-  for (double& value : sum) value /= static_cast<double>(rows.size());
-  return sum;
-}
-
-/// The chunk's queries of one query head, `[Tq][D]`.
-inline vector_list queries_of(const attention_args& args, const attention_sequence& sequence, std::int64_t h) {
-  vector_list rows(static_cast<std::size_t>(sequence.Tq));
-  for (std::int64_t t = 0; t < sequence.Tq; ++t) {
-    for (std::int64_t d = 0; d < args.q.extents[2]; ++d) {
-      rows[static_cast<std::size_t>(t)].push_back(
-          static_cast<double>(load_element(args.q.data, args.q.type, args.q.offset(sequence.first_row + t, h, d))));
-    }
-  }
+/// The block's queries of one query head, `[Tq][D]`.
+inline vector_list queries_of(const attention_args& args, const attention_sequence& block, std::int64_t h) {
+  vector_list rows;
+  for (std::int64_t t = 0; t < block.Tq; ++t) rows.push_back(query_of(args, block, t, h));
   return rows;
 }
 
@@ -66,12 +43,6 @@ inline std::vector<std::int64_t> lowest_cosine_rows(const vector_list& rows, std
   return order;
 }
 
-inline double squared_distance(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0;
-  for (std::size_t d = 0; d < a.size(); ++d) sum += (a[d] - b[d]) * (a[d] - b[d]);
-  return sum;
-}
-
 /// Greedy k-center in L2 from the row of lowest cosine; in the order of choice, ties to the lower row.
 inline std::vector<std::int64_t> farthest_point_rows(const vector_list& rows, std::int64_t n) {
   std::vector<std::int64_t> chosen = lowest_cosine_rows(rows, 1);
@@ -87,48 +58,42 @@ inline std::vector<std::int64_t> farthest_point_rows(const vector_list& rows, st
   return chosen;
 }
 
-/// Tokens that a rule keeps, per row group: `rows` are one query head's queries (`lowest_cosine`) or the group's mean
-/// unit queries (all others). Call it only where the chunk has more tokens than the rule keeps.
-inline std::vector<std::int64_t> choose_rows(const queries::lowest_cosine& rule, const vector_list& rows,
-                                             std::int64_t) {
-  return lowest_cosine_rows(rows, rule.n);
-}
-inline std::vector<std::int64_t> choose_rows(const queries::group_lowest_cosine& rule, const vector_list& rows,
-                                             std::int64_t) {
-  return lowest_cosine_rows(rows, rule.n);
-}
-inline std::vector<std::int64_t> choose_rows(const queries::farthest_point& rule, const vector_list& rows,
-                                             std::int64_t) {
-  return farthest_point_rows(rows, rule.n);
-}
-inline std::vector<std::int64_t> choose_rows(const queries::random& rule, const vector_list& rows, std::int64_t Tk) {
-  std::vector<std::int32_t> tokens(rows.size());
-  queries::choose(rule, static_cast<std::int64_t>(rows.size()), Tk, tokens.data());
-  return {tokens.begin(), tokens.begin() + rule.n};
-}
-inline std::vector<std::int64_t> choose_rows(const queries::newest& rule, const vector_list& rows, std::int64_t) {
-  std::vector<std::int64_t> tokens(static_cast<std::size_t>(rule.n));
-  std::iota(tokens.begin(), tokens.end(), static_cast<std::int64_t>(rows.size()) - rule.n);
-  return tokens;
-}
-inline std::vector<std::int64_t> choose_rows(const queries::all&, const vector_list& rows, std::int64_t) {
+/// Tokens that a rule keeps: `rows` are one query head's queries (`lowest_cosine`) or the group's mean unit queries (all
+/// others). Call it only where the block has more tokens than the rule keeps.
+inline std::vector<std::int64_t> choose_rows(const query_rule& rule, const vector_list& rows, std::int64_t Tk) {
+  const std::int64_t Tq = static_cast<std::int64_t>(rows.size());
   std::vector<std::int64_t> tokens(rows.size());
   std::iota(tokens.begin(), tokens.end(), std::int64_t{0});
+  switch (rule.choice) {
+    case query_choice::lowest_cosine:
+    case query_choice::group_lowest_cosine:
+      return lowest_cosine_rows(rows, rule.n);
+    case query_choice::farthest_point:
+      return farthest_point_rows(rows, rule.n);
+    case query_choice::random: {
+      std::vector<std::int32_t> drawn(rows.size());
+      queries::draw_tokens(rule, Tq, Tk, drawn.data());
+      return {drawn.begin(), drawn.begin() + rule.n};
+    }
+    case query_choice::newest:
+      return {tokens.end() - rule.n, tokens.end()};
+    case query_choice::all:
+      break;
+  }
   return tokens;
 }
 
 /// Steps 1 to 3: `qbar [n][D]` of one KV head.
-template <class Queries>
-vector_list choose_queries(const Queries& rule, const attention_args& args, const attention_sequence& sequence,
-                           std::int64_t head) {
-  const std::int64_t G = group_size(args), kept = queries::kept(rule, sequence.Tq);
-  const bool choose = kept < sequence.Tq;
+inline vector_list choose_queries(const query_rule& rule, const attention_args& args, const attention_sequence& block,
+                                  std::int64_t head) {
+  const std::int64_t G = group_size(args);
+  const bool choose = rule.kept(block.Tq) < block.Tq;
   std::vector<vector_list> units;  // [G][n or Tq][D]
   for (std::int64_t h = head * G; h < (head + 1) * G; ++h) {
-    const vector_list raw = queries_of(args, sequence, h);
+    const vector_list raw = queries_of(args, block, h);
     vector_list rows;
-    if (choose && queries::per_query_head<Queries>) {
-      for (const std::int64_t t : choose_rows(rule, raw, sequence.Tk()))
+    if (choose && rule.per_query_head()) {
+      for (const std::int64_t t : choose_rows(rule, raw, block.Tk()))
         rows.push_back(unit(raw[static_cast<std::size_t>(t)]));
     } else {
       for (const auto& row : raw) rows.push_back(unit(row));
@@ -141,46 +106,31 @@ vector_list choose_queries(const Queries& rule, const attention_args& args, cons
     for (const auto& rows : units) group.push_back(rows[slot]);
     qbar.push_back(mean(group));
   }
-  if (!choose || queries::per_query_head<Queries>) return qbar;
+  if (!choose || rule.per_query_head()) return qbar;
   vector_list chosen;
-  for (const std::int64_t t : choose_rows(rule, qbar, sequence.Tk()))
-    chosen.push_back(qbar[static_cast<std::size_t>(t)]);
+  for (const std::int64_t t : choose_rows(rule, qbar, block.Tk())) chosen.push_back(qbar[static_cast<std::size_t>(t)]);
   return chosen;
 }
 
-inline double combine(reduce::max, const std::vector<double>& values) {
-  return *std::max_element(values.begin(), values.end());
-}
-inline double combine(reduce::mean, const std::vector<double>& values) {
+/// Step 4: the score of the key in `slot`.
+inline double score_key(const quoka& policy, const attention_sequence& block, std::int64_t head, std::int64_t slot,
+                        const vector_list& qbar) {
+  std::vector<double> key = row_of(block.kv, block.kv.k, head, slot);
+  if (policy.similarity == similarity::cosine) key = unit(key);
+  std::vector<double> values;
+  for (const auto& query : qbar) values.push_back(dot(query, key));
+  if (policy.reduce == reduction::max) return *std::max_element(values.begin(), values.end());
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-/// Step 4: the score of the key in `slot`.
-template <class Queries, class Similarity, class Reduce>
-double score_key(const quoka<Queries, Similarity, Reduce>& policy, const attention_sequence& sequence,
-                 std::int64_t head, std::int64_t slot, const vector_list& qbar) {
-  const kv_view& kv = *sequence.kv;
-  std::vector<double> key;
-  const std::int64_t row = kv.row_offset(kv.k, head, slot);
-  for (std::int64_t d = 0; d < kv.k.dim; ++d) {
-    key.push_back(static_cast<double>(load_element(kv.k.data, kv.k.type, row + d)));
-  }
-  if (std::is_same_v<Similarity, similarity::cosine>) key = unit(key);
-  std::vector<double> values;
-  for (const auto& query : qbar) values.push_back(dot(query, key));
-  return combine(policy.reduce, values);
-}
-
-/// Past slots of one head that some query of the chunk may see.
-inline std::vector<std::int64_t> candidates(const attention_args& args, const attention_sequence& sequence,
+/// Past slots of one head that the mask lets some query of the block see.
+inline std::vector<std::int64_t> candidates(const attention_args& args, const attention_sequence& block,
                                             std::int64_t head) {
-  const kv_view& kv = *sequence.kv;
-  const std::int64_t past = kv.length(head) - sequence.Tq;
   std::vector<std::int64_t> slots;
-  for (std::int64_t slot = 0; slot < past; ++slot) {
+  for (std::int64_t slot = 0; slot < block.past(head); ++slot) {
     bool seen = false;
-    for (std::int64_t t = 0; t < sequence.Tq && !seen; ++t) {
-      seen = args.mask.visible(kv.position(head, past + t), kv.position(head, slot));
+    for (std::int64_t t = 0; t < block.Tq && !seen; ++t) {
+      seen = args.mask.visible(query_position(block, head, t), block.kv.position(head, slot));
     }
     if (seen) slots.push_back(slot);
   }
@@ -189,10 +139,10 @@ inline std::vector<std::int64_t> candidates(const attention_args& args, const at
 
 /// Step 5: of `slots`, the sinks (lowest positions), the recent (highest) and the highest scores, `keep.keys(Tk)` in all;
 /// ascending by slot. `scores [slots.size()]`.
-inline std::vector<std::int64_t> top_k(const retention& keep, const attention_sequence& sequence, std::int64_t head,
+inline std::vector<std::int64_t> top_k(const retention& keep, const attention_sequence& block, std::int64_t head,
                                        const std::vector<std::int64_t>& slots, const std::vector<double>& scores) {
-  const kv_view& kv = *sequence.kv;
-  const std::size_t budget = static_cast<std::size_t>(keep.keys(kv.length(head) - sequence.Tq));
+  const kv_view& kv = block.kv;
+  const std::size_t budget = static_cast<std::size_t>(keep.keys(block.past(head)));
   if (slots.size() <= budget) return slots;
   std::vector<std::size_t> order(slots.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -212,27 +162,41 @@ inline std::vector<std::int64_t> top_k(const retention& keep, const attention_se
   return kept;
 }
 
-/// All stages for one KV head: the past slots that the chunk reads, ascending.
-template <class Queries, class Similarity, class Reduce>
-std::vector<std::int64_t> select(const quoka<Queries, Similarity, Reduce>& policy, const attention_args& args,
-                                 const attention_sequence& sequence, std::int64_t head) {
-  const auto slots = candidates(args, sequence, head);
-  if (sequence.Tq == 0) return slots;
-  const vector_list qbar = choose_queries(policy.queries, args, sequence, head);
+/// Whether a block reads everything behind it, also what its mask hides. `measured`: a back-end's crossing.
+inline bool lists_all(const retention& keep, const attention_sequence& block, dense_crossing measured) {
+  return block.Tq > 0 && runs_dense(keep, block.Tk(), block.Tq, measured);
+}
+
+inline std::vector<std::int64_t> all_past(const attention_sequence& block, std::int64_t head) {
+  std::vector<std::int64_t> slots(static_cast<std::size_t>(block.past(head)));
+  std::iota(slots.begin(), slots.end(), std::int64_t{0});
+  return slots;
+}
+
+/// All stages for one KV head: the past slots that the block reads, ascending.
+inline std::vector<std::int64_t> select(const quoka& policy, const attention_args& args,
+                                        const attention_sequence& block, std::int64_t head,
+                                        dense_crossing measured = {}) {
+  if (lists_all(policy.keep, block, measured)) return all_past(block, head);
+  const auto slots = candidates(args, block, head);
+  if (block.Tq == 0) return slots;
+  const vector_list qbar = choose_queries(policy.queries, args, block, head);
   std::vector<double> scores;
-  for (const std::int64_t slot : slots) scores.push_back(score_key(policy, sequence, head, slot, qbar));
-  return top_k(policy.keep, sequence, head, slots, scores);
+  for (const std::int64_t slot : slots) scores.push_back(score_key(policy, block, head, slot, qbar));
+  return top_k(policy.keep, block, head, slots, scores);
 }
 
 /// `sink_window`: equal scores, everything beyond the sinks recent.
 inline std::vector<std::int64_t> select(const sink_window& policy, const attention_args& args,
-                                        const attention_sequence& sequence, std::int64_t head) {
-  const auto slots = candidates(args, sequence, head);
+                                        const attention_sequence& block, std::int64_t head,
+                                        dense_crossing measured = {}) {
+  if (lists_all(policy.keep, block, measured)) return all_past(block, head);
+  const auto slots = candidates(args, block, head);
   retention keep = policy.keep;
-  keep.recent = keep.keys(sequence.kv->length(head) - sequence.Tq) - keep.sinks;
-  return top_k(keep, sequence, head, slots, std::vector<double>(slots.size(), 0.0));
+  keep.recent = keep.keys(block.past(head)) - keep.sinks;
+  return top_k(keep, block, head, slots, std::vector<double>(slots.size(), 0.0));
 }
 
 }  // namespace reference
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

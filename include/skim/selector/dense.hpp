@@ -4,10 +4,15 @@
 #include <skim/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 
 /// Selector that leaves nothing out: every chunk reads all past keys.
-struct dense {};
+struct dense {
+  static constexpr bool scores_alike = true;
 
-}  // namespace v0
+  SKIM_INLINE retention kept(std::int64_t) const { return retention::share(1); }
+  SKIM_INLINE report check(const attention_args&) const { return {}; }
+};
+
+}  // namespace v0_2
 }  // namespace skim

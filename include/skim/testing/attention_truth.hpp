@@ -5,12 +5,13 @@
 #include <skim/reference/attention.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// The arithmetic that a kernel is allowed. With `S = sum_j p_j |v_j|` (per output element), `A` the row's largest
-/// `scale * sum_d |q_d k_d|` and `n` keys, an output may differ from the exact one by
-///   (expm1(2 delta) + 2 factor + sum (32 + n / 16)) S,   delta = (sum (D + 8) + factor) A,
+/// `scale * sum_d |q_d k_d|`, `B` its largest |bias| + |slope * distance| and `n` keys, an output may differ from the exact
+/// one by
+///   (expm1(2 delta) + 2 factor + sum (32 + n / 16)) S,   delta = (sum (D + 8) + factor) A + 8 sum B,
 /// and by half a unit in the last place of its own type; a log-sum-exp by delta + sum (32 + n / 16 + 4 |lse|).
 /// The first term is the logits' error, which moves weights by exp(delta) and their total by as much. n / 16 and not n:
 /// rounding errors of a sum that is kept in blocks or fused do not all have one sign.
@@ -47,15 +48,15 @@ inline std::vector<double> widened(const kv_view& kv, const kv_tensor& tensor, s
                                    const std::vector<std::int64_t>& slots) {
   std::vector<double> rows(slots.size() * static_cast<std::size_t>(tensor.dim));
   double* to = rows.data();
-  const auto widen = [&](const auto* from) {
-    for (const std::int64_t slot : slots) {
-      const auto* const row = from + kv.row_offset(tensor, head, slot);
-      for (std::int64_t d = 0; d < tensor.dim; ++d) *to++ = static_cast<double>(to_float(row[d]));
-    }
-  };
-  if (tensor.type == element::f32) widen(static_cast<const float*>(tensor.data));
-  if (tensor.type == element::f16) widen(static_cast<const f16*>(tensor.data));
-  if (tensor.type == element::bf16) widen(static_cast<const bf16*>(tensor.data));
+  for (const std::int64_t slot : slots) {
+    const stored_row row = kv.row(tensor, head, slot);
+    skim::detail::with_stored_type(row.type, skim::detail::stored_types{}, [&](auto type) {
+      const auto* const from = static_cast<const decltype(type)*>(row.data);
+      for (std::int64_t d = 0; d < tensor.dim; ++d) {
+        *to++ = static_cast<double>(to_float(from[d])) * static_cast<double>(row.scale);
+      }
+    });
+  }
   return rows;
 }
 
@@ -107,11 +108,11 @@ struct head_keys {
   std::vector<std::int64_t> slots, positions;
   std::vector<double> k, v;
 
-  head_keys(const attention_sequence& sequence, std::int64_t s, std::int64_t head, const index_lists* lists)
-      : slots(reference::slots_read(sequence, s, head, lists)),
-        k(widened(*sequence.kv, sequence.kv->k, head, slots)),
-        v(widened(*sequence.kv, sequence.kv->v, head, slots)) {
-    for (const std::int64_t slot : slots) positions.push_back(sequence.kv->position(head, slot));
+  head_keys(const attention_sequence& block, std::int64_t index, std::int64_t head, const index_lists* lists)
+      : slots(reference::slots_read(block, index, head, lists)),
+        k(widened(block.kv, block.kv.k, head, slots)),
+        v(widened(block.kv, block.kv.v, head, slots)) {
+    for (const std::int64_t slot : slots) positions.push_back(block.kv.position(head, slot));
   }
 };
 
@@ -120,26 +121,31 @@ struct truth_row {
   double *out, *out_bound, *lse, *lse_bound;
 };
 
-inline void attend_row(const attention_args& args, const attention_sequence& sequence, std::int64_t t, std::int64_t h,
+inline void attend_row(const attention_args& args, const attention_sequence& block, std::int64_t t, std::int64_t h,
                        const head_keys& keys, const arithmetic& rounding, truth_row row) {
-  const kv_view& kv = *sequence.kv;
-  const std::int64_t D = kv.k.dim, Dv = kv.v.dim, head = h / group_size(args);
-  const std::int64_t position = kv.position(head, kv.length(head) - sequence.Tq + t);
+  const std::int64_t D = block.kv.k.dim, Dv = block.kv.v.dim,
+                     position = reference::query_position(block, h / group_size(args), t);
   const double scale = static_cast<double>(logit_scale(args)), cap = static_cast<double>(args.soft_cap);
   const double nothing = -std::numeric_limits<double>::infinity();
-  std::vector<double> q, weights(keys.slots.size(), nothing);
-  for (std::int64_t d = 0; d < D; ++d) {
-    q.push_back(
-        static_cast<double>(load_element(args.q.data, args.q.type, args.q.offset(sequence.first_row + t, h, d))));
-  }
-  double largest = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing, size = 0;
+  const double sink = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing;
+  const std::vector<double> q = reference::query_of(args, block, t, h);
+  std::vector<double> weights(keys.slots.size(), nothing);
+  std::vector<bool> sees(keys.slots.size(), false);
+  double largest = sink, size = 0, added_size = 0;
   std::int64_t seen = 0;
   bool empty = largest == nothing;  // until a logit above -inf, or NaN, is seen
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!args.mask.visible(position, keys.positions[i])) continue;
+    const double bias = reference::bias(args, block, t, h, keys.slots[i]);
+    if (bias == nothing) continue;
+    const double penalty = reference::distance_penalty(args, block, t, h, keys.slots[i]);
     const products dot(q.data(), keys.k.data() + static_cast<std::int64_t>(i) * D, D);
-    weights[i] = cap > 0 ? cap * std::tanh(scale * dot.sum / cap) : scale * dot.sum;
-    if (std::isfinite(weights[i])) size = std::max(size, std::fabs(scale) * dot.size);
+    weights[i] = (cap > 0 ? cap * std::tanh(scale * dot.sum / cap) : scale * dot.sum) + bias - penalty;
+    sees[i] = true;
+    if (std::isfinite(weights[i])) {
+      size = std::max(size, std::fabs(scale) * dot.size);
+      added_size = std::max(added_size, std::fabs(bias) + std::fabs(penalty));
+    }
     largest = std::max(largest, weights[i]);
     if (weights[i] != nothing) empty = false;
     ++seen;
@@ -149,15 +155,16 @@ inline void attend_row(const attention_args& args, const attention_sequence& seq
   *row.lse = nothing;
   *row.lse_bound = 0;
   if (empty) return;
-  double total = args.sink_logits ? std::exp(static_cast<double>(args.sink_logits[h]) - largest) : 0;
+  double total = std::exp(sink - largest);
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    if (!args.mask.visible(position, keys.positions[i])) continue;
+    if (!sees[i]) continue;
     const double weight = std::exp(weights[i] - largest);
     const double* const v = keys.v.data() + static_cast<std::int64_t>(i) * Dv;
     total += weight;
     add_scaled(v, weight, Dv, row.out, row.out_bound);
   }
-  const double delta = (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size;
+  const double delta =
+      (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size + 8 * rounding.sum * added_size;
   const double sums = rounding.sum * (32 + static_cast<double>(seen) / 16);
   const double bound = (std::expm1(2 * delta) + 2 * rounding.factor + sums) / total;
   *row.lse = largest + std::log(total);
@@ -182,22 +189,21 @@ inline attention_truth attend_exactly(const attention_args& args, const index_li
   truth.out_bound.resize(truth.out.size());
   truth.lse.resize(rows);
   truth.lse_bound.resize(rows);
-  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    const attention_sequence sequence = sequence_at(args, s);
+  for_each_block(args, lists ? lists->block_rows : 0, [&](const attention_sequence& block, std::int64_t index) {
     const std::int64_t G = group_size(args);
-    for (std::int64_t head = 0; head < sequence.kv->heads; ++head) {
-      const detail::head_keys keys(sequence, s, head, lists);
-      for (std::int64_t i = 0; i < sequence.Tq * G; ++i) {
-        const std::int64_t h = head * G + i % G, row = (sequence.first_row + i / G) * truth.Hq + h;
-        detail::attend_row(args, sequence, i / G, h, keys, rounding,
+    for (std::int64_t head = 0; head < block.kv.heads; ++head) {
+      const detail::head_keys keys(block, index, head, lists);
+      for (std::int64_t i = 0; i < block.Tq * G; ++i) {
+        const std::int64_t h = head * G + i % G, row = (block.first_row + i / G) * truth.Hq + h;
+        detail::attend_row(args, block, i / G, h, keys, rounding,
                            {truth.out.data() + row * truth.Dv, truth.out_bound.data() + row * truth.Dv,
                             truth.lse.data() + row, truth.lse_bound.data() + row});
       }
     }
-  }
+  });
   return truth;
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -17,11 +17,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Masses of one query head, ascending.
@@ -88,5 +87,5 @@ inline captured_mass_report captured_mass(tensor_view<const float, 2> lse_select
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

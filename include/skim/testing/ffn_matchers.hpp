@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file GoogleTest matchers for FFN outputs.
+/// \file GoogleTest matchers for outputs of FFNs and linear layers.
 #pragma once
 
 #include <skim/testing/ffn_truth.hpp>
 #include <skim/testing/matchers.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Matches outputs [M, d] of any type within the truth's bounds and the type's rounding. `roundings`: how often an output
@@ -39,8 +39,8 @@ class ffn_matcher {
   bool MatchAndExplain(const tensor_view<void, 2>& out, std::ostream* why) const {
     return MatchAndExplain(tensor_view<const void, 2>(out), why);
   }
-  void DescribeTo(std::ostream* to) const { *to << "is the FFN within rounding"; }
-  void DescribeNegationTo(std::ostream* to) const { *to << "is not the FFN within rounding"; }
+  void DescribeTo(std::ostream* to) const { *to << "is the layer's output within rounding"; }
+  void DescribeNegationTo(std::ostream* to) const { *to << "is not the layer's output within rounding"; }
 
  private:
   ffn_truth truth_;
@@ -48,11 +48,16 @@ class ffn_matcher {
   int roundings_;
 };
 
+/// A linear layer.
+inline ffn_matcher matches_linear(const linear_args& args, const arithmetic& rounding = {}) {
+  return ffn_matcher(multiply_exactly(args, rounding), rounding);
+}
+
 /// The FFN of all neurons.
 inline ffn_matcher matches_ffn(const ffn_args& args, const arithmetic& rounding = {}) {
   return ffn_matcher(compute_exactly(args, reference::every_neuron(args), rounding), rounding);
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The exact FFN and how far from it a kernel's rounding may lead, element by element. Allocates.
+/// \file The exact FFN and linear layer, and how far from them a kernel's rounding may lead, element by element. Allocates.
 #pragma once
 
+#include <skim/neuron_selector/fastforward.hpp>
 #include <skim/reference/ffn.hpp>
 #include <skim/testing/attention_truth.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// Exact results [M, d] and bounds, without the output's own rounding.
@@ -81,9 +82,9 @@ inline void add_neuron(ffn_truth& truth, std::int64_t t, uncertain z, const doub
   }
 }
 
-inline ffn_truth zero_truth(const ffn_args& args) {
-  const std::size_t size = static_cast<std::size_t>(args.x.extents[0] * args.x.extents[1]);
-  return {args.x.extents[0], args.x.extents[1], std::vector<double>(size), std::vector<double>(size)};
+inline ffn_truth zero_truth(const tensor_view<const void, 2>& out) {
+  const std::size_t size = static_cast<std::size_t>(out.extents[0] * out.extents[1]);
+  return {out.extents[0], out.extents[1], std::vector<double>(size), std::vector<double>(size)};
 }
 
 }  // namespace detail
@@ -91,7 +92,7 @@ inline ffn_truth zero_truth(const ffn_args& args) {
 /// The FFN of some neurons.
 inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::int32_t>& neurons,
                                  const arithmetic& rounding = {}) {
-  ffn_truth truth = detail::zero_truth(args);
+  ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::vector<double> x = detail::widened(args.x), up = detail::widened(args.up);
   const std::vector<double> gate = detail::widened(args.gate), down = detail::widened(args.down);
@@ -112,10 +113,24 @@ inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::in
   return truth;
 }
 
+/// A linear layer: an output is off by n(n_in) times the sum of absolute products, and by a rounding of its own.
+inline ffn_truth multiply_exactly(const linear_args& args, const arithmetic& rounding = {}) {
+  ffn_truth truth = detail::zero_truth(args.out);
+  const std::size_t n_in = static_cast<std::size_t>(args.x.extents[1]);
+  const std::vector<double> x = detail::widened(args.x), weight = detail::widened(args.weight);
+  for (std::size_t i = 0; i < truth.out.size(); ++i) {
+    const std::size_t t = i / static_cast<std::size_t>(truth.d), o = i % static_cast<std::size_t>(truth.d);
+    const detail::uncertain sum = detail::projection(x, t, n_in, weight.data() + o * n_in, 1, rounding);
+    truth.out[i] = sum.value + reference::bias_at(args, static_cast<std::int64_t>(o));
+    truth.bound[i] = sum.error + rounding.sum * (std::fabs(truth.out[i]) + sum.error);
+  }
+  return truth;
+}
+
 /// What a compensator adds.
 inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensator& compensator,
                                     const arithmetic& rounding = {}) {
-  ffn_truth truth = detail::zero_truth(args);
+  ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::size_t width = static_cast<std::size_t>(compensator.c1.extents[1]);
   const std::vector<double> x = detail::widened(args.x), c1 = detail::widened(compensator.c1);
@@ -132,5 +147,5 @@ inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensat
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -18,7 +18,7 @@
 #include <utility>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace testing {
 
 /// What EXPECT_THAT does, for programs without GoogleMock.
@@ -170,16 +170,16 @@ class top_k_matcher {
  public:
   using is_gtest_matcher = void;
 
-  top_k_matcher(const retention& keep, const attention_sequence& sequence, std::int64_t head, scored_slots scored)
+  top_k_matcher(const retention& keep, const attention_sequence& block, std::int64_t head, scored_slots scored)
       : scored_(std::move(scored)) {
-    expected_ = reference::top_k(keep, sequence, head, scored_.slots, scored_.scores);
+    expected_ = reference::top_k(keep, block, head, scored_.slots, scored_.scores);
     if (expected_.size() == scored_.slots.size()) {
       forced_ = expected_;
       return;
     }
     std::vector<std::int64_t> by_age = scored_.slots;
     std::stable_sort(by_age.begin(), by_age.end(), [&](std::int64_t a, std::int64_t b) {
-      return sequence.kv->position(head, a) < sequence.kv->position(head, b);
+      return block.kv.position(head, a) < block.kv.position(head, b);
     });
     forced_.assign(by_age.begin(), by_age.begin() + keep.sinks);
     forced_.insert(forced_.end(), by_age.end() - keep.recent, by_age.end());
@@ -247,11 +247,11 @@ class top_k_matcher {
   std::vector<std::int64_t> expected_, forced_;
 };
 
-inline top_k_matcher matches_top_k(const retention& keep, const attention_sequence& sequence, std::int64_t head,
+inline top_k_matcher matches_top_k(const retention& keep, const attention_sequence& block, std::int64_t head,
                                    scored_slots scored) {
-  return top_k_matcher(keep, sequence, head, std::move(scored));
+  return top_k_matcher(keep, block, head, std::move(scored));
 }
 
 }  // namespace testing
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -2,76 +2,63 @@
 /// \file Matrix tiles of Intel AMX: bf16 pairs, f32 sums.
 ///
 /// A tile is 16 rows of 64 bytes: 16 x 16 sums, or 16 rows of 16 pairs. One instruction multiplies 16 x 32 by 32 x 16.
+/// Units compiled without AMX see declarations only, for branches that they discard.
 #pragma once
 
-#include <skim/cpu/simd/tile_math.hpp>
+#include <skim/cpu/simd/compat.hpp>
 
 #include <atomic>
 
-#if SKIM_CPU_AMX && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-/// Asks the operating system for tile registers on behalf of the process, which it grants once and for all threads. For
-/// the host's start-up: kernels never ask. Where the answer says so, or this unit was compiled for a processor without
-/// them, `accumulate::tiles` runs as `dot_pairs`.
-inline accumulate::tiles request_tiles() {
-#if SKIM_CPU_AMX && defined(__linux__)
-  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return {syscall(SYS_arch_prctl, request_permission, tile_data) == 0};
-#else
-  return {false};
-#endif
-}
-
-#if SKIM_CPU_AMX
 namespace simd {
 
-inline constexpr std::int64_t tile_rows = 16;   ///< of a tile
-inline constexpr std::int64_t tile_units = 16;  ///< pairs, or sums, in a tile's row
+inline constexpr std::int64_t amx_rows = 16;   ///< of a tile
+inline constexpr std::int64_t amx_units = 16;  ///< pairs, or sums, in a tile's row
+
+/// One operand or result of `multiply_amx`: its first element and the elements from one row of it to the next.
+template <class T>
+struct amx_matrix {
+  T* data;
+  std::int64_t stride;
+};
+
+#if SKIM_CPU_AMX
+
+SKIM_INTRINSICS_BEGIN
 
 /// Eight tiles of full size.
-struct alignas(64) tile_shapes {
+struct alignas(64) amx_shapes {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
   std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
 /// Tile registers of the calling thread for as long as this lives.
-class tile_registers {
+class amx_registers {
  public:
-  tile_registers() {
-    static constexpr tile_shapes shapes;  // a constant: GCC 12 believes that 8 of the 64 bytes are read
+  amx_registers() {
+    static constexpr amx_shapes shapes;  // a constant: GCC 12 believes that 8 of the 64 bytes are read
     _tile_loadconfig(&shapes);
   }
-  tile_registers(const tile_registers&) = delete;
-  tile_registers& operator=(const tile_registers&) = delete;
-  ~tile_registers() { _tile_release(); }
-};
-
-/// One operand or result of `multiply_tiles`: its first element and the elements from one row of it to the next.
-template <class T>
-struct tile_matrix {
-  T* data;
-  std::int64_t stride;
+  amx_registers(const amx_registers&) = delete;
+  amx_registers& operator=(const amx_registers&) = delete;
+  ~amx_registers() { _tile_release(); }
 };
 
 /// sums [16 Rows, 16 Columns] (+)= left [16 Rows, steps] . right [steps, 16 Columns]; steps in whole tiles. Two by two
 /// tiles of sums need one load for each multiplication.
 template <int Rows, int Columns>
-SKIM_INLINE void multiply_tiles(tile_matrix<const std::uint32_t> left, tile_matrix<const std::uint32_t> right,
-                                tile_matrix<float> sums, std::int64_t steps, bool fresh) {
+SKIM_INLINE void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<const std::uint32_t> right,
+                              amx_matrix<float> sums, std::int64_t steps, bool fresh) {
   static_assert((Rows == 1 || Rows == 2) && (Columns == 1 || Columns == 2), "eight registers hold two by two");
   // GCC 12's tile loads do not say that they read memory: what was written before must not move behind them.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   const std::int64_t left_bytes = left.stride * 4, right_bytes = right.stride * 4, sum_bytes = sums.stride * 4;
-  float* const lower = sums.data + tile_rows * sums.stride;
+  float* const lower = sums.data + amx_rows * sums.stride;
   if (fresh) {
     _tile_zero(0);
     if constexpr (Columns == 2) _tile_zero(1);
@@ -79,17 +66,17 @@ SKIM_INLINE void multiply_tiles(tile_matrix<const std::uint32_t> left, tile_matr
     if constexpr (Rows == 2 && Columns == 2) _tile_zero(3);
   } else {
     _tile_loadd(0, sums.data, sum_bytes);
-    if constexpr (Columns == 2) _tile_loadd(1, sums.data + tile_units, sum_bytes);
+    if constexpr (Columns == 2) _tile_loadd(1, sums.data + amx_units, sum_bytes);
     if constexpr (Rows == 2) _tile_loadd(2, lower, sum_bytes);
-    if constexpr (Rows == 2 && Columns == 2) _tile_loadd(3, lower + tile_units, sum_bytes);
+    if constexpr (Rows == 2 && Columns == 2) _tile_loadd(3, lower + amx_units, sum_bytes);
   }
-  const std::uint32_t *upper_left = left.data, *lower_left = left.data + tile_rows * left.stride, *at = right.data;
-  for (std::int64_t step = 0; step < steps; step += tile_units) {
+  const std::uint32_t *upper_left = left.data, *lower_left = left.data + amx_rows * left.stride, *at = right.data;
+  for (std::int64_t step = 0; step < steps; step += amx_units) {
     _tile_loadd(4, upper_left, left_bytes);
     _tile_loadd(6, at, right_bytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (Columns == 2) {
-      _tile_loadd(7, at + tile_units, right_bytes);
+      _tile_loadd(7, at + amx_units, right_bytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (Rows == 2) {
@@ -97,20 +84,20 @@ SKIM_INLINE void multiply_tiles(tile_matrix<const std::uint32_t> left, tile_matr
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (Rows == 2 && Columns == 2) _tile_dpbf16ps(3, 5, 7);
-    upper_left += tile_units;
-    lower_left += tile_units;
-    at += tile_rows * right.stride;
+    upper_left += amx_units;
+    lower_left += amx_units;
+    at += amx_rows * right.stride;
   }
   _tile_stored(0, sums.data, sum_bytes);
-  if constexpr (Columns == 2) _tile_stored(1, sums.data + tile_units, sum_bytes);
+  if constexpr (Columns == 2) _tile_stored(1, sums.data + amx_units, sum_bytes);
   if constexpr (Rows == 2) _tile_stored(2, lower, sum_bytes);
-  if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, lower + tile_units, sum_bytes);
+  if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, lower + amx_units, sum_bytes);
 }
 
-/// Row i of `to`, `stride` apart, = column i of `from`.
-SKIM_INLINE void store_transposed(const std::uint32_t (&from)[16][16], std::uint32_t* to, std::int64_t stride) {
+/// Row i of `target`, `stride` apart, = column i of `source`.
+SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride) {
   __m512i rows[16], pairs[16], quads[16];
-  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(from[i]);
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(source[i]);
   for (int i = 0; i < 16; i += 2) {
     pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
@@ -127,17 +114,28 @@ SKIM_INLINE void store_transposed(const std::uint32_t (&from)[16][16], std::uint
     const __m512i low_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xdd);
     const __m512i high_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
     const __m512i high_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xdd);
-    _mm512_storeu_si512(to + j * stride, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
-    _mm512_storeu_si512(to + (4 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
-    _mm512_storeu_si512(to + (8 + j) * stride, _mm512_shuffle_i32x4(low_even, high_even, 0xdd));
-    _mm512_storeu_si512(to + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
+    _mm512_storeu_si512(target + j * stride, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
+    _mm512_storeu_si512(target + (4 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
+    _mm512_storeu_si512(target + (8 + j) * stride, _mm512_shuffle_i32x4(low_even, high_even, 0xdd));
+    _mm512_storeu_si512(target + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
   }
 }
 
-}  // namespace simd
+SKIM_INTRINSICS_END
+
+#else
+
+class amx_registers;
+template <int Rows, int Columns>
+void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<const std::uint32_t> right, amx_matrix<float> sums,
+                  std::int64_t steps, bool fresh);
+void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride);
+
 #endif
+
+}  // namespace simd
 
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -7,13 +7,17 @@
 
 #include <skim/types.hpp>
 
-#include <xsimd/xsimd.hpp>
+#include <type_traits>
+#include <utility>
 
+SKIM_INTRINSICS_BEGIN
+#include <xsimd/xsimd.hpp>
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+SKIM_INTRINSICS_END
 
 #define SKIM_PASTE_4(a, b, c, d) a##b##c##d
 #define SKIM_NAME_4(a, b, c, d) SKIM_PASTE_4(a, b, c, d)
@@ -64,25 +68,25 @@
 
 #if defined(__AMX_BF16__) && SKIM_CPU_DOT_PAIRS
 #define SKIM_CPU_AMX 1
-#define SKIM_CPU_TILES _amx
+#define SKIM_CPU_AMX_NAME _amx
 #else
 #define SKIM_CPU_AMX 0
-#define SKIM_CPU_TILES
+#define SKIM_CPU_AMX_NAME
 #endif
 
 /// Names the feature set: avx512bw_f16c_bf16_amx, avx2_fma_f16c, sse2, neon64, ...
-#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_TILES)
-
-#define SKIM_CPU_STRING_2(name) #name
-#define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)
+#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_AMX_NAME)
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 
-/// The feature set, for reports and benchmark labels.
-inline constexpr const char* feature_set = SKIM_CPU_STRING(SKIM_CPU_FEATURES);
+namespace detail {
+
+using namespace skim::detail;  // NOLINT: the library's own internals, one level up
+
+}  // namespace detail
 
 namespace simd {
 
@@ -93,6 +97,8 @@ using float_mask = xsimd::batch_bool<float, arch>;
 
 inline constexpr std::int64_t lanes = static_cast<std::int64_t>(floats::size);
 inline constexpr int registers = SKIM_CPU_REGISTERS;
+
+SKIM_INTRINSICS_BEGIN
 
 /// a * b + c, fused where the processor can; xsimd before 11 has no fused form for AVX-512.
 SKIM_INLINE floats fma(floats a, floats b, floats c) {
@@ -163,6 +169,8 @@ SKIM_INLINE float max_lane(floats x) {
 #endif
 }
 
+SKIM_INTRINSICS_END
+
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.
 template <class Body, int... I>
@@ -177,5 +185,5 @@ SKIM_INLINE void unroll(const Body& body) {
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Rows of f32, f16 and bf16 to and from f32. xsimd has no 16-bit batches, and its converting loads are scalar at
+/// \file Elements of f32, f16 and bf16 to and from f32. xsimd has no 16-bit batches, and its converting loads are scalar at
 /// GCC's -O2, so the vector forms are intrinsics.
 #pragma once
 
 #include <skim/cpu/simd/compat.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace simd {
+
+SKIM_INTRINSICS_BEGIN
 
 /// `lanes` elements widened to f32; exact.
 SKIM_INLINE floats load(const bf16* p) {
@@ -78,36 +80,40 @@ SKIM_INLINE void store(f16* p, floats x) {
 #endif
 }
 
+SKIM_INTRINSICS_END
+
+/// Any other stored type, by way of its scalar conversions.
 template <class T>
-SKIM_INLINE void widen_row_of(const T* from, std::int64_t n, float* to) {
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = to_float(from[i]);
+SKIM_INLINE floats load(const T* p) {
+  float wide[lanes];
+  for (std::int64_t i = 0; i < lanes; ++i) wide[i] = to_float(p[i]);
+  return load(static_cast<const float*>(wide));
 }
-
-/// `to [n]` = the row's values; reads exactly n elements.
-SKIM_INLINE void widen_row(const void* from, element type, std::int64_t n, float* to) {
-  if (type == element::f32) return widen_row_of(static_cast<const float*>(from), n, to);
-  if (type == element::f16) return widen_row_of(static_cast<const f16*>(from), n, to);
-  widen_row_of(static_cast<const bf16*>(from), n, to);
-}
-
 template <class T>
-SKIM_INLINE void narrow_row_of(const float* from, std::int64_t n, T* to) {
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(to + i, load(from + i));
-  for (; i < n; ++i) to[i] = from_float<T>(from[i]);
+SKIM_INLINE void store(T* p, floats x) {
+  float wide[lanes];
+  store(static_cast<float*>(wide), x);
+  for (std::int64_t i = 0; i < lanes; ++i) p[i] = from_float<T>(wide[i]);
 }
 
-/// The row `to [n]` = the values rounded to nearest even; writes exactly n elements.
-SKIM_INLINE void narrow_row(const float* from, std::int64_t n, void* to, element type) {
-  if (type == element::f32) return narrow_row_of(from, n, static_cast<float*>(to));
-  if (type == element::f16) return narrow_row_of(from, n, static_cast<f16*>(to));
-  narrow_row_of(from, n, static_cast<bf16*>(to));
+/// target [n] = the values; reads exactly n elements.
+template <class T>
+SKIM_INLINE void widen(const T* source, std::int64_t n, float* target) {
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(target + i, load(source + i));
+  for (; i < n; ++i) target[i] = to_float(source[i]);
+}
+
+/// target [n] = the values rounded to nearest even; writes exactly n elements.
+template <class T>
+SKIM_INLINE void narrow(const float* source, std::int64_t n, T* target) {
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(target + i, load(source + i));
+  for (; i < n; ++i) target[i] = from_float<T>(source[i]);
 }
 
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

@@ -6,7 +6,7 @@
 #include <skim/math/activation.hpp>
 
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace simd {
@@ -65,5 +65,5 @@ SKIM_INLINE floats soft_cap(floats x, floats cap, floats inverse_cap) {
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

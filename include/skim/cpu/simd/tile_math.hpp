@@ -6,8 +6,11 @@
 #include <skim/cpu/simd/convert.hpp>
 #include <skim/math/accumulate.hpp>
 
+#include <cstring>
+#include <type_traits>
+
 namespace skim {
-inline namespace v0 {
+inline namespace v0_2 {
 namespace cpu {
 inline namespace SKIM_CPU_FEATURES {
 namespace simd {
@@ -18,49 +21,55 @@ struct tile_math;
 /// One step is one f32.
 template <>
 struct tile_math<accumulate::widen_fma> {
-  using unit = float;                            ///< storage of one step
-  static constexpr std::int64_t values = 1;      ///< numbers in a step
-  static constexpr bool rounds_queries = false;  ///< if so, q.k is scaled, not q: queries of the unit's type stay exact
-  static constexpr bool tiles = false;           ///< multiplied by matrix tiles: 16 steps at a time
+  using step = float;                        ///< storage of one step
+  static constexpr std::int64_t values = 1;  ///< numbers in a step
+  static constexpr bool rounds_lanes =
+      false;  ///< packing rounds: q.k is scaled then, so that queries of the step's type stay exact
+  static constexpr bool amx = false;  ///< multiplied by AMX: 16 steps at a time
 
   static SKIM_INLINE floats load_steps(const float* p) { return load(p); }
-  static SKIM_INLINE floats multiply_add(floats many, float one, floats sum) { return fma(many, floats(one), sum); }
+  static SKIM_INLINE floats multiply_add(floats packed, float factor, floats sum) {
+    return fma(packed, floats(factor), sum);
+  }
 
   /// Packs `lanes` rows' values for one step.
-  static SKIM_INLINE void pack(float* to, floats even, floats) { store(to, even); }
+  static SKIM_INLINE void pack(float* target, floats even, floats) { store(target, even); }
 
-  /// A query row, scaled, into one lane: step i at to + i * stride.
-  static SKIM_INLINE void scatter_query(const float* row, std::int64_t n, float scale, float* to, std::int64_t stride) {
-    for (std::int64_t d = 0; d < n; ++d) to[d * stride] = row[d] * scale;
+  /// A row, scaled, into one lane: step i at target + i * stride.
+  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, float* target, std::int64_t stride) {
+    for (std::int64_t d = 0; d < n; ++d) target[d * stride] = row[d] * scale;
   }
-  /// A key as steps along D: `to [n]`.
-  static SKIM_INLINE void load_key(const void* from, element type, std::int64_t n, float* to) {
-    widen_row(from, type, n, to);
+  /// A stored row as steps along it: `target [n]`.
+  template <class T>
+  static SKIM_INLINE void load_row(const T* source, std::int64_t n, float* target) {
+    widen(source, n, target);
   }
-  /// The values of one step's keys, `to [n]`; a null row counts as zeros.
-  static SKIM_INLINE void load_values(const void* from, const void*, element type, std::int64_t n, float* to) {
-    if (from) return widen_row(from, type, n, to);
-    for (std::int64_t d = 0; d < n; ++d) to[d] = 0;
+  /// The stored rows of one step, `target [n]`; a null row counts as zeros.
+  template <class T>
+  static SKIM_INLINE void load_row_pair(const T* source, const T*, std::int64_t n, float* target) {
+    if (source) return widen(source, n, target);
+    for (std::int64_t d = 0; d < n; ++d) target[d] = 0;
   }
-  /// Zeroes the value that key `which` of the step contributes.
+  /// Zeroes the value that row `which` of the step contributes.
   static SKIM_INLINE float without(float, std::int64_t) { return 0; }
 };
 
 #if SKIM_CPU_DOT_PAIRS
+SKIM_INTRINSICS_BEGIN
 /// One step is two bf16, the earlier in the low half.
 template <>
 struct tile_math<accumulate::dot_pairs> {
-  using unit = std::uint32_t;
+  using step = std::uint32_t;
   static constexpr std::int64_t values = 2;
-  static constexpr bool rounds_queries = true;
-  static constexpr bool tiles = false;
+  static constexpr bool rounds_lanes = true;
+  static constexpr bool amx = false;
 
   static SKIM_INLINE floats load_steps(const std::uint32_t* p) {
     return floats(_mm512_castsi512_ps(_mm512_loadu_si512(p)));
   }
-  static SKIM_INLINE floats multiply_add(floats many, std::uint32_t one, floats sum) {
-    const __m512i pair = _mm512_set1_epi32(static_cast<int>(one));
-    return floats(_mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(many), (__m512bh)pair));
+  static SKIM_INLINE floats multiply_add(floats packed, std::uint32_t factor, floats sum) {
+    const __m512i pair = _mm512_set1_epi32(static_cast<int>(factor));
+    return floats(_mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(packed), (__m512bh)pair));
   }
 
   static SKIM_INLINE __m512i round_to_bf16(floats x) {  // in the upper half of each lane
@@ -70,58 +79,71 @@ struct tile_math<accumulate::dot_pairs> {
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
   }
-  static SKIM_INLINE void pack(std::uint32_t* to, floats even, floats odd) {
+  static SKIM_INLINE void pack(std::uint32_t* target, floats even, floats odd) {
     const __m512i high = _mm512_and_si512(round_to_bf16(odd), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_srli_epi32(round_to_bf16(even), 16), high));
+    _mm512_storeu_si512(target, _mm512_or_si512(_mm512_srli_epi32(round_to_bf16(even), 16), high));
   }
 
-  static SKIM_INLINE void scatter_query(const float* row, std::int64_t n, float scale, std::uint32_t* to,
-                                        std::int64_t stride) {
+  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, std::uint32_t* target,
+                                    std::int64_t stride) {
     for (std::int64_t d = 0; d < n; d += 2) {
       const std::uint32_t even = from_float<bf16>(row[d] * scale).bits;
       const std::uint32_t odd = d + 1 < n ? from_float<bf16>(row[d + 1] * scale).bits : 0u;
-      to[d / 2 * stride] = even | odd << 16;
+      target[d / 2 * stride] = even | odd << 16;
     }
   }
-  static SKIM_INLINE void load_key(const void* from, element, std::int64_t n, std::uint32_t* to) {
-    if (n % 2 != 0) to[n / 2] = 0;  // an odd D ends in half a step
-    std::memcpy(to, from, static_cast<std::size_t>(n) * 2);
+  static SKIM_INLINE void load_row(const bf16* source, std::int64_t n, std::uint32_t* target) {
+    if (n % 2 != 0) target[n / 2] = 0;  // an odd D ends in half a step
+    std::memcpy(target, source, static_cast<std::size_t>(n) * 2);
   }
-  static SKIM_INLINE void load_values(const void* from, const void* next, element, std::int64_t n, std::uint32_t* to) {
-    const bf16 *low = static_cast<const bf16*>(from), *high = static_cast<const bf16*>(next);
+  static SKIM_INLINE void load_row_pair(const bf16* low, const bf16* high, std::int64_t n, std::uint32_t* target) {
     std::int64_t d = 0;
     for (; low && high && d + lanes <= n; d += lanes) {
       const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + d)));
       const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(high + d)));
-      _mm512_storeu_si512(to + d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+      _mm512_storeu_si512(target + d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
     }
     for (; d < n; ++d) {
       const std::uint32_t even = low ? low[d].bits : 0u, odd = high ? high[d].bits : 0u;
-      to[d] = even | odd << 16;
+      target[d] = even | odd << 16;
     }
   }
   static SKIM_INLINE std::uint32_t without(std::uint32_t pair, std::int64_t which) {
     return which == 0 ? pair & 0xffff0000u : pair & 0xffffu;
   }
 };
+SKIM_INTRINSICS_END
 #endif
 
 #if SKIM_CPU_AMX
-/// The steps of `dot_pairs`, which tiles multiply.
+/// The steps of `dot_pairs`, which AMX multiplies.
 template <>
-struct tile_math<accumulate::tiles> : tile_math<accumulate::dot_pairs> {
-  static constexpr bool tiles = true;
+struct tile_math<accumulate::amx> : tile_math<accumulate::dot_pairs> {
+  static constexpr bool amx = true;
 };
 #endif
 
-/// True where pairs of bf16 are multiplied: the instruction is there and the storage is bf16.
-template <class Accumulate>
-SKIM_INLINE bool multiplies_pairs(element type) {
-  return SKIM_CPU_DOT_PAIRS && !std::is_same_v<Accumulate, accumulate::widen_fma> && type == element::bf16;
+/// Calls `body(tile_math<...>{})` with the arithmetic of a call: the one place that decides it. `type` is that of what is
+/// stored, `none` where rows have scales or two types meet.
+template <class Accumulate, class Body>
+SKIM_INLINE auto with_math(const Accumulate& wish, element type, const Body& body) {
+  static_cast<void>(wish);
+  static_cast<void>(type);
+#if SKIM_CPU_AMX
+  if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
+    if (wish.granted && type == element::bf16) return body(tile_math<accumulate::amx>{});
+  }
+#endif
+#if SKIM_CPU_DOT_PAIRS
+  if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
+    if (type == element::bf16) return body(tile_math<accumulate::dot_pairs>{});
+  }
+#endif
+  return body(tile_math<accumulate::widen_fma>{});
 }
 
 }  // namespace simd
 }  // namespace SKIM_CPU_FEATURES
 }  // namespace cpu
-}  // namespace v0
+}  // namespace v0_2
 }  // namespace skim

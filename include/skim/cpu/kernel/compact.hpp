@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Moving what stays of a cache together: keys, values, scales, positions, inverse norms, or whole pages.
+#pragma once
+
+#include <skim/cpu/kernel/rows.hpp>
+#include <skim/eviction.hpp>
+
+namespace skim {
+inline namespace v0_2 {
+namespace cpu {
+inline namespace SKIM_CPU_FEATURES {
+namespace detail {
+
+/// Calls `move(source, target)`, in an order that is safe in place, for every token that compaction brings to another slot.
+/// `list` holds the `count` slots that stay, ascending.
+template <class Move>
+SKIM_INLINE void for_each_move(compaction how, const std::int32_t* list, std::int64_t count, const Move& move) {
+  if (how != compaction::refill) {
+    for (std::int64_t target = 0; target < count; ++target) {
+      if (list[target] != target) move(std::int64_t{list[target]}, target);
+    }
+    return;
+  }
+  std::int64_t mover = count;  // the survivors behind slot `count` are as many as the holes before it
+  while (mover > 0 && list[mover - 1] >= count) --mover;
+  for (std::int64_t target = 0, next = 0, staying = mover; mover < count; ++target) {
+    if (next < staying && list[next] == target) {
+      ++next;
+    } else {
+      move(std::int64_t{list[mover++]}, target);
+    }
+  }
+}
+
+/// Calls `visit(slot)` for the slots of [0, n) that are not listed, ascending.
+template <class Visit>
+SKIM_INLINE void for_each_evicted(const std::int32_t* list, std::int64_t count, std::int64_t n, const Visit& visit) {
+  std::int64_t next = 0;
+  for (std::int64_t slot = 0; slot < n; ++slot) {
+    if (next < count && list[next] == slot) {
+      ++next;
+    } else {
+      visit(slot);
+    }
+  }
+}
+
+/// The list that a head goes by.
+SKIM_INLINE std::int64_t list_row(const eviction_args& args, std::int64_t head) {
+  return args.share_heads ? 0 : head;
+}
+
+SKIM_INLINE void move_metadata(const kv_cache& kv, std::int64_t head, std::int64_t source_slot,
+                               std::int64_t target_slot) {
+  const std::int64_t source = kv.metadata_row(source_slot), target = kv.metadata_row(target_slot);
+  if (head == 0 || kv.positions_stride != 0) {  // a row that all heads share moves once
+    std::int32_t* const positions = kv.positions + head * kv.positions_stride;
+    positions[target] = positions[source];
+  }
+  if (kv.inverse_norms) {
+    float* const norms = kv.inverse_norms + head * kv.inverse_norms_stride;
+    norms[target] = norms[source];
+  }
+}
+
+/// Closes up the pages of the listed slots; those that leave stand behind them, in order.
+SKIM_INLINE void close_up_pages(const eviction_args& args, const std::int32_t* list, std::int64_t count) {
+  const std::int64_t page_size = args.kv.page_size;
+  std::int32_t* const table = args.block_table;
+  std::int64_t kept = 0;
+  for (std::int64_t i = 0, last = -1; i < count; ++i) {
+    const std::int64_t page = list[i] / page_size;
+    if (page == last) continue;
+    last = page;
+    const std::int32_t number = table[page];
+    for (std::int64_t behind = page; behind > kept; --behind) table[behind] = table[behind - 1];
+    table[kept++] = number;
+  }
+}
+
+/// Moves what belongs to the listed tokens. Work unit = (KV head, one of K, V and metadata); values inside keys move with
+/// these.
+inline void compact_cache(const eviction_args& args, const index_lists& lists, executor_ref executor) {
+  const kv_cache& kv = args.kv;
+  enum : std::int64_t { keys, values, metadata, parts };
+  executor.parallel_for(kv.heads * parts + 1, [&](std::int64_t work, unsigned) {
+    const bool pages = args.how == compaction::pages;
+    if (work == kv.heads * parts) {
+      if (pages) close_up_pages(args, lists.row(0), lists.counts[0]);
+      return;
+    }
+    const std::int64_t head = work / parts, which = work % parts, row = list_row(args, head);
+    if (pages && which != metadata) return;
+    if (kv.values_in_keys && which == values) return;
+    for_each_move(args.how, lists.row(row), lists.counts[row],
+                  [&](std::int64_t source, std::int64_t target) SKIM_LAMBDA_INLINE {
+                    if (which == keys) move_row(kv, kv.k, head, source, target);
+                    if (which == values) move_row(kv, kv.v, head, source, target);
+                    if (which == metadata) move_metadata(kv, head, source, target);
+                  });
+  });
+}
+
+}  // namespace detail
+}  // namespace SKIM_CPU_FEATURES
+}  // namespace cpu
+}  // namespace v0_2
+}  // namespace skim

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file QUOKA's selection, each stage of the kernel compared with the reference on what its own previous stage left: the
+/// queries that the kernel chooses, the scores that `score` gives, the lists of `choose` and of `select`.
+#pragma once
+
+#include "attention_case.hpp"
+#include "values.hpp"
+
+#include <skim/cpu/attention.hpp>
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/reference/quoka.hpp>
+#include <skim/reference/vectors.hpp>
+#include <skim/testing/matchers.hpp>
+
+#include <gtest/gtest.h>
+
+namespace skim_test {
+
+namespace reference = skim::reference;
+
+/// The block's rows among which a rule chooses, with the kernel's error bounds.
+struct choice {
+  reference::vector_list rows;
+  double row_error = 0;  // of a row's length, relative to 1
+
+  /// How far the kernel's cosine of a row and the mean row may be off. The mean is a sum of Tq rows: where they cancel,
+  /// what is left of it carries their rounding.
+  double cosine_error() const {
+    std::vector<double> sum(rows.front().size(), 0.0);
+    double lengths = 0;
+    for (const auto& row : rows) {
+      for (std::size_t d = 0; d < row.size(); ++d) sum[d] += row[d];
+      lengths += reference::length(row);
+    }
+    const double D = static_cast<double>(sum.size()), left = reference::length(sum);
+    if (left == 0) return f32_roundoff * D;
+    const double cancelled = (f32_roundoff * static_cast<double>(rows.size()) + row_error) * lengths / left;
+    return f32_roundoff * (D / 2 + 16) + row_error + cancelled;
+  }
+};
+
+/// The chosen rows are the lowest cosines, ascending, within the bounds.
+inline void expect_lowest_cosines(const choice& from, const std::vector<std::int64_t>& chosen) {
+  const std::vector<double> center = reference::mean(from.rows);
+  const double bound = 2 * from.cosine_error();
+  std::vector<double> cosines;
+  for (const auto& row : from.rows) cosines.push_back(reference::cosine(row, center));
+  double largest = -2;
+  std::vector<bool> is_chosen(cosines.size(), false);
+  for (const std::int64_t t : chosen) {
+    ASSERT_TRUE(t >= 0 && t < static_cast<std::int64_t>(cosines.size())) << t;
+    const std::size_t at = static_cast<std::size_t>(t);
+    ASSERT_FALSE(is_chosen[at]) << "token " << t << " twice";
+    is_chosen[at] = true;
+    ASSERT_GE(cosines[at], largest - bound) << "token " << t << " is out of order";
+    largest = std::max(largest, cosines[at]);
+  }
+  for (std::size_t t = 0; t < cosines.size(); ++t) {
+    ASSERT_TRUE(is_chosen[t] || cosines[t] >= largest - bound) << "token " << t << " was left out";
+  }
+}
+
+/// Every step of the greedy choice takes a row whose distance to those chosen before is the largest, within the bounds.
+inline void expect_farthest_points(const choice& from, const std::vector<std::int64_t>& chosen) {
+  expect_lowest_cosines(from, {chosen.front()});
+  const double D = static_cast<double>(from.rows.front().size());
+  const double bound = 8 * (f32_roundoff * (D / 8 + 8) + from.row_error);
+  std::vector<double> nearest(from.rows.size(), std::numeric_limits<double>::infinity());
+  for (std::size_t i = 1; i < chosen.size(); ++i) {
+    const auto& latest = from.rows[static_cast<std::size_t>(chosen[i - 1])];
+    for (std::size_t t = 0; t < nearest.size(); ++t) {
+      nearest[t] = std::min(nearest[t], reference::squared_distance(from.rows[t], latest));
+    }
+    for (std::size_t before = 0; before < i; ++before) {
+      ASSERT_NE(chosen[before], chosen[i]) << "step " << i;
+      nearest[static_cast<std::size_t>(chosen[before])] = -1;
+    }
+    const double farthest = *std::max_element(nearest.begin(), nearest.end());
+    ASSERT_GE(nearest[static_cast<std::size_t>(chosen[i])], farthest - bound) << "step " << i;
+  }
+}
+
+inline void expect_choice(const skim::query_rule& rule, const choice& from, std::int64_t Tk,
+                          const std::vector<std::int64_t>& chosen) {
+  switch (rule.choice) {
+    case skim::query_choice::lowest_cosine:
+    case skim::query_choice::group_lowest_cosine:
+      return expect_lowest_cosines(from, chosen);
+    case skim::query_choice::farthest_point:
+      return expect_farthest_points(from, chosen);
+    default:  // rules that look at no query: the same tokens exactly
+      EXPECT_EQ(chosen, reference::choose_rows(rule, from.rows, Tk));
+  }
+}
+
+/// What the kernel chooses for one block and KV head.
+struct chosen_queries {
+  std::vector<std::int64_t> tokens;  // the rule's last choice: of the only query head, or of the group
+  reference::vector_list qbar;       // [kept][D]
+
+  chosen_queries(const skim::query_rule& rule, const skim::attention_args& args, const skim::attention_sequence& block,
+                 std::int64_t head) {
+    using namespace skim::cpu::detail;
+    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq), length = padded_row(D);
+    skim::detail::arena measure;
+    choose_scratch(measure, block.Tq, D);
+    aligned_memory memory(measure.used()), rows(static_cast<std::size_t>(kept * length) * sizeof(float));
+    skim::detail::arena arena(memory.data());
+    const choose_scratch scratch(arena, block.Tq, D);
+    float* const row = static_cast<float*>(rows.data());
+    skim::cpu::detail::choose_queries(rule, args, block, head, scratch, row);
+    EXPECT_TRUE(memory.guards_intact() && rows.guards_intact());
+    for (std::int64_t i = 0; i < kept; ++i) {
+      qbar.emplace_back(row + i * length, row + i * length + D);
+      tokens.push_back(kept < block.Tq ? scratch.chosen[i] : i);
+    }
+  }
+};
+
+/// One block and KV head of a selection.
+struct stage_check {
+  const skim::quoka& policy;
+  const skim::attention_args& args;
+  const skim::attention_sequence& block;
+  std::int64_t head;
+
+  bool chooses() const { return policy.queries.kept(block.Tq) < block.Tq; }
+  bool by_query_head() const { return policy.queries.per_query_head() && chooses(); }
+  std::int64_t G() const { return skim::group_size(args); }
+  double unit_error() const {
+    return f32_roundoff * (static_cast<double>(args.q.extents[2]) / 8 + static_cast<double>(G()) + 8);
+  }
+
+  /// What the kernel chooses for one query head: a group of one shows its choice.
+  std::vector<std::int64_t> tokens_of_query_head(std::int64_t h) const {
+    skim::attention_args alone = args;
+    alone.q.data = args.q.at(0, h);
+    alone.q.extents[1] = 1;
+    skim::attention_sequence one = block;
+    alone.sequences = &one.kv;
+    alone.sequence_count = 1;
+    one.kv.heads = 1;
+    return chosen_queries(policy.queries, alone, one, 0).tokens;
+  }
+
+  reference::vector_list units(std::int64_t g) const {
+    reference::vector_list rows;
+    for (const auto& row : reference::queries_of(args, block, head * G() + g)) rows.push_back(reference::unit(row));
+    return rows;
+  }
+
+  /// The tokens that the rule chose, [G or 1][kept].
+  std::vector<std::vector<std::int64_t>> expect_tokens(const chosen_queries& chosen) const {
+    std::vector<std::vector<std::int64_t>> tokens;
+    for (std::int64_t g = 0; by_query_head() && g < G(); ++g) {
+      tokens.push_back(tokens_of_query_head(head * G() + g));
+      expect_choice(policy.queries, {reference::queries_of(args, block, head * G() + g), 0}, block.Tk(), tokens.back());
+    }
+    if (by_query_head()) return tokens;
+    if (chooses()) {
+      choice means;
+      means.row_error = unit_error();
+      std::vector<reference::vector_list> heads;
+      for (std::int64_t g = 0; g < G(); ++g) heads.push_back(units(g));
+      for (std::size_t t = 0; t < static_cast<std::size_t>(block.Tq); ++t) {
+        reference::vector_list group;
+        for (const auto& rows : heads) group.push_back(rows[t]);
+        means.rows.push_back(reference::mean(group));
+      }
+      expect_choice(policy.queries, means, block.Tk(), chosen.tokens);
+    }
+    return {chosen.tokens};
+  }
+
+  /// The group mean of the unit queries of those tokens.
+  void expect_qbar(const chosen_queries& chosen, const std::vector<std::vector<std::int64_t>>& tokens) const {
+    std::vector<reference::vector_list> heads;
+    for (std::int64_t g = 0; g < G(); ++g) heads.push_back(units(g));
+    for (std::size_t i = 0; i < chosen.qbar.size(); ++i) {
+      reference::vector_list group;
+      for (std::size_t g = 0; g < heads.size(); ++g) {
+        group.push_back(heads[g][static_cast<std::size_t>(tokens[by_query_head() ? g : 0][i])]);
+      }
+      const std::vector<double> mean = reference::mean(group);
+      for (std::size_t d = 0; d < mean.size(); ++d) {
+        ASSERT_NEAR(chosen.qbar[i][d], mean[d], unit_error()) << "query " << i << ", element " << d;
+      }
+    }
+  }
+
+  /// Candidates, their exact scores for the kernel's qbar, and the documented bounds.
+  skim::testing::scored_slots exact_scores(const chosen_queries& chosen) const {
+    skim::testing::scored_slots exact;
+    exact.slots = reference::candidates(args, block, head);
+    const double bound = unit_error() + 4 * f32_roundoff;
+    for (const std::int64_t slot : exact.slots) {
+      exact.scores.push_back(reference::score_key(policy, block, head, slot, chosen.qbar));
+      const bool cosine = policy.similarity == skim::similarity::cosine;
+      exact.bounds.push_back(cosine ? bound
+                                    : bound * reference::length(reference::row_of(block.kv, block.kv.k, head, slot)));
+    }
+    return exact;
+  }
+
+  /// The scores of those queries and, from the scores, the list.
+  void expect_scores_and_list(const chosen_queries& chosen, const float* scores,
+                              const std::vector<std::int64_t>& list) const {
+    const skim::testing::scored_slots exact = exact_scores(chosen);
+    std::vector<double> own;
+    for (std::size_t i = 0; i < exact.slots.size(); ++i) {
+      own.push_back(static_cast<double>(scores[exact.slots[i]]));
+      if (std::isnan(exact.scores[i])) continue;
+      ASSERT_NEAR(own.back(), exact.scores[i], exact.bounds[i]) << "slot " << exact.slots[i];
+    }
+    EXPECT_EQ(list, reference::top_k(policy.keep, block, head, exact.slots, own));
+    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(policy.keep, block, head, exact)));
+  }
+
+  void expect_stages(const float* scores, const std::vector<std::int64_t>& list) const {
+    const std::int64_t past = block.past(head);
+    if (reference::lists_all(policy.keep, block, skim::cpu::detail::crossing_of(policy.keep, block.Tk()))) {
+      EXPECT_EQ(list, reference::all_past(block, head));
+      return;
+    }
+    if (block.Tq == 0 || past <= policy.keep.keys(past)) {
+      EXPECT_EQ(list, reference::candidates(args, block, head));
+      return;
+    }
+    const chosen_queries chosen(policy.queries, args, block, head);
+    const auto tokens = expect_tokens(chosen);
+    if (testing::Test::HasFatalFailure()) return;
+    expect_qbar(chosen, tokens);
+    expect_scores_and_list(chosen, scores, list);
+  }
+};
+
+/// Lists with memory of their own, and an entry behind it.
+struct selected_lists {
+  std::vector<std::int32_t> indices, counts;
+  skim::index_lists lists;
+
+  selected_lists(std::int64_t rows, std::int64_t capacity, std::int64_t block_rows)
+      : indices(static_cast<std::size_t>(rows * capacity + 1), -7), counts(static_cast<std::size_t>(rows + 1), -7) {
+    lists.indices = indices.data();
+    lists.counts = counts.data();
+    lists.rows = rows;
+    lists.capacity = capacity;
+    lists.block_rows = block_rows;
+  }
+  selected_lists(const selected_lists&) = delete;
+  selected_lists& operator=(const selected_lists&) = delete;
+
+  template <class Operation>
+  selected_lists(const Operation& op, const skim::attention_args& args)
+      : selected_lists(skim::list_rows(args, op.block_rows()), op.list_capacity(args), op.block_rows()) {}
+
+  bool outside_intact() const { return indices.back() == -7 && counts.back() == -7; }
+  std::vector<std::int64_t> row(std::int64_t r) const {
+    return {lists.row(r), lists.row(r) + counts[static_cast<std::size_t>(r)]};
+  }
+};
+
+/// Selects, once as a whole and once step by step, and checks every stage of every block and head.
+inline void expect_selection(const skim::quoka& policy, const skim::attention_args& args) {
+  const skim::cpu::attention<skim::quoka> op{policy};
+  const skim::serial_executor serial;
+  ASSERT_TRUE(op.check(args).ok());
+  const std::int64_t heads = skim::first_view(args).heads, every = op.block_rows();
+  selected_lists whole(op, args), stepped(op, args);
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  ASSERT_TRUE(op.select(args, whole.lists, {}, workspace.get(), serial).ok());
+  ASSERT_TRUE(check_indices(args, &whole.lists).ok());
+  EXPECT_TRUE(workspace.guards_intact() && whole.outside_intact());
+
+  const std::int64_t sequences = skim::sequence_count(args), longest = skim::longest_past(args, every);
+  const std::int64_t rounds = skim::block_count(skim::most_rows(args), every);
+  std::vector<float> all_scores;  // [rounds, sequences * heads, longest]
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    std::vector<float> scores(static_cast<std::size_t>(sequences * heads * longest + 1), -7.0f);
+    const skim::tensor_view<float, 2> view(scores.data(), {sequences * heads, longest});
+    ASSERT_TRUE(op.score(args, view, {}, workspace.get(), serial, round).ok());
+    ASSERT_TRUE(op.choose(args, view, stepped.lists, workspace.get(), serial, round).ok());
+    EXPECT_TRUE(workspace.guards_intact());
+    EXPECT_EQ(scores.back(), -7.0f);
+    all_scores.insert(all_scores.end(), scores.begin(), scores.end() - 1);
+  }
+  EXPECT_TRUE(stepped.outside_intact());
+
+  std::int64_t index = 0;
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    const skim::attention_sequence sequence = skim::sequence_at(args, s);
+    for (std::int64_t b = 0; b < skim::block_count(sequence.Tq, every); ++b, ++index) {
+      const skim::attention_sequence block = skim::block_of(sequence, b, every);
+      for (std::int64_t head = 0; head < heads; ++head) {
+        SCOPED_TRACE(testing::Message() << "sequence " << s << ", block " << b << ", head " << head);
+        const std::int64_t r = index * heads + head;
+        ASSERT_EQ(stepped.row(r), whole.row(r));
+        const float* const scores = all_scores.data() + ((b * sequences + s) * heads + head) * longest;
+        stage_check{policy, args, block, head}.expect_stages(scores, whole.row(r));
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+}  // namespace skim_test
