@@ -31,10 +31,13 @@ SKIM_INLINE void scale_row(float scale, std::int64_t n, float* row) {
   for (std::int64_t d = 0; d < n; ++d) row[d] *= scale;
 }
 
-/// target [n] = the row's values; reads exactly n elements.
-SKIM_NOINLINE inline void widen(const stored_row& row, std::int64_t n, float* target) {
+/// target [n] = the row's values; reads exactly n elements. For loops over keys; elsewhere `widen`, compiled once, does.
+SKIM_INLINE void widen_here(const stored_row& row, std::int64_t n, float* target) {
   with_row(row, [&](auto source) SKIM_LAMBDA_INLINE { simd::widen(source, n, target); });
   scale_row(row.scale, n, target);
+}
+SKIM_NOINLINE inline void widen(const stored_row& row, std::int64_t n, float* target) {
+  widen_here(row, n, target);
 }
 
 /// The row `target [n]` = the values rounded to nearest even; writes exactly n elements.

@@ -144,7 +144,7 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
     for (std::int64_t i = 0; i < count; ++i) {
       float* const key = scratch.keys + i * stride;
       simd::store(key + stride - simd::lanes, simd::floats(0.0f));
-      widen(kv.row(kv.k, job.head, begin + i), D, key);
+      widen_here(kv.row(kv.k, job.head, begin + i), D, key);
     }
     for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
     score_keys_of_tile(queries, scratch.keys, count, dots);
