@@ -244,6 +244,42 @@ TEST(PartBits, AreThoseOfTheWholeCall) {
   });
 }
 
+/// Rows [first, first + 128) of a call of 512, as a host would have made the call: put together by hand.
+skim::attention_args chunk_of_128(const skim::attention_args& whole, std::int64_t first,
+                                  std::vector<std::int32_t>& lengths) {
+  skim::attention_args args = whole;
+  args.q.data = whole.q.at(first);
+  args.out.data = whole.out.at(first);
+  args.lse.data = whole.lse.at(first);
+  args.q.extents[0] = args.out.extents[0] = args.lse.extents[0] = 128;
+  const std::int64_t later = 512 - first - 128;
+  args.kv.tokens -= later;
+  lengths.clear();
+  for (std::int64_t h = 0; h < whole.kv.heads; ++h) {
+    lengths.push_back(static_cast<std::int32_t>(whole.kv.length(h) - later));
+  }
+  if (whole.kv.lengths) args.kv.lengths = lengths.data();
+  return args;
+}
+
+template <class Selector>
+void expect_chunks(Selector selector, const attention_case& c) {
+  selector.keep.every = 128;
+  const skim::cpu::attention op{selector};
+  selector.keep.every = 0;
+  const skim::cpu::attention own{selector};
+  attention_inputs inputs(c), again(c);
+  const result expected = attend(op, c, inputs);
+  const skim::attention_args args = again.args();
+  std::vector<std::int32_t> lengths;
+  for (std::int64_t first = 0; first < 512; first += 128) {
+    const skim::attention_args chunk = chunk_of_128(args, first, lengths);
+    aligned_memory workspace(own.workspace_bytes(chunk, 1));
+    ASSERT_TRUE(own.run(chunk, {}, workspace.get(), skim::serial_executor{}).ok());
+  }
+  EXPECT_EQ(result_of(again), expected);
+}
+
 /// 512 rows, chosen anew for every 128, are four calls of 128: their past includes the call's earlier rows.
 TEST(PartBits, OfFourBlocksAreThoseOfFourCalls) {
   for (const cache_form form : sampled_forms) {
@@ -263,14 +299,11 @@ TEST(PartBits, OfFourBlocksAreThoseOfFourCalls) {
         c.kv_type = skim::element::bf16;
         SCOPED_TRACE(testing::Message() << c);
         skim::quoka selector = thins;
-        selector.keep.every = 128;
-        expect_parts(selector, c);
+        expect_chunks(selector, c);
         selector.queries = skim::queries::random(8, 3);
-        expect_parts(selector, c);
-        selector = keeps_all;
-        selector.keep.every = 128;
-        expect_parts(selector, c);
-        expect_parts(skim::sink_window{skim::retention::budget(150, 4).dense_under(0).for_every(128)}, c);
+        expect_chunks(selector, c);
+        expect_chunks(keeps_all, c);
+        expect_chunks(skim::sink_window{skim::retention::budget(150, 4).dense_under(0)}, c);
         c.lists = lists_kind::third;
         c.block_rows = 128;
         expect_listed_parts(c);
