@@ -30,7 +30,7 @@ SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std
     inverse = kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
   } else {
     const stored_row key = kv.row(kv.k, head, slot);
-    widen(key, kv.k.dim, row);
+    widen_here(key, kv.k.dim, row);
     const float squares = dot_of(static_cast<const float*>(row), row, kv.k.dim);
     inverse = inverse_norm(squares, key, kv.k.dim);
   }
@@ -40,7 +40,7 @@ SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std
 /// target [D] = the key as it is stored; returns what `guarded_inverse_norm` does.
 SKIM_INLINE float load_key(const kv_view& kv, std::int64_t head, std::int64_t slot, float* target) {
   const float inverse = guarded_inverse_norm(kv, head, slot, target);
-  if (kv.inverse_norms) widen(kv.row(kv.k, head, slot), kv.k.dim, target);
+  if (kv.inverse_norms) widen_here(kv.row(kv.k, head, slot), kv.k.dim, target);
   return inverse;
 }
 

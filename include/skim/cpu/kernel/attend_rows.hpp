@@ -138,12 +138,13 @@ struct stored_tile {
   position_range range;  // of their positions
 };
 
-/// Finds the `count` keys from logical index `begin` on. `positions [64]`: theirs.
-SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64_t count, std::int32_t* positions,
-                           stored_tile& tile) {
+/// Finds the `count` keys from logical index `begin` on, and, if wanted, their values. `positions [64]`: theirs.
+SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64_t count, bool values,
+                           std::int32_t* positions, stored_tile& tile) {
   const kv_view& kv = job.sequence.kv;
   const std::int64_t listed = job.listed(), past = job.past();
   const std::int32_t* const list = job.lists ? job.lists->row(job.list_row + job.head) : nullptr;
+  const head_rows k(kv, kv.k, job.head), v(kv, kv.v, job.head);
   tile.keys = count;
   tile.range = {largest_index, -1};
   for (std::int64_t i = 0; i < count; ++i) {
@@ -151,8 +152,8 @@ SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64
     const kv_place place = kv.place(slot);
     const std::int64_t position = kv.position(job.head, slot);
     tile.slots[i] = slot;
-    tile.k[i] = kv.row(kv.k, job.head, place);
-    tile.v[i] = kv.row(kv.v, job.head, place);
+    tile.k[i] = k.at(place);
+    if (values) tile.v[i] = v.at(place);
     positions[i] = static_cast<std::int32_t>(position);
     tile.range.begin = smaller(tile.range.begin, position);
     tile.range.end = greater(tile.range.end, position + 1);
@@ -273,7 +274,7 @@ inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scrat
   step* const weights = std::is_same_v<step, float> ? reinterpret_cast<step*>(scratch.scores) : scratch.weights;
   stored_tile stored;
   for (std::int64_t begin = job.key_begin; begin < end; begin += tile_keys) {
-    find_tile(job, begin, smaller(tile_keys, end - begin), scratch.positions, stored);
+    find_tile(job, begin, smaller(tile_keys, end - begin), true, scratch.positions, stored);
     if (disjoint(see.keys(queries), stored.range)) continue;
     const bool partly = !see.covers(queries, stored.range);
     key_tile<step> tile;

@@ -77,7 +77,7 @@ inline void sum_job_weights(const attend_job& job, const logit_rule& rule, posit
   stored_tile stored;
   for (std::int64_t begin = job.key_begin; begin < job.key_end; begin += tile_keys) {
     const std::int64_t keys = smaller(tile_keys, job.key_end - begin);
-    find_tile(job, begin, keys, scratch.tile.positions, stored);
+    find_tile(job, begin, keys, false, scratch.tile.positions, stored);
     if (disjoint(see.keys(queries), stored.range) || disjoint(wanted, stored.range)) continue;
     const bool masked = !see.covers(queries, stored.range);
     key_tile<float> tile{};

@@ -205,6 +205,33 @@ SKIM_INLINE void move_row(const kv_cache& kv, const kv_cache_tensor& tensor, std
   if (tensor.scales) kv.scale(tensor, head, target) = kv.scale(tensor, head, source);
 }
 
+/// Where the rows of one head of a cache's tensor lie, for loops over many of them.
+class head_rows {
+ public:
+  SKIM_INLINE head_rows(const kv_view& kv, const kv_tensor& tensor, std::int64_t head)
+      : first_(static_cast<const char*>(tensor.data) + bytes_of(tensor.type, head * tensor.head_stride)),
+        row_bytes_(bytes_of(tensor.type, tensor.row_stride)),
+        page_bytes_(kv.layout == kv_layout::paged ? bytes_of(tensor.type, tensor.page_stride) : 0),
+        tensor_(&tensor),
+        head_(head) {}
+
+  SKIM_INLINE stored_row at(kv_place place) const {
+    const char* const data = first_ + place.page * page_bytes_ + place.row * row_bytes_;
+    return {data, tensor_->type, tensor_->scales ? scale(place) : 1.0f};
+  }
+
+ private:
+  SKIM_INLINE float scale(kv_place at) const {
+    return tensor_->scales[at.page * tensor_->scale_page_stride + at.row * tensor_->scale_row_stride +
+                           head_ * tensor_->scale_head_stride];
+  }
+
+  const char* first_;
+  std::int64_t row_bytes_, page_bytes_;
+  const kv_tensor* tensor_;
+  std::int64_t head_;
+};
+
 inline constexpr std::int64_t rows_summed_apart = 256;  // which bounds the rounding error of a sum over a cache
 
 /// total [dim] = sum over the head's slots of weights[slot] * row, or the rows' mean where `weights` is null. Left out are

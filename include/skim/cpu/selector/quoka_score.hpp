@@ -134,6 +134,7 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
                                       const score_scratch& scratch, float* scores) {
   const kv_view& kv = *job.kv;
   const std::int64_t D = kv.k.dim, stride = padded_row(D);
+  const head_rows rows(kv, kv.k, job.head);
   float dots[keys_of_tile];
   for (std::int64_t begin = job.begin; begin < job.end; begin += keys_of_tile) {
     const std::int64_t count = smaller(keys_of_tile, job.end - begin);
@@ -144,7 +145,7 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
     for (std::int64_t i = 0; i < count; ++i) {
       float* const key = scratch.keys + i * stride;
       simd::store(key + stride - simd::lanes, simd::floats(0.0f));
-      widen_here(kv.row(kv.k, job.head, begin + i), D, key);
+      widen_here(rows.at(kv.place(begin + i)), D, key);
     }
     for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
     score_keys_of_tile(queries, scratch.keys, count, dots);
