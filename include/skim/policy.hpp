@@ -8,6 +8,8 @@
 ///    all does; or, where that depends on the number of tokens, `retention kept(std::int64_t tokens)`;
 ///   `report check(const Args& args)`: of its own parameters;
 /// and may say
+///   `report check_shape(const Args& args)`, a neuron selector with tensors of its own: the same before there is memory
+///    (default: `check`);
 ///   `cost_estimate cost(const Args& args)`: of scoring, and of observing (default: zero);
 ///   `static constexpr bool scores_alike`: all score the same, `keep` alone decides, and there is no `score`;
 ///   `static constexpr bool prefers_later`: of equal scores the later position stays (default: the earlier);
