@@ -68,8 +68,9 @@ struct range_of_stored {
 /// `number(T{})` of the C++ type that is `type`; 0 where there is none.
 template <class Number, class... Stored>
 SKIM_HD SKIM_INLINE constexpr auto find_number(element type, type_list<Stored...>, Number number) {
-  const decltype(number(0.0f)) numbers[] = {0, number(Stored{})...};
-  return static_cast<std::size_t>(type) <= sizeof...(Stored) ? numbers[static_cast<std::size_t>(type)] : numbers[0];
+  decltype(number(0.0f)) found = 0;  // comparisons: a table would be built anew at each call
+  ((found = type == find_element<Stored>(type_list<Stored...>{}) ? number(Stored{}) : found), ...);
+  return found;
 }
 
 }  // namespace detail

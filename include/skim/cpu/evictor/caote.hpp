@@ -139,11 +139,12 @@ SKIM_NOINLINE inline void score_jointly(joint_search search, std::int64_t leavin
 /// Turns hn into the scores of a unit's tokens.
 SKIM_NOINLINE inline void score_values(const kv_view& kv, const stream_plan& plan, std::int64_t unit,
                                        const float* centers, const tensor_view<float, 2>& scores) {
-  plan.for_each_row(kv, unit, [&](std::int64_t head, std::int64_t slot) SKIM_LAMBDA_INLINE {
+  const auto weigh = [&](std::int64_t head, std::int64_t slot, const stored_row& value) SKIM_LAMBDA_INLINE {
     float& score = *scores.at(head, slot);
-    const float distance = std::sqrt(squared_distance(kv.row(kv.v, head, slot), centers + head * kv.v.dim, kv.v.dim));
+    const float distance = std::sqrt(squared_distance(value, centers + head * kv.v.dim, kv.v.dim));
     score = score == protected_weight ? stays : score / one_minus(score) * distance;
-  });
+  };
+  plan.for_each_row(kv, kv.v, unit, weigh);
 }
 
 /// Distances start at the weighted mean of the values; else at the plain one.

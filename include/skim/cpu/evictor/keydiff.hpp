@@ -24,12 +24,12 @@ inline constexpr float smallest_norm = 1e-12f;
 inline constexpr std::int64_t pair_rows = 32;  // keys of a tile of `anchor::pairwise`
 
 /// 1 / max(|k|, 1e-12), from the view where it has the norms. `row [D]`: scratch.
-SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std::int64_t slot, float* row) {
+SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std::int64_t slot, const stored_row& key,
+                                       float* row) {
   float inverse;
   if (kv.inverse_norms) {
     inverse = kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
   } else {
-    const stored_row key = kv.row(kv.k, head, slot);
     widen_here(key, kv.k.dim, row);
     const float squares = dot_of(static_cast<const float*>(row), row, kv.k.dim);
     inverse = inverse_norm(squares, key, kv.k.dim);
@@ -39,8 +39,9 @@ SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std
 
 /// target [D] = the key as it is stored; returns what `guarded_inverse_norm` does.
 SKIM_INLINE float load_key(const kv_view& kv, std::int64_t head, std::int64_t slot, float* target) {
-  const float inverse = guarded_inverse_norm(kv, head, slot, target);
-  if (kv.inverse_norms) widen_here(kv.row(kv.k, head, slot), kv.k.dim, target);
+  const stored_row key = kv.row(kv.k, head, slot);
+  const float inverse = guarded_inverse_norm(kv, head, slot, key, target);
+  if (kv.inverse_norms) widen_here(key, kv.k.dim, target);
   return inverse;
 }
 
@@ -136,10 +137,11 @@ SKIM_NOINLINE inline void find_anchor(anchor::median, const kv_view& kv, std::in
 /// scores [n] = -cos(anchor, k) for the rows of a unit; `anchors` are of length -1.
 SKIM_NOINLINE inline void score_unit(const kv_view& kv, const stream_plan& plan, std::int64_t unit,
                                      const float* anchors, float* row, const tensor_view<float, 2>& scores) {
-  plan.for_each_row(kv, unit, [&](std::int64_t head, std::int64_t slot) SKIM_LAMBDA_INLINE {
-    const float inverse = guarded_inverse_norm(kv, head, slot, row);
-    *scores.at(head, slot) = dot(kv.row(kv.k, head, slot), anchors + head * kv.k.dim, kv.k.dim) * inverse;
-  });
+  const auto score = [&](std::int64_t head, std::int64_t slot, const stored_row& key) SKIM_LAMBDA_INLINE {
+    const float inverse = guarded_inverse_norm(kv, head, slot, key, row);
+    *scores.at(head, slot) = dot(key, anchors + head * kv.k.dim, kv.k.dim) * inverse;
+  };
+  plan.for_each_row(kv, kv.k, unit, score);
 }
 
 /// Unit keys of [begin, end), one after another; with `finite` those of no finite length are zeros.

@@ -205,27 +205,29 @@ SKIM_INLINE void move_row(const kv_cache& kv, const kv_cache_tensor& tensor, std
   if (tensor.scales) kv.scale(tensor, head, target) = kv.scale(tensor, head, source);
 }
 
-/// Where the rows of one head of a cache's tensor lie, for loops over many of them.
+/// Where the rows of a head of a cache's tensor, and of the heads behind it, lie: for loops over many of them.
 class head_rows {
  public:
   SKIM_INLINE head_rows(const kv_view& kv, const kv_tensor& tensor, std::int64_t head)
-      : first_(static_cast<const char*>(tensor.data) + bytes_of(tensor.type, head * tensor.head_stride)),
+      : head_bytes_(bytes_of(tensor.type, tensor.head_stride)),
+        first_(static_cast<const char*>(tensor.data) + head * head_bytes_),
         row_bytes_(bytes_of(tensor.type, tensor.row_stride)),
         page_bytes_(kv.layout == kv_layout::paged ? bytes_of(tensor.type, tensor.page_stride) : 0),
         tensor_(&tensor),
         head_(head) {}
 
-  SKIM_INLINE stored_row at(kv_place place) const {
-    const char* const data = first_ + place.page * page_bytes_ + place.row * row_bytes_;
-    return {data, tensor_->type, tensor_->scales ? scale(place) : 1.0f};
+  SKIM_INLINE stored_row at(kv_place place, std::int64_t later_heads = 0) const {
+    const char* const data = first_ + place.page * page_bytes_ + place.row * row_bytes_ + later_heads * head_bytes_;
+    return {data, tensor_->type, tensor_->scales ? scale(place, head_ + later_heads) : 1.0f};
   }
 
  private:
-  SKIM_INLINE float scale(kv_place at) const {
+  SKIM_INLINE float scale(kv_place at, std::int64_t head) const {
     return tensor_->scales[at.page * tensor_->scale_page_stride + at.row * tensor_->scale_row_stride +
-                           head_ * tensor_->scale_head_stride];
+                           head * tensor_->scale_head_stride];
   }
 
+  std::int64_t head_bytes_;
   const char* first_;
   std::int64_t row_bytes_, page_bytes_;
   const kv_tensor* tensor_;
@@ -239,6 +241,7 @@ inline constexpr std::int64_t rows_summed_apart = 256;  // which bounds the roun
 SKIM_NOINLINE inline void sum_rows(const kv_view& kv, const kv_tensor& tensor, std::int64_t head, const float* weights,
                                    float* scratch, float* total) {
   const std::int64_t n = kv.length(head), dim = tensor.dim;
+  const head_rows rows(kv, tensor, head);
   const float share = 1 / static_cast<float>(n);
   float *const sum = scratch, *const zeros = scratch + dim;
   for (std::int64_t d = 0; d < dim; ++d) total[d] = zeros[d] = 0;
@@ -247,7 +250,7 @@ SKIM_NOINLINE inline void sum_rows(const kv_view& kv, const kv_tensor& tensor, s
     for (std::int64_t slot = begin; slot < n && slot < begin + rows_summed_apart; ++slot) {
       const float weight = weights ? weights[slot] : share;
       if (!(weight > 0)) continue;
-      const stored_row row = kv.row(tensor, head, slot);
+      const stored_row row = rows.at(kv.place(slot));
       with_row(row, [&](auto values) SKIM_LAMBDA_INLINE {
         const bool finite = dot_of(values, zeros, dim) * row.scale == 0;  // infinity and NaN times 0 are NaN
         if (finite) add_scaled_of(values, weight * row.scale, sum, dim);
@@ -272,14 +275,16 @@ struct stream_plan {
   SKIM_INLINE std::int64_t units() const { return pieces * (heads / unit_heads); }
   SKIM_INLINE std::int64_t piece(std::int64_t unit) const { return unit % pieces; }
 
-  /// Calls `body(head, slot)` for the rows of a unit that exist, in the order of memory.
+  /// Calls `body(head, slot, row)` for the rows of a unit that exist, in the order of memory.
   template <class Body>
-  SKIM_INLINE void for_each_row(const kv_view& kv, std::int64_t unit, const Body& body) const {
+  SKIM_INLINE void for_each_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t unit, const Body& body) const {
     const std::int64_t first_head = unit / pieces * unit_heads, begin = piece(unit) * piece_slots;
-    const std::int64_t end = begin + piece_slots < slots ? begin + piece_slots : slots;
+    const std::int64_t end = smaller(begin + piece_slots, slots);
+    const head_rows rows(kv, tensor, 0);
     for (std::int64_t slot = begin; slot < end; ++slot) {
+      const kv_place place = kv.place(slot);
       for (std::int64_t head = first_head; head < first_head + unit_heads; ++head) {
-        if (slot < kv.length(head)) body(head, slot);
+        if (slot < kv.length(head)) body(head, slot, rows.at(place, head));
       }
     }
   }
