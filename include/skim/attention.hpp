@@ -182,7 +182,7 @@ SKIM_HD SKIM_INLINE float logit_scale(const attention_args& args) {
 }
 
 SKIM_HD SKIM_INLINE constexpr bool has_bias(const attention_args& args) {
-  return args.bias.extents[0] > 0;
+  return args.bias.data || args.bias.extents[0] != 0;
 }
 
 namespace detail {
@@ -213,7 +213,9 @@ SKIM_LOCAL constexpr report check_batch(const attention_args& args, pointers giv
 
 SKIM_LOCAL constexpr report check_sequences(const attention_args& args, pointers given) {
   if (!args.sequences) {
-    return args.batch.sequences != 0 ? check_batch(args, given) : check_kv(args.kv, args.q.extents[0], given);
+    if (args.batch.sequences != 0) return check_batch(args, given);
+    if (args.sequence_count != 1) return null_fault("sequences");
+    return check_kv(args.kv, args.q.extents[0], given);
   }
   if (args.batch.sequences != 0) return fault(status::bad_value, "batch.sequences (with sequences)", 1, 0);
   if (report r = check_range("sequence_count", args.sequence_count, 0, largest_index); !r) return r;
@@ -274,7 +276,7 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
   if (report r = check_range("mask.left", args.mask.left, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_range("mask.right", args.mask.right, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_bias(args, given); !r) return r;
-  if (!args.lse.data) return {};
+  if (!args.lse.data && (given == pointers::required || args.lse.extents[0] == 0)) return {};
   if (report r = check_tensor(args.lse, "lse", given); !r) return r;
   if (report r = check_extent(args.lse, 0, Tq, "lse"); !r) return r;
   return check_extent(args.lse, 1, Hq, "lse");
@@ -323,6 +325,13 @@ SKIM_LOCAL report check_batch_indices(const attention_args& args) {
   }
   if (batch.offsets[batch.sequences] == args.q.extents[0]) return {};
   return fault(status::bad_index, "batch.offsets[sequences]", batch.offsets[batch.sequences], args.q.extents[0]);
+}
+
+/// Whether the lists that a call read have the rows that it needs.
+SKIM_LOCAL report check_read(const attention_args& call, const index_lists* read) {
+  if (!read) return {};
+  if (report r = check_range("read.block_rows", read->block_rows, 0, largest_index); !r) return r;
+  return check_room(*read, list_rows(call, read->block_rows), 0);
 }
 
 /// What `check_indices` says of arguments that passed `check`.

@@ -26,7 +26,7 @@ struct attention_importance_args {
 
 namespace detail {
 
-SKIM_LOCAL constexpr report check_importance(const attention_importance_args& args, pointers given) {
+SKIM_LOCAL report check_importance(const attention_importance_args& args, pointers given) {
   if (args.attended.sequences) {
     return fault(status::unsupported, "attended.sequence_count", args.attended.sequence_count, 1);
   }
@@ -34,24 +34,22 @@ SKIM_LOCAL constexpr report check_importance(const attention_importance_args& ar
     return fault(status::unsupported, "attended.batch.sequences", args.attended.batch.sequences, 0);
   }
   if (report r = check_chunk(args.attended, given); !r) return r;
-  if (args.read) {
-    if (report r = check_range("read.block_rows", args.read->block_rows, 0, largest_index); !r) return r;
-  }
   if (args.first < 0) return fault(status::bad_value, "first", args.first, 0, "at least");
   if (given == pointers::ignored) return {};
   if (!args.attended.lse.data && args.attended.q.extents[0] > 0) return null_fault("attended.lse.data");
-  return args.sum ? report{} : null_fault("sum");
+  if (!args.sum) return null_fault("sum");
+  return check_read(args.attended, args.read);
 }
 
 }  // namespace detail
 
 /// O(1), follows no pointer. An empty chunk is valid.
-SKIM_LOCAL constexpr report check(const attention_importance_args& args) {
+SKIM_LOCAL report check(const attention_importance_args& args) {
   return detail::check_importance(args, detail::pointers::required);
 }
 
 /// The same before there is memory: pointers may be null.
-SKIM_LOCAL constexpr report check_shape(const attention_importance_args& args) {
+SKIM_LOCAL report check_shape(const attention_importance_args& args) {
   return detail::check_importance(args, detail::pointers::ignored);
 }
 

@@ -13,7 +13,7 @@
 ///   `cost_estimate cost(const Args& args)`: of scoring, and of observing (default: zero);
 ///   `static constexpr bool scores_alike`: all score the same, `keep` alone decides, and there is no `score`;
 ///   `static constexpr bool prefers_later`: of equal scores the later position stays (default: the earlier);
-///   `needs()`, or a static constexpr member `needs`: a `policy_needs`, what of the call it reads or gains from;
+///   `policy_needs needs()`: what of the call it reads or gains from (default: nothing);
 ///   `float caote_weight(float score)`, an evictor: turns a score into CAOTE's h >= 0 (default: it cannot be CAOTE's base);
 ///   `neuron_compensator compensator`, a neuron selector: what is added to a sparse block's output.
 ///

@@ -11,6 +11,7 @@ namespace detail {
 /// fraction * all, rounded up; but a product that only rounding puts above a whole number is that number: 55 for 0.55 of
 /// 100, although 0.55 * 100.0 > 55.
 SKIM_HD SKIM_INLINE constexpr std::int64_t share_of(double fraction, std::int64_t all) {
+  if (!within(fraction, 0, 1)) return 0;  // which `check` refuses
   const double exact = fraction * static_cast<double>(all) * (1 - 0x1p-50);
   const std::int64_t whole = static_cast<std::int64_t>(exact);
   return static_cast<double>(whole) < exact ? whole + 1 : whole;
@@ -68,8 +69,9 @@ struct retention {
   /// Kept of `n` tokens; may exceed `n`. A share is never less than sinks + recent, which a short cache would undercut.
   SKIM_HD SKIM_INLINE constexpr std::int64_t keys(std::int64_t n) const {
     if (count > 0) return count;
-    const std::int64_t share = detail::share_of(fraction, n);
-    return share < sinks + recent ? sinks + recent : share;
+    const std::int64_t share = detail::share_of(fraction, n), most = detail::largest_index;
+    const bool sound = sinks >= 0 && sinks <= most && recent >= 0 && recent <= most;  // else `check` refuses
+    return sound && share < sinks + recent ? sinks + recent : share;
   }
 };
 

@@ -358,6 +358,7 @@ const std::vector<attention_fault> sequence_faults{
     {"a batch too",
      [](auto& a) { a.batch.sequences = 3; },
      {status::bad_value, "batch.sequences (with sequences)", ""}},
+    {"no sequences", [](auto& a) { a.sequences = nullptr; }, {status::null_pointer, "sequences", ""}},
     {"rows left over", [](auto& a) { a.sequence_count = 2; }, {status::bad_value, "offsets[sequence_count]", "7"}},
 };
 

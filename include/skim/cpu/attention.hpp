@@ -138,6 +138,7 @@ struct attention {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return {};
     if (report r = check_scores(args, scores); !r) return r;
+    if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
     score_blocks({&args, block_rows(), round}, scores, state, workspace, executor);
     return {};
   }
@@ -151,6 +152,7 @@ struct attention {
     if (report r = detail::check_workspace(workspace, workspace_bytes(args, executor.concurrency())); !r) return r;
     if (sequence_count(args) == 0) return {};
     if (report r = check_scores(args, scores); !r) return r;
+    if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
     if (report r = check_lists(args, lists); !r) return r;
     const round_scratch front(args, workspace.data);
     count_blocks(args, front.first_blocks, executor);

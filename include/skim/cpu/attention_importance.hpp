@@ -7,9 +7,9 @@
 #include <skim/cpu/kernel/attend_rows.hpp>
 #include <skim/cpu/kernel/attend_tile.hpp>
 #include <skim/cpu/kernel/attention_weights.hpp>
-#include <skim/executor.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/compat.hpp>
+#include <skim/executor.hpp>
 #include <skim/view.hpp>
 #include <skim/workspace.hpp>
 

@@ -71,6 +71,7 @@ struct bounded_cache {
 
   /// Takes in the chunk and evicts down to the budget. Statuses: those of `eviction::run`.
   report evict(const attention_args& attended, const index_lists* read, memory workspace, executor_ref executor) {
+    if (settings.budgets && !lengths) return null_fault("lengths");
     const report answer = op.run(args(attended, read), kept, state, workspace, executor);
     if (!answer) return answer;
     settings.new_tokens = 0;

@@ -75,6 +75,7 @@ struct eviction {
   /// Takes in the chunk: all that the evictor wants to know of its attention, so that q and the log-sum-exp may go.
   report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
+    if (report r = check_watched(args); !r) return r;
     kernel::observe(evictor, args, state, workspace, executor);
     return {};
   }
@@ -118,6 +119,7 @@ struct eviction {
   report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
              executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
+    if (report r = check_watched(args); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     const auto [scores, used] = scores_in(args, workspace.data);
     const memory rest{static_cast<char*>(workspace.data) + used, workspace.bytes - used};
@@ -168,6 +170,11 @@ struct eviction {
     const std::size_t steps = kernel::workspace_bytes(evictor, args, workers);
     const std::size_t choice = detail::choice_bytes(args, workers);
     return scores_in(args, nullptr).second + (steps > choice ? steps : choice);
+  }
+
+  /// The lists that attention read, where they will be looked at.
+  report check_watched(const eviction_args& args) const {
+    return needs().lse ? detail::check_read(attended_call(args), args.read) : report{};
   }
 
   /// `workers` 0: the call needs no workspace.
