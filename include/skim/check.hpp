@@ -22,7 +22,7 @@ inline constexpr std::int64_t largest_reach = std::int64_t{1} << 60;  // element
 enum class pointers : bool { ignored, required };
 
 /// True for finite values in [low, high].
-SKIM_INLINE constexpr bool within(double value, double low, double high) {
+SKIM_HD SKIM_INLINE constexpr bool within(double value, double low, double high) {
   return value >= low && value <= high;
 }
 
