@@ -33,7 +33,7 @@ SKIM_LOCAL constexpr report check_range(const char* name, std::int64_t value, st
   return {};
 }
 
-/// For enumerators, which are numbers to whoever casts: `names` of them, from 0 on.
+/// For enumerators, which are numbers to whoever casts: from 0 to `last`.
 template <class Enumerator>
 SKIM_LOCAL constexpr report check_enumerator(const char* name, Enumerator value, Enumerator last) {
   if (value <= last) return {};
@@ -131,8 +131,7 @@ SKIM_LOCAL constexpr report check_matrix(const tensor_view<T, 2>& view, std::int
 
 /// What a fault of one of the cache's two tensors is called.
 struct kv_tensor_names {
-  const char *tensor, *dim, *rows, *heads, *pages, *row_stride, *head_stride, *page_stride, *dim_stride, *scales,
-      *scale_strides;
+  const char *tensor, *dim, *rows, *heads, *pages, *row_stride, *head_stride, *page_stride, *dim_stride, *scale_strides;
 };
 constexpr kv_tensor_names names_of_k{"kv.k",
                                      "kv.k.dim",
@@ -143,7 +142,6 @@ constexpr kv_tensor_names names_of_k{"kv.k",
                                      "kv.k.head_stride",
                                      "kv.k.page_stride",
                                      "kv.k.dim_stride",
-                                     "kv.k.scales",
                                      "kv.k.scale_row_stride (with heads and pages)"};
 constexpr kv_tensor_names names_of_v{"kv.v",
                                      "kv.v.dim",
@@ -154,7 +152,6 @@ constexpr kv_tensor_names names_of_v{"kv.v",
                                      "kv.v.head_stride",
                                      "kv.v.page_stride",
                                      "kv.v.dim_stride",
-                                     "kv.v.scales",
                                      "kv.v.scale_row_stride (with heads and pages)"};
 
 template <class Void>
