@@ -4,8 +4,7 @@
 
 #include <skim/check.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Arguments of `append`: converts the chunk to the cache's storage types (to nearest even) and writes it to the last
 /// `Tq` slots of `kv`, whose `tokens` (and `lengths`) already count them. In the same pass it records, where the view has
@@ -63,5 +62,4 @@ SKIM_LOCAL cost_estimate cost(const append_args& args) {
   return {args.kv.inverse_norms ? 2 * rows * static_cast<double>(args.kv.k.dim) : 0, rows * (k + v)};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -11,8 +11,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Several sequences of one pool, in arrays that a device can read. `attention_args::kv` is the pool, paged, without a table
 /// of its own: its `tokens` are the most that a sequence has, its `capacity` what a table has room for.
@@ -391,5 +390,4 @@ SKIM_LOCAL cost_estimate attend_cost(const attention_args& args, const attention
                                                             static_cast<double>(bytes_of(args.out.type, kv.v.dim)))};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

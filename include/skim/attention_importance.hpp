@@ -5,8 +5,7 @@
 
 #include <skim/attention.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Arguments of one call: one layer, one chunk, after its attention, whose log-sum-exp says what each weight is a share of.
 ///
@@ -59,5 +58,4 @@ SKIM_LOCAL report check_indices(const attention_importance_args& args) {
   return detail::check_chunk_indices(args.attended, args.read);
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -7,8 +7,7 @@
 #include <cstring>
 #include <new>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// An owning block of bytes, aligned as states and workspaces need it, zeros at first. Converts to `memory`.
 ///
@@ -60,5 +59,4 @@ class buffer {
   std::size_t bytes_ = 0;
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -8,9 +8,7 @@
 
 #include <limits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace detail {
 
 inline constexpr std::int64_t largest_index = std::numeric_limits<std::int32_t>::max();  // of tokens, pages, lists
 inline constexpr std::int64_t largest_head_dim = 4096;  // bounds a kernel's scratch; the largest in use is 576
@@ -273,6 +271,4 @@ SKIM_LOCAL report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t
   return {};
 }
 
-}  // namespace detail
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::detail

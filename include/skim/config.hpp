@@ -29,7 +29,7 @@
 #endif
 
 // What is too large for that, such as checks of arguments, has a copy in each unit.
-#define SKIM_LOCAL static inline
+#define SKIM_LOCAL SKIM_NOINLINE static inline
 
 // Around what calls intrinsics: GCC 12 warns of values that its own AVX-512 headers leave open. It looks for pragmas where
 // the intrinsic is defined and where it is inlined. Other instruction sets go without, and see whether ours are all set.

@@ -7,8 +7,7 @@
 #include <skim/attention.hpp>
 #include <skim/policy.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// What becomes of the places of evicted tokens. In every way the survivors keep their positions (no re-rotation) and
 /// afterwards fill the slots from 0 on without holes.
@@ -199,5 +198,4 @@ SKIM_LOCAL report check_indices(const eviction_args& args, const retention& keep
   return {};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -13,8 +13,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 namespace detail {
 
@@ -117,5 +116,4 @@ class executor_ref {
 
 static_assert(std::is_trivially_copyable_v<executor_ref>, "a reference is two pointers and a count");
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

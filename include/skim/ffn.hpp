@@ -9,8 +9,7 @@
 #include <skim/policy.hpp>
 #include <skim/weights.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// The rows of x that belong to one prompt.
 struct ffn_prompt {
@@ -225,5 +224,4 @@ SKIM_HD SKIM_INLINE cost_estimate ffn_cost(const ffn_args& args, std::int64_t ne
           K * weights * row_bytes(args.up.type) + M * row_bytes(args.x.type) + M * row_bytes(args.out.type)};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

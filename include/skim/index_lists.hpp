@@ -6,8 +6,7 @@
 
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Slots of past tokens per KV head, ascending and without repeats. Memory is the caller's.
 ///
@@ -40,5 +39,4 @@ SKIM_LOCAL constexpr report check_room(const index_lists& lists, std::int64_t ro
 }
 
 }  // namespace detail
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

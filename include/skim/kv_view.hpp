@@ -4,8 +4,7 @@
 
 #include <skim/view.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// How slots map to rows of storage.
 enum class kv_layout : std::uint8_t {
@@ -331,5 +330,4 @@ SKIM_HD constexpr basic_kv_view<Void> rows(basic_kv_view<Void> view, std::int64_
 static_assert(std::is_trivially_copyable_v<kv_view> && std::is_trivially_copyable_v<kv_cache>,
               "views cross to devices and other units as plain bytes");
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -6,8 +6,7 @@
 
 #include <skim/weights.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Arguments of one call of a linear layer. Plain values and views.
 ///
@@ -59,5 +58,4 @@ SKIM_HD SKIM_INLINE cost_estimate linear_cost(const linear_args& args) {
               M * row_bytes(args.out.type, args.weight.extents[0])};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -46,8 +46,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// What a policy needs of the call, so that a host knows what to compute and to keep.
 struct policy_needs {
@@ -178,5 +177,4 @@ struct own_hooks {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

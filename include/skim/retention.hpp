@@ -4,8 +4,7 @@
 
 #include <skim/check.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 namespace detail {
 
 /// fraction * all, rounded up; but a product that only rounding puts above a whole number is that number: 55 for 0.55 of
@@ -131,5 +130,4 @@ SKIM_LOCAL constexpr report check(const neuron_retention& keep) {
   return detail::check_amount(keep.count, keep.fraction);
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

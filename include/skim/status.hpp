@@ -6,8 +6,7 @@
 
 #include <cstdio>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 enum class status : std::uint8_t {
   ok,
@@ -176,5 +175,4 @@ struct cost_estimate {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -7,8 +7,7 @@
 #include <atomic>
 #include <thread>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// The meeting point of a team, in memory of the host; one per team, default-constructed once, reused call after call.
 struct team_barrier {
@@ -69,5 +68,4 @@ class team_executor {
   team_barrier* barrier_;
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -7,8 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// IEEE 754 binary16. The bits are those of `_Float16`, `__half` and `Eigen::half`, and a view may point at them: without
 /// "may alias", GCC 12 reorders the host's stores to its own type and loads through this one.
@@ -235,5 +234,4 @@ struct stored_row {
 static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2, "16-bit storage types must be two bytes");
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>, "storage types are plain bits");
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/types.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// A pointer, extents and 64-bit element strides; the last stride must be 1 (`check` refuses others).
 /// `[tokens, heads, dim]` and `[heads, tokens, dim]` memory are the same type with other strides.
@@ -86,5 +85,4 @@ SKIM_HD SKIM_INLINE tensor_view<T, Rank> rows(tensor_view<T, Rank> view, std::in
 
 static_assert(std::is_trivially_copyable_v<tensor_view<void, 3>>, "views cross to devices and other units as bytes");
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

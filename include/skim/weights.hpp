@@ -6,8 +6,7 @@
 
 #include <cstring>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 namespace detail {
 
 /// A width of a matrix: 1 to 2^24.
@@ -57,5 +56,4 @@ SKIM_LOCAL report transpose(const tensor_view<const void, 2>& from, const tensor
   return {};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

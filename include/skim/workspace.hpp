@@ -6,8 +6,7 @@
 
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Alignment that workspaces and states need, in bytes: one cache line, one AVX-512 register.
 inline constexpr std::size_t memory_alignment = 64;
@@ -71,5 +70,4 @@ SKIM_LOCAL report check_state(memory given, std::size_t needed) {
 }
 
 }  // namespace detail
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

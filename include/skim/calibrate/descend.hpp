@@ -10,9 +10,7 @@
 #include <functional>
 #include <random>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 /// How one part is fitted. The paper names no optimiser: AdamW (arXiv 1711.05101), its rate rising over the first
 /// steps and then falling to 0 along half a cosine.
@@ -154,6 +152,4 @@ double descend(Parameters& parameters, const Loss& loss, const descent& plan, ex
   return least;
 }
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

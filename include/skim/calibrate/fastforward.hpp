@@ -7,9 +7,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 /// Takes one block's FFN inputs x [M, d] of one prompt; copies them. Throws std::invalid_argument on what does not fit.
 using input_sink = std::function<void(std::int64_t prompt, const tensor_view<const void, 2>& x)>;
@@ -129,6 +127,4 @@ inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& 
   return result;
 }
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

@@ -13,9 +13,7 @@ SKIM_INTRINSICS_END
 #include <stdexcept>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 template <class Scalar>
 using matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -134,6 +132,4 @@ inline matrix<float> left_out(const ffn_weights& weights, const matrix<float>& z
   return missing;
 }
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

@@ -9,9 +9,7 @@
 
 #include <string>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 /// Where the work stands.
 struct progress {
@@ -219,6 +217,4 @@ class layer_fit {
 };
 
 }  // namespace detail
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

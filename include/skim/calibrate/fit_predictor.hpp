@@ -9,9 +9,7 @@ SKIM_INTRINSICS_BEGIN
 #include <Eigen/Cholesky>
 SKIM_INTRINSICS_END
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 namespace detail {
 
@@ -80,6 +78,4 @@ inline predictor_parameters<float> fit_predictor(const std::vector<matrix<float>
   return parameters;
 }
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

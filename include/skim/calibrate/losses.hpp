@@ -8,9 +8,7 @@
 #include <cmath>
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 /// A part's parameters lie one after another in one row, which is what the optimiser sees.
 template <class Scalar>
@@ -195,6 +193,4 @@ Scalar compensator_loss(const compensator_parameters<Scalar>& parameters, const 
   return error.squaredNorm();
 }
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

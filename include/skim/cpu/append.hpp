@@ -6,10 +6,7 @@
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/executor.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 SKIM_INLINE void append_token(const append_args& args, std::int64_t t, std::int64_t head) {
@@ -44,7 +41,4 @@ inline report append(const append_args& args, executor_ref executor) {
   return {};
 }
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -5,10 +5,7 @@
 #include <skim/cpu/kernel/attend.hpp>
 #include <skim/cpu/kernel/check_once.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Attention of a chunk to the past keys that somebody's lists name, and to its own. It does not know who chose them.
 ///
@@ -63,7 +60,4 @@ struct attend {
 template <class Accumulate>
 attend(Accumulate) -> attend<Accumulate>;
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -7,10 +7,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/selector/dense.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Attention of a chunk over the keys that `Selector` chooses. A plain value; make one per layer.
 ///
@@ -323,7 +320,4 @@ attention(Selector) -> attention<Selector>;
 template <class Selector, class Accumulate>
 attention(Selector, Accumulate) -> attention<Selector, Accumulate>;
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

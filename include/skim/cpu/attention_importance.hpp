@@ -15,10 +15,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -165,7 +162,4 @@ struct attention_importance {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -5,10 +5,7 @@
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Keeps count of what a bounded cache holds, for hosts that do not. Fill in `op`, `settings`, `state` and `kept`; `kv()`
 /// begins as the view of an empty cache with positions, of capacity budget + chunk. Then, chunk by chunk: `append`, attend
@@ -87,7 +84,4 @@ struct bounded_cache {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -9,10 +9,7 @@
 
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Which tokens of a cache stay, by `Evictor`. A plain value; make one per layer. State is per layer and sequence: `reset`
 /// it with an empty cache, then call `run` (or `observe`) after every chunk that was appended and attended.
@@ -215,7 +212,4 @@ inline report pool_scores(tensor_view<const float, 2> scores, tensor_view<float,
   return {};
 }
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

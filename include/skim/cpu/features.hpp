@@ -13,10 +13,7 @@
 #define SKIM_CPU_STRING_2(name) #name
 #define SKIM_CPU_STRING(name) SKIM_CPU_STRING_2(name)
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// The feature set, for reports and benchmark labels.
 inline constexpr const char* feature_set = SKIM_CPU_STRING(SKIM_CPU_FEATURES);
@@ -33,7 +30,4 @@ inline accumulate::amx request_amx() {
 #endif
 }
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

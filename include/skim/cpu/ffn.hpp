@@ -7,10 +7,7 @@
 #include <skim/cpu/neuron_selector/all_neurons.hpp>
 #include <skim/math/order.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -357,7 +354,4 @@ ffn(NeuronSelector) -> ffn<NeuronSelector>;
 template <class NeuronSelector, class Accumulate>
 ffn(NeuronSelector, Accumulate) -> ffn<NeuronSelector, Accumulate>;
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

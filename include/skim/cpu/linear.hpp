@@ -5,10 +5,7 @@
 #include <skim/cpu/kernel/gathered_gemm.hpp>
 #include <skim/linear.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -117,7 +114,4 @@ struct linear {
 template <class Accumulate>
 linear(Accumulate) -> linear<Accumulate>;
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -5,16 +5,10 @@
 #include <skim/cpu/simd/compat.hpp>
 #include <skim/policy.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// `score`, and what goes with it, for `Policy`: its own, unless a header of the library specialises this.
 template <class Policy>
 struct score_kernel : own_hooks<Policy, executor_ref> {};
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -4,9 +4,7 @@
 
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace detail {
 
 /// Flops of the weights of `queries` tokens' queries, and K read once.
 SKIM_LOCAL cost_estimate weights_cost(const eviction_args& args, std::int64_t queries) {
@@ -17,6 +15,4 @@ SKIM_LOCAL cost_estimate weights_cost(const eviction_args& args, std::int64_t qu
                                 static_cast<double>(bytes_of(kv.k.type, kv.k.dim) + std::int64_t{2 * sizeof(float)})};
 }
 
-}  // namespace detail
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::detail

@@ -4,8 +4,7 @@
 
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 namespace detail {
 
 /// The base's cost, and V read twice.
@@ -61,5 +60,4 @@ caote(Base, bool) -> caote<Base>;
 template <class Base>
 fast_caote(Base) -> fast_caote<Base>;
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -3,8 +3,7 @@
 
 #include <skim/evictor/attention_cost.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Evictor H2O (arXiv 2306.14048), as CAOTE's paper uses it: a token's score is the softmax weight it has received from
 /// all queries so far, meaned over the group's query heads, never averaged over queries. State [Hk, capacity] f32, which
@@ -20,5 +19,4 @@ struct h2o {
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return score; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

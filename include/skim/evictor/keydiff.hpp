@@ -4,8 +4,7 @@
 
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// What a key is compared with, per KV head, over all `n` tokens. Norms are at least 1e-12.
 namespace anchor {
@@ -52,5 +51,4 @@ template <class Anchor>
 keydiff(retention, Anchor) -> keydiff<Anchor>;
 keydiff(retention)->keydiff<>;
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

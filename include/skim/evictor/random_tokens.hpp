@@ -3,8 +3,7 @@
 
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Evictor that draws lots, anew at each eviction: a control. The draw of a token depends on the seed, its KV head, its
 /// position and the newest position. Give each layer its own seed.
@@ -15,5 +14,4 @@ struct random_tokens {
   SKIM_INLINE report check(const eviction_args&) const { return {}; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -3,8 +3,7 @@
 
 #include <skim/evictor/attention_cost.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Evictor SnapKV (arXiv 2404.14469) in chunks: the mean softmax weight from the chunk's last `window` queries (fewer if
 /// the chunk has fewer) and the group's heads, then average-pooled over `pool` neighbours in order of position (zeros
@@ -48,5 +47,4 @@ struct snapkv {
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return score; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -3,8 +3,7 @@
 
 #include <skim/evictor/attention_cost.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Evictor TOVA (arXiv 2401.06104): a token's score is the softmax weight that the chunk's last query gives it, meaned
 /// over the group's query heads. State [Hk, capacity] f32: what the last `observe` saw.
@@ -17,5 +16,4 @@ struct tova {
   SKIM_HD SKIM_INLINE float caote_weight(float score) const { return score; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -10,8 +10,7 @@ SKIM_INTRINSICS_END
 
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 namespace detail {
 
@@ -76,5 +75,4 @@ auto as_heads(X&& x, std::int64_t heads) {
                                                                     {flat.strides[0], dim * step, step});
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -12,8 +12,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// What a file has to fit.
 struct model_shape {
@@ -185,5 +184,4 @@ inline loaded_fastforward load_fastforward(const std::filesystem::path& path, co
   return load_fastforward(safetensors::file::read(path), shape);
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -8,9 +8,7 @@
 
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace calibrate {
+namespace skim { inline namespace v0_2 { namespace calibrate {
 
 /// One layer's parts, row-major; c = `compensator_width(d)`, and r the predictor's rank.
 struct fitted_layer {
@@ -62,6 +60,4 @@ struct fitted_model {
   }
 };
 
-}  // namespace calibrate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::calibrate

@@ -26,9 +26,7 @@
 #include <utility>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace safetensors {
+namespace skim { inline namespace v0_2 { namespace safetensors {
 
 /// The format's element types, with the format's names and bytes per element.
 struct dtype {
@@ -377,6 +375,4 @@ class file {
   std::unique_ptr<double[]> storage_;   // doubles for their alignment
 };
 
-}  // namespace safetensors
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::safetensors

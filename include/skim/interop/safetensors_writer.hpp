@@ -5,9 +5,7 @@
 
 #include <skim/interop/safetensors.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace safetensors {
+namespace skim { inline namespace v0_2 { namespace safetensors {
 
 /// Collects tensors, then makes the file.
 class writer {
@@ -73,6 +71,4 @@ class writer {
   std::vector<entry> entries_;
 };
 
-}  // namespace safetensors
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::safetensors

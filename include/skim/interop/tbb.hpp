@@ -9,8 +9,7 @@
 
 #include <atomic>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Default-constructed it uses the arena it is called in, so that a host which already stands inside
 /// `arena.execute(...)` needs nothing else; or it holds an arena of the host, which must outlive it. It never makes one.
@@ -59,5 +58,4 @@ class tbb_executor {
 
 static_assert(is_executor_v<tbb_executor>, "tbb_executor fulfils the executor requirements");
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -2,9 +2,7 @@
 /// \file How a kernel multiplies stored elements. A policy, because results differ between the two.
 #pragma once
 
-namespace skim {
-inline namespace v0_2 {
-namespace accumulate {
+namespace skim { inline namespace v0_2 { namespace accumulate {
 
 /// Widens every element to f32 and uses fused multiply-add where the processor has it. The default: the same
 /// numerics for every storage type and machine.
@@ -22,6 +20,4 @@ struct amx {
   bool granted = false;
 };
 
-}  // namespace accumulate
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::accumulate

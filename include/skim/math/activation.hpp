@@ -6,8 +6,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 enum class activation : std::uint8_t {
   silu,          ///< x / (1 + exp(-x))
@@ -50,5 +49,4 @@ inline double activate(activation act, double x) {
   return x;
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/config.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Positions [begin, end).
 struct position_range {
@@ -40,5 +39,4 @@ struct mask {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/types.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// An unsigned number that compares as the score ranks; 0 is reserved for entries that are no candidates.
 SKIM_HD SKIM_INLINE std::uint32_t rank_bits(float score) {
@@ -22,5 +21,4 @@ SKIM_HD SKIM_INLINE float score_of_rank(std::uint32_t rank) {
   return detail::float_from_bits(rank >> 31 ? rank & 0x7fffffffu : ~rank);
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

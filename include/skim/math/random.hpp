@@ -5,8 +5,7 @@
 
 #include <skim/config.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Number `counter` of the stream `seed`.
 SKIM_HD SKIM_INLINE std::uint64_t draw(std::uint64_t seed, std::uint64_t counter) {
@@ -21,5 +20,4 @@ SKIM_HD SKIM_INLINE float draw_uniform(std::uint64_t seed, std::uint64_t counter
   return static_cast<float>(draw(seed, counter) >> 40) * 0x1p-24f;
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

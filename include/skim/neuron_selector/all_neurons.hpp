@@ -4,8 +4,7 @@
 
 #include <skim/ffn.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Neuron selector: every block computes every neuron. Asked for scores all the same, all are equal.
 struct all_neurons {
@@ -14,5 +13,4 @@ struct all_neurons {
   SKIM_INLINE report check(const ffn_args&) const { return {}; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

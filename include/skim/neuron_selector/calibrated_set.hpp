@@ -4,8 +4,7 @@
 
 #include <skim/neuron_selector/compensator.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 namespace detail {
 
@@ -32,5 +31,4 @@ struct calibrated_set {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

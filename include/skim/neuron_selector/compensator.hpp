@@ -5,8 +5,7 @@
 
 #include <skim/ffn.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// A small FFN beside the sparse one, token by token, not told which neurons were dropped:
 ///
@@ -54,5 +53,4 @@ SKIM_HD SKIM_INLINE cost_estimate compensation_cost(const neuron_compensator& co
               static_cast<double>(c) * static_cast<double>(bytes_of(compensator.c2.type, d))};
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/neuron_selector/compensator.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// One logit per neuron from one block (section 3.1):
 ///
@@ -68,5 +67,4 @@ struct fastforward {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/ffn.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Neuron selector: the top `keep` of GRIFFIN's statistic of the block itself. With Z = act(x gate^T) * (x up^T) [M, f] and
 /// every row divided by its L2 norm, stat[j] = |Z[:, j]|_2. Rows of norm 0 count as zeros. No compensation.
@@ -22,5 +21,4 @@ struct oracle {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

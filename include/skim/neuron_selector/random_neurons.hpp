@@ -4,8 +4,7 @@
 
 #include <skim/ffn.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Neuron selector: `keep` neurons drawn without replacement, anew for each block; the same for the same seed and number
 /// of the block in its prompt.
@@ -16,5 +15,4 @@ struct random_neurons {
   SKIM_INLINE report check(const ffn_args&) const { return {}; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

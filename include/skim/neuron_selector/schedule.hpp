@@ -7,8 +7,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// How a mean kept fraction is spread over layers.
 struct neuron_schedule {
@@ -123,5 +122,4 @@ SKIM_LOCAL report kept_neurons(const double* importance, std::int64_t layers, st
   }
 }
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -4,8 +4,7 @@
 
 #include <skim/ffn.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Neuron selector: block 0 runs dense and leaves its statistic (see `oracle`) in the state, f32 [f]; later blocks compute
 /// its top `keep`. A state that has seen no block 0 names the lowest neurons. One prompt per call: a state holds the
@@ -19,5 +18,4 @@ struct static_set {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -7,9 +7,7 @@
 #include <cmath>
 #include <limits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The scale of a row [dim] in a cache with scales. `range` is the largest number that the type holds, 0 for a type that
 /// needs no scale. NaN for a row with an infinity or NaN.
@@ -59,6 +57,4 @@ inline void append(const append_args& args) {
   }
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

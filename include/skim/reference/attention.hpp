@@ -12,9 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// Slots that block `index` of the call reads for one KV head: the listed past slots (all of them if `lists` is null), then
 /// its own.
@@ -125,6 +123,4 @@ inline void attend(const attention_args& args, const index_lists* lists, tensor_
   });
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

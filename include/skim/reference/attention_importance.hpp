@@ -12,9 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The part of the row of query `t`, head `h` of a block that falls on keys at positions from `first` on. `slots`: what the
 /// block reads. A sink logit takes its part of the row, but is no key; a row that sees nothing gives nothing.
@@ -56,6 +54,4 @@ inline double attention_importance(const attention_importance_args& args) {
   return sum;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

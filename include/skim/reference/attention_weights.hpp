@@ -14,9 +14,7 @@
 #include <limits>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The softmax weights `[n]` that query `t`, head `h` gives to its KV head's tokens, by the row's log-sum-exp. Keys that
 /// are masked or were not read, by the list of the query's block, have weight 0, as have all keys of a row that saw none.
@@ -97,6 +95,4 @@ inline std::vector<double> score(const snapkv& policy, const kv_view& kv, std::i
   return pooled;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

@@ -12,9 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// hn = h / sum h. Protected tokens have h = 0, as has an h that is NaN or negative; where no h is positive, the
 /// unprotected tokens are equal.
@@ -115,6 +113,4 @@ inline std::vector<std::int64_t> leave_jointly(const kv_view& kv, std::int64_t h
   return order;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

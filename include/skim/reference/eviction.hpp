@@ -11,9 +11,7 @@
 #include <numeric>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// Slots of a head by ascending position.
 inline std::vector<std::size_t> by_position(const kv_view& kv, std::int64_t head) {
@@ -112,6 +110,4 @@ inline std::vector<std::int64_t> slots_after(compaction how, const std::vector<s
   return sources;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

@@ -10,9 +10,7 @@
 #include <cmath>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The predictor's logits, [f]; an empty block gives those of a = 0.
 inline std::vector<double> predict(const ffn_args& args, const neuron_predictor& predictor) {
@@ -76,6 +74,4 @@ inline std::vector<double> neuron_statistic(const ffn_args& args) {
   return statistic;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

@@ -11,9 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// All neurons, ascending.
 inline std::vector<std::int32_t> every_neuron(const ffn_args& args) {
@@ -68,6 +66,4 @@ inline std::vector<std::int32_t> top_neurons(const std::vector<float>& scores, s
   return order;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

@@ -11,9 +11,7 @@
 #include <limits>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// x / max(|x|, 1e-12); NaN for a row with an infinity or NaN.
 inline std::vector<double> guarded_unit(std::vector<double> row) {
@@ -71,6 +69,4 @@ inline std::vector<double> score(const keydiff<anchor::pairwise>&, const vector_
   return scores;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

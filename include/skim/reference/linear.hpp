@@ -7,9 +7,7 @@
 
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// Element (i, j) of a matrix.
 inline double element_at(const tensor_view<const void, 2>& matrix, std::int64_t i, std::int64_t j) {
@@ -36,6 +34,4 @@ inline std::vector<double> linear(const linear_args& args) {
   return out;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

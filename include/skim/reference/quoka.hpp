@@ -18,9 +18,7 @@
 #include <numeric>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The block's queries of one query head, `[Tq][D]`.
 inline vector_list queries_of(const attention_args& args, const attention_sequence& block, std::int64_t h) {
@@ -197,6 +195,4 @@ inline std::vector<std::int64_t> select(const sink_window& policy, const attenti
   return top_k(keep, block, head, slots, std::vector<double>(slots.size(), 0.0));
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

@@ -10,9 +10,7 @@
 #include <numeric>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace reference {
+namespace skim { inline namespace v0_2 { namespace reference {
 
 using vector_list = std::vector<std::vector<double>>;
 
@@ -83,6 +81,4 @@ inline vector_list rows_of(const kv_view& kv, const kv_tensor& tensor, std::int6
   return rows;
 }
 
-}  // namespace reference
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::reference

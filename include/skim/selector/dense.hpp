@@ -3,8 +3,7 @@
 
 #include <skim/attention.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Selector that leaves nothing out: every chunk reads all past keys.
 struct dense {
@@ -14,5 +13,4 @@ struct dense {
   SKIM_INLINE report check(const attention_args&) const { return {}; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -9,8 +9,7 @@
 #include <skim/math/random.hpp>
 #include <skim/status.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 enum class query_choice : std::uint8_t {
   /// QUOKA (arXiv 2602.08722, Algorithm 1): per query head, the `n` tokens of lowest cosine to the head's mean query
@@ -79,5 +78,4 @@ SKIM_HD SKIM_INLINE void draw_tokens(const query_rule& rule, std::int64_t Tq, st
 }
 
 }  // namespace queries
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -6,8 +6,7 @@
 #include <skim/policy.hpp>
 #include <skim/selector/queries.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// How a key is compared with a chosen query.
 enum class similarity : std::uint8_t {
@@ -58,5 +57,4 @@ struct quoka {
   SKIM_INLINE constexpr policy_needs needs() const { return {false, false, similarity == skim::similarity::cosine}; }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

@@ -3,8 +3,7 @@
 
 #include <skim/retention.hpp>
 
-namespace skim {
-inline namespace v0_2 {
+namespace skim { inline namespace v0_2 {
 
 /// Selector and evictor that scores nothing: the `sinks` lowest positions and, for the rest of the budget, the highest
 /// (StreamingLLM, arXiv 2309.17453). `keep.recent` need not be set.
@@ -25,5 +24,4 @@ struct sink_window {
   }
 };
 
-}  // namespace v0_2
-}  // namespace skim
+}}  // namespace skim::v0_2

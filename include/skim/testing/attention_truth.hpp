@@ -4,9 +4,7 @@
 
 #include <skim/reference/attention.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace testing {
+namespace skim { inline namespace v0_2 { namespace testing {
 
 /// The arithmetic that a kernel is allowed. With `S = sum_j p_j |v_j|` (per output element), `A` the row's largest
 /// `scale * sum_d |q_d k_d|`, `B` its largest |bias| + |slope * distance| and `n` keys, an output may differ from the exact
@@ -204,6 +202,4 @@ inline attention_truth attend_exactly(const attention_args& args, const index_li
   return truth;
 }
 
-}  // namespace testing
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::testing

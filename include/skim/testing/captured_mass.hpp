@@ -19,9 +19,7 @@
 #include <cmath>
 #include <vector>
 
-namespace skim {
-inline namespace v0_2 {
-namespace testing {
+namespace skim { inline namespace v0_2 { namespace testing {
 
 /// Masses of one query head, ascending.
 struct head_mass {
@@ -86,6 +84,4 @@ inline captured_mass_report captured_mass(tensor_view<const float, 2> lse_select
   return report;
 }
 
-}  // namespace testing
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::testing

@@ -5,9 +5,7 @@
 #include <skim/testing/ffn_truth.hpp>
 #include <skim/testing/matchers.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace testing {
+namespace skim { inline namespace v0_2 { namespace testing {
 
 /// Matches outputs [M, d] of any type within the truth's bounds and the type's rounding. `roundings`: how often an output
 /// was rounded; 2 with a compensator, which is added to a stored output.
@@ -58,6 +56,4 @@ inline ffn_matcher matches_ffn(const ffn_args& args, const arithmetic& rounding 
   return ffn_matcher(compute_exactly(args, reference::every_neuron(args), rounding), rounding);
 }
 
-}  // namespace testing
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::testing

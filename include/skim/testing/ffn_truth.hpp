@@ -6,9 +6,7 @@
 #include <skim/reference/ffn.hpp>
 #include <skim/testing/attention_truth.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace testing {
+namespace skim { inline namespace v0_2 { namespace testing {
 
 /// Exact results [M, d] and bounds, without the output's own rounding.
 ///
@@ -146,6 +144,4 @@ inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensat
   return truth;
 }
 
-}  // namespace testing
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::testing

@@ -17,9 +17,7 @@
 #include <sstream>
 #include <utility>
 
-namespace skim {
-inline namespace v0_2 {
-namespace testing {
+namespace skim { inline namespace v0_2 { namespace testing {
 
 /// What EXPECT_THAT does, for programs without GoogleMock.
 template <class Value, class Matcher>
@@ -252,6 +250,4 @@ inline top_k_matcher matches_top_k(const retention& keep, const attention_sequen
   return top_k_matcher(keep, block, head, std::move(scored));
 }
 
-}  // namespace testing
-}  // namespace v0_2
-}  // namespace skim
+}}}  // namespace skim::v0_2::testing

@@ -12,10 +12,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 inline constexpr float least_remainder = 1e-6f;  // 1 - hn is at least this
@@ -237,7 +234,4 @@ struct score_kernel<caote<Base>> : detail::caote_kernel<caote<Base>, Base> {};
 template <class Base>
 struct score_kernel<fast_caote<Base>> : detail::caote_kernel<fast_caote<Base>, Base> {};
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

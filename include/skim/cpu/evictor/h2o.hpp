@@ -5,10 +5,7 @@
 #include <skim/cpu/evictor/observed_weights.hpp>
 #include <skim/evictor/h2o.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Error bound: see observed_weights.hpp, over all rows since the token arrived.
 template <>
@@ -23,7 +20,4 @@ struct score_kernel<h2o> : detail::weight_evictor<h2o> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

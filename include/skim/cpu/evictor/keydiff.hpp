@@ -13,10 +13,7 @@
 #include <cmath>
 #include <cstring>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -271,7 +268,4 @@ struct score_kernel<keydiff<Anchor>> : own_hooks<keydiff<Anchor>, executor_ref> 
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -13,11 +13,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t weight_keys = 512;  // of a work unit: packing 512 rows of queries costs 1/512 of it
 
@@ -147,8 +143,4 @@ struct weight_evictor : own_hooks<Policy, executor_ref> {
   }
 };
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -5,10 +5,7 @@
 #include <skim/evictor/random_tokens.hpp>
 #include <skim/math/random.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct score_kernel<random_tokens> : own_hooks<random_tokens, executor_ref> {
@@ -30,7 +27,4 @@ struct score_kernel<random_tokens> : own_hooks<random_tokens, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -7,10 +7,7 @@
 #include <skim/cpu/kernel/top_k.hpp>
 #include <skim/evictor/snapkv.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -97,7 +94,4 @@ struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -5,10 +5,7 @@
 #include <skim/cpu/evictor/observed_weights.hpp>
 #include <skim/evictor/tova.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Error bound: see observed_weights.hpp, over the group's rows of one token.
 template <>
@@ -26,7 +23,4 @@ struct score_kernel<tova> : detail::weight_evictor<tova> {
   static std::int64_t last(const eviction_args& args) { return args.new_tokens > 0 ? args.new_tokens - 1 : 0; }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -10,11 +10,7 @@
 #include <skim/cpu/kernel/attend_rows.hpp>
 #include <skim/executor.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t strip_floats = 65536;     // packed q and output of a strip: 256 KiB, within one core's L2
 inline constexpr std::int64_t wanted_pieces = 64;       // over the heads of one row: for hosts of as many cores
@@ -340,8 +336,4 @@ void attend_keys(const attention_args& args, const index_lists* lists, std::int6
       args, [&](auto math) { attend_with<decltype(math)>(args, lists, block_rows, workspace, executor); });
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -11,11 +11,7 @@
 
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// What a strip's rows leave behind: unnormalised output, running maxima and denominators.
 struct strip_sums {
@@ -324,8 +320,4 @@ inline void store_rows(const attend_job& job, const strip_sums& sums, float* row
   }
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

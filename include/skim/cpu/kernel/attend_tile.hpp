@@ -12,11 +12,7 @@
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/simd/math.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t tile_keys = 64;
 inline constexpr std::int64_t padded_to = 8;  // K rows of a tile and Dv are padded to this: a multiple of `broadcasts`
@@ -216,8 +212,4 @@ SKIM_NOINLINE void attend_tile(const row_block<typename Math::step>& rows, std::
   accumulate_tile<Math, Vectors>(rows, row, tile, weights, shrink);
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

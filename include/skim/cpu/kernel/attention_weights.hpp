@@ -5,11 +5,7 @@
 
 #include <skim/cpu/kernel/attend_rows.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t weight_rows = 512;  // packed at a time: 256 KiB of D = 128
 
@@ -98,8 +94,4 @@ inline void sum_job_weights(const attend_job& job, const logit_rule& rule, posit
   }
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -5,11 +5,7 @@
 #include <skim/attention.hpp>
 #include <skim/cpu/simd/compat.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// Kernels read a batch's numbers, so they are looked at here; block tables are not.
 SKIM_NOINLINE inline report check_attention_once(const attention_args& args) {
@@ -21,8 +17,4 @@ SKIM_NOINLINE inline report check_shape_once(const attention_args& args) {
   return skim::check_shape(args);
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -8,11 +8,7 @@
 #include <skim/eviction.hpp>
 #include <skim/math/order.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// pooled [1, n] = mean over the rows of scores [rows, n].
 SKIM_NOINLINE inline void pool_rows(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled,
@@ -153,8 +149,4 @@ inline void choose_everything(const eviction_args& args, const index_lists& list
   });
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

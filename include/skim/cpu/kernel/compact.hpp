@@ -5,11 +5,7 @@
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/eviction.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// Calls `move(source, target)`, in an order that is safe in place, for every token that compaction brings to another slot.
 /// `list` holds the `count` slots that stay, ascending.
@@ -101,8 +97,4 @@ inline void compact_cache(const eviction_args& args, const index_lists& lists, e
   });
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -10,11 +10,7 @@
 #include <skim/ffn.hpp>
 #include <skim/neuron_selector/compensator.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// Packed inputs and neuron values of a batch, and scratch of each worker.
 template <class Math>
@@ -201,8 +197,4 @@ std::size_t compute_bytes(Accumulate arithmetic, const ffn_args& args, element t
   });
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -22,11 +22,7 @@
 
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 // Sizes of a tile of weights, and of the tokens that meet it. In f32, 256 steps of 32 tokens are 32 KiB and meet 8 tile
 // rows of 1 KiB each; AMX does with half of the steps, which leaves L1 to 32 outputs and 32 tokens.
@@ -392,8 +388,4 @@ SKIM_NOINLINE void store_tokens(std::int64_t columns, std::int64_t stride, const
   });
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

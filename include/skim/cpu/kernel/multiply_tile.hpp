@@ -7,11 +7,7 @@
 
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// Broadcast elements times row vectors are the accumulators: 8 x 2 of 32 registers, 4 x 2 of 16. Either hides the
 /// latency of two 4-cycle multiply-add units, and needs fewer loads than multiply-adds.
@@ -66,8 +62,4 @@ struct row_lanes {
   }
 };
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

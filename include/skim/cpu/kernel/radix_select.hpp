@@ -5,11 +5,7 @@
 #include <skim/cpu/simd/compat.hpp>
 #include <skim/workspace.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t histogram_bins = 2048;
 
@@ -65,8 +61,4 @@ struct rank_scratch {
       : ranks(arena.take<std::uint32_t>(n)), histogram(arena.take<std::int32_t>(histogram_bins)) {}
 };
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -6,11 +6,7 @@
 
 #include <limits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
@@ -35,8 +31,4 @@ SKIM_INLINE char* worker_piece(void* workspace, std::size_t bytes, unsigned work
   return static_cast<char*>(workspace) + bytes * worker;
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -14,11 +14,7 @@
 #include <skim/retention.hpp>
 #include <skim/view.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::uint32_t kept_anyway = 0xffffffffu;  // sinks and recent keys; above the rank of every score
 inline constexpr std::uint32_t no_candidate = 0;
@@ -179,8 +175,4 @@ inline void list_all(std::int64_t past, const index_lists& lists, std::int64_t r
   lists.counts[row] = static_cast<std::int32_t>(past);
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -5,10 +5,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/neuron_selector/all_neurons.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct score_kernel<all_neurons> : own_hooks<all_neurons, executor_ref> {
@@ -20,7 +17,4 @@ struct score_kernel<all_neurons> : own_hooks<all_neurons, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -8,10 +8,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 inline constexpr std::int64_t predictor_columns = 1024;  // of a work unit: long enough for hardware to fetch ahead
@@ -138,7 +135,4 @@ struct score_kernel<fastforward> : own_hooks<fastforward, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -6,10 +6,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/neuron_selector/oracle.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct score_kernel<oracle> : own_hooks<oracle, executor_ref> {
@@ -24,7 +21,4 @@ struct score_kernel<oracle> : own_hooks<oracle, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -6,10 +6,7 @@
 #include <skim/math/random.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct score_kernel<random_neurons> : own_hooks<random_neurons, executor_ref> {
@@ -25,7 +22,4 @@ struct score_kernel<random_neurons> : own_hooks<random_neurons, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

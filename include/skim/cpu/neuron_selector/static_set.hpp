@@ -6,10 +6,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/neuron_selector/static_set.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 template <>
 struct score_kernel<static_set> : own_hooks<static_set, executor_ref> {
@@ -37,7 +34,4 @@ struct score_kernel<static_set> : own_hooks<static_set, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -6,11 +6,7 @@
 
 #include <cmath>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// The statistic multiplies in f32 whatever the FFN does: it is a yardstick.
 using statistic_math = simd::tile_math<accumulate::widen_fma>;
@@ -94,8 +90,4 @@ inline std::size_t statistic_bytes(const ffn_args& args, unsigned workers) {
   return arena.used();
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -6,10 +6,7 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/cpu/selector/quoka_score.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 namespace detail {
 
 /// The queries that score, and each worker's scratch; the two loops use that one after another.
@@ -88,7 +85,4 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
   }
 };
 
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

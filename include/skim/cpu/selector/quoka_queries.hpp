@@ -9,11 +9,7 @@
 #include <skim/selector/queries.hpp>
 #include <skim/workspace.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 /// Rows of length D padded with zeros to whole vectors, so that row loops have no tail.
 SKIM_INLINE constexpr std::int64_t padded_row(std::int64_t D) {
@@ -163,8 +159,4 @@ SKIM_NOINLINE inline void choose_queries(const query_rule& rule, const attention
   }
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -10,11 +10,7 @@
 #include <skim/cpu/selector/quoka_queries.hpp>
 #include <skim/selector/quoka.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace detail {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
 inline constexpr std::int64_t fewest_packed_queries = 4;
 inline constexpr std::int64_t keys_of_tile = 64;  // widened together: within the first-level cache up to D = 128
@@ -155,8 +151,4 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
   }
 }
 
-}  // namespace detail
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -9,12 +9,7 @@
 
 #include <atomic>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-
-namespace simd {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace simd {
 
 inline constexpr std::int64_t amx_rows = 16;   ///< of a tile
 inline constexpr std::int64_t amx_units = 16;  ///< pairs, or sums, in a tile's row
@@ -133,9 +128,4 @@ void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* targ
 
 #endif
 
-}  // namespace simd
-
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::simd

@@ -77,10 +77,7 @@ SKIM_INTRINSICS_END
 /// Names the feature set: avx512bw_f16c_bf16_amx, avx2_fma_f16c, sse2, neon64, ...
 #define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_AMX_NAME)
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 namespace detail {
 
@@ -183,7 +180,4 @@ SKIM_INLINE void unroll(const Body& body) {
 }
 
 }  // namespace simd
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES

@@ -5,11 +5,7 @@
 
 #include <skim/cpu/simd/compat.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace simd {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace simd {
 
 SKIM_INTRINSICS_BEGIN
 
@@ -112,8 +108,4 @@ SKIM_INLINE void narrow(const float* source, std::int64_t n, T* target) {
   for (; i < n; ++i) target[i] = from_float<T>(source[i]);
 }
 
-}  // namespace simd
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::simd

@@ -5,11 +5,7 @@
 #include <skim/cpu/simd/compat.hpp>
 #include <skim/math/activation.hpp>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace simd {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace simd {
 
 /// 2^x for x <= 0, relative error below 1.2e-7; 0 below -126 (-inf included), NaN for NaN.
 /// 2^x = 2^n 2^r with n the nearest integer and a degree-6 polynomial in r on [-1/2, 1/2]: the minimax fit of the
@@ -62,8 +58,4 @@ SKIM_INLINE floats soft_cap(floats x, floats cap, floats inverse_cap) {
   return cap * xsimd::tanh(x * inverse_cap);
 }
 
-}  // namespace simd
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::simd

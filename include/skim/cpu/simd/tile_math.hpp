@@ -9,11 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace skim {
-inline namespace v0_2 {
-namespace cpu {
-inline namespace SKIM_CPU_FEATURES {
-namespace simd {
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace simd {
 
 template <class Accumulate>
 struct tile_math;
@@ -142,8 +138,4 @@ SKIM_INLINE auto with_math(const Accumulate& wish, element type, const Body& bod
   return body(tile_math<accumulate::widen_fma>{});
 }
 
-}  // namespace simd
-}  // namespace SKIM_CPU_FEATURES
-}  // namespace cpu
-}  // namespace v0_2
-}  // namespace skim
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::simd
