@@ -17,9 +17,9 @@ struct append_args {
   std::int64_t position = 0;  ///< of the chunk's first token; read only where the view stores positions
 };
 
-namespace detail {
-
-SKIM_LOCAL constexpr report check_append(const append_args& args, pointers given) {
+/// O(1), follows no pointer.
+SKIM_LOCAL constexpr report check(const append_args& args, pointers given = pointers::required) {
+  using namespace detail;
   if (report r = check_tensor(args.k, "k", given); !r) return r;
   if (report r = check_type(args.k.type, "k"); !r) return r;
   const std::int64_t Tq = args.k.extents[0];
@@ -37,18 +37,6 @@ SKIM_LOCAL constexpr report check_append(const append_args& args, pointers given
     if (report r = check_extent(args.v, 2, args.kv.v.dim, "v"); !r) return r;
   }
   return check_range("position", args.position, 0, largest_index - Tq, status::bad_value);
-}
-
-}  // namespace detail
-
-/// O(1), follows no pointer.
-SKIM_LOCAL constexpr report check(const append_args& args) {
-  return detail::check_append(args, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers may be null.
-SKIM_LOCAL constexpr report check_shape(const append_args& args) {
-  return detail::check_append(args, detail::pointers::ignored);
 }
 
 /// Reads the chunk, writes the cache; two flops an element of K where norms are kept.

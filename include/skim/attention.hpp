@@ -281,7 +281,12 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
   return check_extent(args.lse, 1, Hq, "lse");
 }
 
-SKIM_LOCAL constexpr report check_attention(const attention_args& args, pointers given) {
+}  // namespace detail
+
+/// Shapes, strides, types and numbers; O(1) for one sequence and for a batch (O(sequences) for several), reads the arguments
+/// and view descriptors but nothing they point to. An empty chunk is valid.
+SKIM_LOCAL constexpr report check(const attention_args& args, pointers given = pointers::required) {
+  using namespace detail;
   if (report r = check_chunk(args, given); !r) return r;
   if (report r = check_tensor(args.out, "out", given); !r) return r;
   if (report r = check_type(args.out.type, "out"); !r) return r;
@@ -290,20 +295,6 @@ SKIM_LOCAL constexpr report check_attention(const attention_args& args, pointers
     if (report r = check_extent(args.out, axis, args.q.extents[axis], "out"); !r) return r;
   }
   return check_extent(args.out, 2, first_view(args).v.dim, "out");
-}
-
-}  // namespace detail
-
-/// Shapes, strides, types and numbers; O(1) for one sequence and for a batch (O(sequences) for several), reads the arguments
-/// and view descriptors but nothing they point to. An empty chunk is valid.
-SKIM_LOCAL constexpr report check(const attention_args& args) {
-  return detail::check_attention(args, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers to tensors and tables may be null (those of `sequences` and `offsets`, which
-/// describe shapes, not).
-SKIM_LOCAL constexpr report check_shape(const attention_args& args) {
-  return detail::check_attention(args, detail::pointers::ignored);
 }
 
 namespace detail {

@@ -23,9 +23,9 @@ struct attention_importance_args {
   double* sum = nullptr;              ///< [1], zero before a layer's first chunk
 };
 
-namespace detail {
-
-SKIM_LOCAL report check_importance(const attention_importance_args& args, pointers given) {
+/// O(1), follows no pointer. An empty chunk is valid.
+SKIM_LOCAL report check(const attention_importance_args& args, pointers given = pointers::required) {
+  using namespace detail;
   if (args.attended.sequences) {
     return fault(status::unsupported, "attended.sequence_count", args.attended.sequence_count, 1);
   }
@@ -38,18 +38,6 @@ SKIM_LOCAL report check_importance(const attention_importance_args& args, pointe
   if (!args.attended.lse.data && args.attended.q.extents[0] > 0) return null_fault("attended.lse.data");
   if (!args.sum) return null_fault("sum");
   return check_read(args.attended, args.read);
-}
-
-}  // namespace detail
-
-/// O(1), follows no pointer. An empty chunk is valid.
-SKIM_LOCAL report check(const attention_importance_args& args) {
-  return detail::check_importance(args, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers may be null.
-SKIM_LOCAL report check_shape(const attention_importance_args& args) {
-  return detail::check_importance(args, detail::pointers::ignored);
 }
 
 /// Reads what `check` may not: block table, lengths, the lists that attention read. Host memory only.

@@ -8,16 +8,25 @@
 
 #include <limits>
 
-namespace skim { inline namespace v0_2 { namespace detail {
+namespace skim { inline namespace v0_2 {
+
+/// Whether null pointers are refused: `check_shape` is asked before there is memory.
+enum class pointers : bool { ignored, required };
+
+/// `check(args..., pointers::ignored)`: what any operation's `check` says of arguments whose memory is not there yet. What
+/// describes shapes (sequences, offsets, prompts) is there already.
+template <class Args, class... More>
+SKIM_LOCAL constexpr report check_shape(const Args& args, const More&... more) {
+  return check(args, more..., pointers::ignored);
+}
+
+namespace detail {
 
 inline constexpr std::int64_t largest_index = std::numeric_limits<std::int32_t>::max();  // of tokens, pages, lists
 inline constexpr std::int64_t largest_head_dim = 4096;  // bounds a kernel's scratch; the largest in use is 576
 inline constexpr std::int64_t largest_heads = std::int64_t{1} << 16;
 inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // of an FFN's d and f, and of its tokens
 inline constexpr std::int64_t largest_reach = std::int64_t{1} << 60;  // elements: byte offsets stay below 2^63
-
-/// Whether pointers count: `check_shape` is asked before there is memory.
-enum class pointers : bool { ignored, required };
 
 /// True for finite values in [low, high].
 SKIM_HD SKIM_INLINE constexpr bool within(double value, double low, double high) {
@@ -271,4 +280,5 @@ SKIM_LOCAL report check_kv_indices(const basic_kv_view<Void>& view, std::int64_t
   return {};
 }
 
-}}}  // namespace skim::v0_2::detail
+}  // namespace detail
+}}  // namespace skim::v0_2

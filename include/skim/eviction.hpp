@@ -131,9 +131,12 @@ SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retenti
   return {};
 }
 
-/// `keep` and `needs` are the policy's.
-SKIM_LOCAL constexpr report check_eviction(const eviction_args& args, const retention& keep, const policy_needs& needs,
-                                           pointers given) {
+}  // namespace detail
+
+/// O(1), follows no pointer. `keep` and `needs` are the policy's.
+SKIM_LOCAL constexpr report check(const eviction_args& args, const retention& keep, const policy_needs& needs,
+                                  pointers given = pointers::required) {
+  using namespace detail;
   const kv_cache& kv = args.kv;
   if (args.attended.sequences) return fault(status::unsupported, "attended.sequences", "set", "null");
   if (args.attended.batch.sequences != 0) {
@@ -163,18 +166,6 @@ SKIM_LOCAL constexpr report check_eviction(const eviction_args& args, const rete
   }
   if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads)", "set", "null");
   return check_pages(args, keep, given);
-}
-
-}  // namespace detail
-
-/// O(1), follows no pointer. `keep` and `needs` are the policy's.
-SKIM_LOCAL constexpr report check(const eviction_args& args, const retention& keep, const policy_needs& needs) {
-  return detail::check_eviction(args, keep, needs, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers may be null.
-SKIM_LOCAL constexpr report check_shape(const eviction_args& args, const retention& keep, const policy_needs& needs) {
-  return detail::check_eviction(args, keep, needs, detail::pointers::ignored);
 }
 
 /// Reads what `check` may not: lengths, block table, the lists that attention read, budgets. Host memory only.

@@ -169,21 +169,13 @@ SKIM_LOCAL constexpr report check_ffn_input(const ffn_args& args, pointers given
   return check_prompts(args);
 }
 
-SKIM_LOCAL constexpr report check_ffn(const ffn_args& args, pointers given) {
-  if (report r = check_ffn_input(args, given); !r) return r;
-  return check_matrix(args.out, args.x.extents[0], args.x.extents[1], "out", given);
-}
-
 }  // namespace detail
 
 /// Shapes, strides, types and numbers; O(1), O(prompts) for several. Follows no pointer but `prompts`. M may be 0.
-SKIM_LOCAL constexpr report check(const ffn_args& args) {
-  return detail::check_ffn(args, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers may be null (but `prompts`, which describes shapes, not).
-SKIM_LOCAL constexpr report check_shape(const ffn_args& args) {
-  return detail::check_ffn(args, detail::pointers::ignored);
+SKIM_LOCAL constexpr report check(const ffn_args& args, pointers given = pointers::required) {
+  using namespace detail;
+  if (report r = check_ffn_input(args, given); !r) return r;
+  return check_matrix(args.out, args.x.extents[0], args.x.extents[1], "out", given);
 }
 
 namespace detail {

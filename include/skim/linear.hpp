@@ -22,9 +22,9 @@ SKIM_HD SKIM_INLINE constexpr bool has_bias(const linear_args& args) {
   return args.bias.data != nullptr || args.bias.extents[0] != 0;
 }
 
-namespace detail {
-
-SKIM_LOCAL constexpr report check_linear(const linear_args& args, pointers given) {
+/// Shapes, strides and types; O(1), follows no pointer. M may be 0.
+SKIM_LOCAL constexpr report check(const linear_args& args, pointers given = pointers::required) {
+  using namespace detail;
   if (report r = check_tokens(args.x, "x", given); !r) return r;
   if (report r = check_width(args.weight, 0, "weight"); !r) return r;
   const std::int64_t n_out = args.weight.extents[0];
@@ -35,18 +35,6 @@ SKIM_LOCAL constexpr report check_linear(const linear_args& args, pointers given
     if (report r = check_extent(args.bias, 0, n_out, "bias"); !r) return r;
   }
   return check_matrix(args.out, args.x.extents[0], n_out, "out", given);
-}
-
-}  // namespace detail
-
-/// Shapes, strides and types; O(1), follows no pointer. M may be 0.
-SKIM_LOCAL constexpr report check(const linear_args& args) {
-  return detail::check_linear(args, detail::pointers::required);
-}
-
-/// The same before there is memory: pointers may be null.
-SKIM_LOCAL constexpr report check_shape(const linear_args& args) {
-  return detail::check_linear(args, detail::pointers::ignored);
 }
 
 /// The weight is read once, x and out once.

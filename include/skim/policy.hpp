@@ -6,10 +6,9 @@
 /// or static; `args` passed the operation's `check`. Every policy says, on every back-end the same,
 ///   `retention keep` (a neuron selector: `neuron_retention keep`): how much stays, what stays whatever its score, and when
 ///    all does; or, where that depends on the number of tokens, `retention kept(std::int64_t tokens)`;
-///   `report check(const Args& args)`: of its own parameters;
+///   `report check(const Args& args)`: of its own parameters; a neuron selector with tensors of its own has
+///    `check(const Args& args, pointers given = pointers::required)`, for when there is no memory yet;
 /// and may say
-///   `report check_shape(const Args& args)`, a neuron selector with tensors of its own: the same before there is memory
-///    (default: `check`);
 ///   `cost_estimate cost(const Args& args)`: of scoring, and of observing (default: zero);
 ///   `static constexpr bool scores_alike`: all score the same, `keep` alone decides, and there is no `score`;
 ///   `static constexpr bool prefers_later`: of equal scores the later position stays (default: the earlier);

@@ -174,14 +174,14 @@ TEST(FfnCheck, ShapesNeedNoPointers) {
   skim::fastforward fastforward;
   fastforward.predictor = {
       {nullptr, {8}, element::f32}, {nullptr, {8, 4}, element::f32}, {nullptr, {4, 20}, element::f32}};
-  EXPECT_TRUE(fastforward.check_shape(args).ok());
+  EXPECT_TRUE(fastforward.check(args, skim::pointers::ignored).ok());
   expect_report(fastforward.check(args), {status::null_pointer, "predictor.query.data", ""});
   skim::calibrated_set calibrated;
   calibrated.statistic = {nullptr, {20}};
-  EXPECT_TRUE(calibrated.check_shape(args).ok());
+  EXPECT_TRUE(calibrated.check(args, skim::pointers::ignored).ok());
   expect_report(calibrated.check(args), {status::null_pointer, "statistic.data", ""});
   calibrated.statistic = {nullptr, {19}};
-  expect_report(calibrated.check_shape(args), {status::bad_extent, "statistic.extents[0]", "19"});
+  expect_report(calibrated.check(args, skim::pointers::ignored), {status::bad_extent, "statistic.extents[0]", "19"});
 }
 
 TEST(FfnPrompts, FaultsAreNamed) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <skim/cpu/kernel/attend.hpp>
-#include <skim/cpu/kernel/check_once.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
@@ -23,8 +22,12 @@ struct attend {
   Accumulate accumulate{};
 
   /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors and a batch's numbers.
-  report check(const attention_args& args) const { return detail::check_attention_once(args); }
-  report check_shape(const attention_args& args) const { return detail::check_shape_once(args); }
+  report check(const attention_args& args) const {
+    if (report r = skim::check(args); !r) return r;
+    return detail::check_batch_indices(args);  // which kernels read; they do not look at block tables
+  }
+  /// The same before there is memory: pointers to tensors and tables may be null.
+  report check_shape(const attention_args& args) const { return skim::check_shape(args); }
 
   /// Scratch of `run`, for lists of any content; 64-byte aligned, any contents. A call with fewer rows, tokens, sequences or
   /// workers needs no more. 0 for what `check_shape` refuses.

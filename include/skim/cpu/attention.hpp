@@ -30,12 +30,12 @@ struct attention {
 
   /// O(1) (O(sequences) for several): reads no pointer but the sequence descriptors and a batch's numbers.
   report check(const attention_args& args) const {
-    if (report r = detail::check_attention_once(args); !r) return r;
+    if (report r = cpu::attend<Accumulate>{}.check(args); !r) return r;
     return check_selector(args);
   }
   /// The same before there is memory; see `skim::check_shape`.
   report check_shape(const attention_args& args) const {
-    if (report r = detail::check_shape_once(args); !r) return r;
+    if (report r = skim::check_shape(args); !r) return r;
     return check_selector(args);
   }
 

@@ -19,11 +19,6 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 namespace detail {
 
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_importance(const attention_importance_args& args) {
-  return skim::check(args);
-}
-
 /// Tokens at a block's start that see nothing but the prompt's beginning: their mass outside is 0.
 SKIM_INLINE std::int64_t tokens_inside(const attention_importance_args& args, const attention_sequence& block,
                                        std::int64_t head) {
@@ -108,7 +103,7 @@ inline double job_mass_outside(const attention_importance_args& args, const atte
 /// gives the same bits.
 struct attention_importance {
   /// O(1), follows no pointer.
-  report check(const attention_importance_args& args) const { return detail::check_importance(args); }
+  report check(const attention_importance_args& args) const { return skim::check(args); }
 
   report check_shape(const attention_importance_args& args) const { return skim::check_shape(args); }
 

@@ -33,10 +33,10 @@ struct eviction {
   policy_needs needs() const { return needs_of(evictor); }
 
   /// O(1), follows no pointer.
-  report check(const eviction_args& args) const { return check_given(args, skim::detail::pointers::required); }
+  report check(const eviction_args& args) const { return check_given(args, pointers::required); }
 
   /// The same before there is memory: pointers may be null.
-  report check_shape(const eviction_args& args) const { return check_given(args, skim::detail::pointers::ignored); }
+  report check_shape(const eviction_args& args) const { return check_given(args, pointers::ignored); }
 
   /// Bytes that the evictor keeps between calls, per layer; a function of the heads, dimensions and capacity of the cache.
   /// Needs shapes only; 0 for arguments that `check_shape` refuses.
@@ -151,8 +151,8 @@ struct eviction {
     }
   }
 
-  report check_given(const eviction_args& args, skim::detail::pointers given) const {
-    if (report r = detail::check_eviction(args, kept(args), needs(), given); !r) return r;
+  report check_given(const eviction_args& args, pointers given) const {
+    if (report r = skim::check(args, kept(args), needs(), given); !r) return r;
     return evictor.check(args);
   }
 

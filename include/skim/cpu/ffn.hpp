@@ -14,18 +14,14 @@ namespace detail {
 template <class P>
 using neuron_keep_member = decltype(neuron_retention{std::declval<const P&>().keep});
 template <class P>
-using shape_member = decltype(report{std::declval<const P&>().check_shape(std::declval<const ffn_args&>())});
+using shape_member = decltype(report{
+    std::declval<const P&>().check(std::declval<const ffn_args&>(), pointers::ignored)});
 /// Named where a header of the library specialises `score_kernel`.
 template <class P>
 using library_score = decltype(&score_kernel<P>::score);
 
 template <class P>
 inline constexpr bool has_score = has<score_member, P, ffn_args, executor_ref> || has<library_score, P>;
-
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_arguments(const ffn_args& args, pointers given) {
-  return check_ffn(args, given);
-}
 
 /// A list out of order would read weights that are not there, and looking costs nothing beside multiplying.
 SKIM_NOINLINE inline report check_lists(const index_lists& lists, std::int64_t f) {
@@ -78,11 +74,11 @@ struct ffn {
   using kernel = score_kernel<NeuronSelector>;
 
   /// O(1), O(prompts) for several; follows no pointer but `prompts`.
-  report check(const ffn_args& args) const { return check_all(args, detail::pointers::required); }
+  report check(const ffn_args& args) const { return check_all(args, pointers::required); }
 
-  /// The same before there is memory: pointers may be null, those of the policy's own tensors too where it has a
-  /// `report check_shape(const ffn_args&) const`.
-  report check_shape(const ffn_args& args) const { return check_all(args, detail::pointers::ignored); }
+  /// The same before there is memory: pointers may be null, those of the policy's own tensors too where its `check` takes
+  /// `pointers`.
+  report check_shape(const ffn_args& args) const { return check_all(args, pointers::ignored); }
 
   /// What makes up for the neurons that sparse blocks leave out; empty if the policy has none.
   neuron_compensator compensator() const {
@@ -322,14 +318,12 @@ struct ffn {
     return arena.used() + step;
   }
 
-  report check_all(const ffn_args& args, detail::pointers given) const {
-    if (report r = detail::check_arguments(args, given); !r) return r;
-    if (report r = detail::check_compensator(compensator(), args.x.extents[1], given); !r) return r;
+  report check_all(const ffn_args& args, pointers given) const {
+    if (report r = skim::check(args, given); !r) return r;
+    if (report r = skim::check(compensator(), args.x.extents[1], given); !r) return r;
     if (report r = skim::check(neuron_retention(selector.keep)); !r) return r;
-    if constexpr (detail::has<detail::shape_member, NeuronSelector>) {
-      if (given == detail::pointers::ignored) return selector.check_shape(args);
-    }
-    return selector.check(args);
+    if constexpr (detail::has<detail::shape_member, NeuronSelector>) return selector.check(args, given);
+    if constexpr (!detail::has<detail::shape_member, NeuronSelector>) return selector.check(args);
   }
 
   report check_workspace(const ffn_args& args, memory workspace, executor_ref executor) const {

@@ -9,11 +9,6 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 namespace detail {
 
-/// `skim::check`, inlined once into a function of this feature set.
-SKIM_NOINLINE inline report check_arguments(const linear_args& args, pointers given) {
-  return check_linear(args, given);
-}
-
 /// One batch of a call: x and out are its rows.
 template <class Math>
 struct linear_job {
@@ -76,10 +71,10 @@ struct linear {
   Accumulate accumulate{};
 
   /// O(1), follows no pointer.
-  report check(const linear_args& args) const { return detail::check_arguments(args, detail::pointers::required); }
+  report check(const linear_args& args) const { return skim::check(args); }
 
   /// The same before there is memory: pointers may be null.
-  report check_shape(const linear_args& args) const { return detail::check_arguments(args, detail::pointers::ignored); }
+  report check_shape(const linear_args& args) const { return skim::check_shape(args); }
 
   /// Scratch with at most `workers` workers; 64-byte aligned, any contents. Never larger for fewer tokens or workers; 0
   /// for what `check_shape` refuses.

@@ -6,16 +6,6 @@
 
 namespace skim { inline namespace v0_2 {
 
-namespace detail {
-
-SKIM_LOCAL constexpr report check_statistic(const tensor_view<const float, 1>& statistic, std::int64_t f,
-                                            pointers given) {
-  if (report r = check_tensor(statistic, "statistic", given); !r) return r;
-  return check_extent(statistic, 0, f, "statistic");
-}
-
-}  // namespace detail
-
 /// Neuron selector: the top `keep` of `statistic`, such as the mean of the oracle's over calibration data; the same for
 /// every block. It may have a compensator of its own, so that a comparison with `fastforward` is about the set alone.
 struct calibrated_set {
@@ -23,11 +13,9 @@ struct calibrated_set {
   tensor_view<const float, 1> statistic;  ///< [f]
   neuron_compensator compensator;
 
-  SKIM_INLINE constexpr report check(const ffn_args& args) const {
-    return detail::check_statistic(statistic, args.up.extents[0], detail::pointers::required);
-  }
-  SKIM_INLINE constexpr report check_shape(const ffn_args& args) const {
-    return detail::check_statistic(statistic, args.up.extents[0], detail::pointers::ignored);
+  SKIM_INLINE constexpr report check(const ffn_args& args, pointers given = pointers::required) const {
+    if (report r = detail::check_tensor(statistic, "statistic", given); !r) return r;
+    return detail::check_extent(statistic, 0, args.up.extents[0], "statistic");
   }
 };
 

@@ -27,9 +27,9 @@ SKIM_HD SKIM_INLINE constexpr bool compensates(const neuron_compensator& compens
   return compensator.c1.data != nullptr || compensator.c1.extents[1] != 0;
 }
 
-namespace detail {
-
-SKIM_LOCAL constexpr report check_compensator(const neuron_compensator& compensator, std::int64_t d, pointers given) {
+SKIM_LOCAL constexpr report check(const neuron_compensator& compensator, std::int64_t d,
+                                  pointers given = pointers::required) {
+  using namespace detail;
   if (!compensates(compensator)) return {};
   if (report r = check_width(compensator.c1, 1, "compensator.c1"); !r) return r;
   const std::int64_t c = compensator.c1.extents[1];
@@ -37,12 +37,6 @@ SKIM_LOCAL constexpr report check_compensator(const neuron_compensator& compensa
   if (report r = check_matrix(compensator.c2, c, d, "compensator.c2", given); !r) return r;
   if (report r = check_enumerator("compensator.act", compensator.act, activation::relu_squared); !r) return r;
   return check_same_type(compensator.c2.type, compensator.c1.type, "compensator.c2");
-}
-
-}  // namespace detail
-
-SKIM_LOCAL constexpr report check(const neuron_compensator& compensator, std::int64_t d) {
-  return detail::check_compensator(compensator, d, detail::pointers::required);
 }
 
 /// Compensating all rows of a call: c1 and c2 are read once, what they add to is read by the FFN.

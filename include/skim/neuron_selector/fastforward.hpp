@@ -24,10 +24,9 @@ SKIM_HD SKIM_INLINE constexpr std::int64_t predictor_rank(std::int64_t d) {
   return r;
 }
 
-namespace detail {
-
-SKIM_LOCAL constexpr report check_predictor(const neuron_predictor& predictor, std::int64_t d, std::int64_t f,
-                                            pointers given) {
+SKIM_LOCAL constexpr report check(const neuron_predictor& predictor, std::int64_t d, std::int64_t f,
+                                  pointers given = pointers::required) {
+  using namespace detail;
   if (report r = check_tensor(predictor.query, "predictor.query", given); !r) return r;
   if (report r = check_type(predictor.query.type, "predictor.query"); !r) return r;
   if (report r = check_extent(predictor.query, 0, d, "predictor.query"); !r) return r;
@@ -37,12 +36,6 @@ SKIM_LOCAL constexpr report check_predictor(const neuron_predictor& predictor, s
   return check_matrix(predictor.w2, rank, f, "predictor.w2", given);
 }
 
-}  // namespace detail
-
-SKIM_LOCAL constexpr report check(const neuron_predictor& predictor, std::int64_t d, std::int64_t f) {
-  return detail::check_predictor(predictor, d, f, detail::pointers::required);
-}
-
 /// Neuron selector: the top `keep` of the predictor's logits, one list for the whole block, ties to the lower neuron;
 /// sparse blocks are compensated, dense ones are not. Fit both parts with calibrate/fastforward.hpp.
 struct fastforward {
@@ -50,11 +43,8 @@ struct fastforward {
   neuron_predictor predictor;
   neuron_compensator compensator;
 
-  SKIM_INLINE constexpr report check(const ffn_args& args) const {
-    return detail::check_predictor(predictor, args.x.extents[1], args.up.extents[0], detail::pointers::required);
-  }
-  SKIM_INLINE constexpr report check_shape(const ffn_args& args) const {
-    return detail::check_predictor(predictor, args.x.extents[1], args.up.extents[0], detail::pointers::ignored);
+  SKIM_INLINE constexpr report check(const ffn_args& args, pointers given = pointers::required) const {
+    return skim::check(predictor, args.x.extents[1], args.up.extents[0], given);
   }
 
   /// x is looked at twice, the predictor's weights are read once.
