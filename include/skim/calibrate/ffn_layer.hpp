@@ -10,6 +10,7 @@ SKIM_INTRINSICS_BEGIN
 SKIM_INTRINSICS_END
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <vector>
 
@@ -98,7 +99,7 @@ inline row<float> neuron_statistic(const matrix<float>& z) {
   }
   row<float> sum(z.cols());
   sum.noalias() = inverse * z.cwiseAbs2();
-  return sum.cwiseSqrt();
+  return sum.unaryExpr([](float s) { return std::sqrt(s); });  // Eigen's own root differs from processor to processor
 }
 
 /// Neurons from strongest to weakest: equal scores in ascending order, NaN last, as every selection of this library.

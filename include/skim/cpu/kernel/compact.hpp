@@ -7,38 +7,47 @@
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
-/// Calls `move(source, target)`, in an order that is safe in place, for every token that compaction brings to another slot.
-/// `list` holds the `count` slots that stay, ascending.
-template <class Move>
-SKIM_INLINE void for_each_move(compaction how, const std::int32_t* list, std::int64_t count, const Move& move) {
-  if (how != compaction::refill) {
-    for (std::int64_t target = 0; target < count; ++target) {
-      if (list[target] != target) move(std::int64_t{list[target]}, target);
-    }
-    return;
+/// The end of the run of slots that begins at list[first]: the first index behind it whose slot does not follow on its
+/// predecessor's. `list` ascends; looks at O(log(length of the run)) entries.
+SKIM_INLINE std::int64_t end_of_run(const std::int32_t* list, std::int64_t first, std::int64_t count) {
+  const std::int64_t ahead = list[first] - first;  // list[i] - i never falls
+  std::int64_t inside = first, step = 1;
+  while (inside + step < count && list[inside + step] - (inside + step) == ahead) {
+    inside += step;
+    step *= 2;
   }
-  std::int64_t mover = count;  // the survivors behind slot `count` are as many as the holes before it
-  while (mover > 0 && list[mover - 1] >= count) --mover;
-  for (std::int64_t target = 0, next = 0, staying = mover; mover < count; ++target) {
-    if (next < staying && list[next] == target) {
-      ++next;
-    } else {
-      move(std::int64_t{list[mover++]}, target);
-    }
+  for (; step > 0; step /= 2) {
+    if (inside + step < count && list[inside + step] - (inside + step) == ahead) inside += step;
   }
+  return inside + 1;
 }
 
 /// Calls `visit(slot)` for the slots of [0, n) that are not listed, ascending.
 template <class Visit>
 SKIM_INLINE void for_each_evicted(const std::int32_t* list, std::int64_t count, std::int64_t n, const Visit& visit) {
-  std::int64_t next = 0;
-  for (std::int64_t slot = 0; slot < n; ++slot) {
-    if (next < count && list[next] == slot) {
-      ++next;
-    } else {
-      visit(slot);
-    }
+  std::int64_t slot = 0;
+  for (std::int64_t next = 0; next < count;) {
+    for (; slot < list[next]; ++slot) visit(slot);
+    next = end_of_run(list, next, count);
+    slot = list[next - 1] + 1;
   }
+  for (; slot < n; ++slot) visit(slot);
+}
+
+/// Calls `move(source, target)`, in an order that is safe in place, for every token that compaction brings to another slot.
+/// `list` holds the `count` slots that stay, ascending.
+template <class Move>
+SKIM_INLINE void for_each_move(compaction how, const std::int32_t* list, std::int64_t count, const Move& move) {
+  if (how != compaction::refill) {
+    const std::int64_t first = count > 0 && list[0] == 0 ? end_of_run(list, 0, count) : 0;
+    for (std::int64_t target = first; target < count; ++target) move(std::int64_t{list[target]}, target);
+    return;
+  }
+  std::int64_t staying = count;  // the survivors behind slot `count` are as many as the holes before it
+  while (staying > 0 && list[staying - 1] >= count) --staying;
+  const std::int32_t* mover = list + staying;
+  for_each_evicted(list, staying, count,
+                   [&](std::int64_t target) SKIM_LAMBDA_INLINE { move(std::int64_t{*mover++}, target); });
 }
 
 /// The list that a head goes by.
