@@ -36,7 +36,8 @@ SKIM_LOCAL constexpr report check(const append_args& args, pointers given = poin
     if (report r = check_extent(args.v, 1, args.kv.heads, "v"); !r) return r;
     if (report r = check_extent(args.v, 2, args.kv.v.dim, "v"); !r) return r;
   }
-  return check_range("position", args.position, 0, largest_index - Tq, status::bad_value);
+  if (report r = check_range("position", args.position, 0, largest_index - Tq, status::bad_value); !r) return r;
+  return check_apart(args.kv);
 }
 
 /// Reads the chunk, writes the cache; two flops an element of K where norms are kept.

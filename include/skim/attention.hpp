@@ -78,6 +78,21 @@ SKIM_HD SKIM_LOCAL attention_sequence sequence_at(const attention_args& args, st
   return sequence;
 }
 
+/// Sequences [first, first + count) of a call, in the same q and out. `offsets` do not begin at 0.
+SKIM_HD SKIM_LOCAL attention_args part_of(attention_args args, std::int64_t first, std::int64_t count) {
+  if (args.sequences) {
+    args.sequences += first;
+    args.offsets += first;
+    args.sequence_count = count;
+  } else if (args.batch.sequences > 0) {
+    args.batch.block_tables += first * args.batch.table_stride;
+    args.batch.tokens += first;
+    args.batch.offsets += first;
+    args.batch.sequences = count;
+  }
+  return args;
+}
+
 /// A view that says what all sequences have in common: heads, dimensions, types.
 SKIM_HD SKIM_INLINE constexpr const kv_view& first_view(const attention_args& args) {
   return args.sequences && args.sequence_count > 0 ? args.sequences[0] : args.kv;
@@ -207,7 +222,10 @@ SKIM_LOCAL constexpr report check_batch(const attention_args& args, pointers giv
   if (given == pointers::ignored) return {};
   if (!batch.block_tables && pool.tokens > 0) return null_fault("batch.block_tables");
   if (!batch.tokens) return null_fault("batch.tokens");
-  return batch.offsets ? report{} : null_fault("batch.offsets");
+  if (!batch.offsets) return null_fault("batch.offsets");
+  if (report r = check_array("batch.block_tables", batch.block_tables); !r) return r;
+  if (report r = check_array("batch.tokens", batch.tokens); !r) return r;
+  return check_array("batch.offsets", batch.offsets);
 }
 
 SKIM_LOCAL constexpr report check_sequences(const attention_args& args, pointers given) {
@@ -219,6 +237,8 @@ SKIM_LOCAL constexpr report check_sequences(const attention_args& args, pointers
   if (args.batch.sequences != 0) return fault(status::bad_value, "batch.sequences (with sequences)", 1, 0);
   if (report r = check_range("sequence_count", args.sequence_count, 0, largest_index); !r) return r;
   if (!args.offsets) return null_fault("offsets");
+  if (report r = check_array("sequences", args.sequences); !r) return r;
+  if (report r = check_array("offsets", args.offsets); !r) return r;
   if (args.offsets[0] != 0) return fault(status::bad_value, "offsets[0]", args.offsets[0], 0);
   for (std::int64_t s = 0; s < args.sequence_count; ++s) {
     const std::int64_t begin = args.offsets[s], end = args.offsets[s + 1];
@@ -275,10 +295,15 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
   if (report r = check_range("mask.left", args.mask.left, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_range("mask.right", args.mask.right, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_bias(args, given); !r) return r;
+  if (given == pointers::required) {
+    if (report r = check_array("sink_logits", args.sink_logits); !r) return r;
+    if (report r = check_array("alibi_slopes", args.alibi_slopes); !r) return r;
+  }
   if (!args.lse.data && (given == pointers::required || args.lse.extents[0] == 0)) return {};
   if (report r = check_tensor(args.lse, "lse", given); !r) return r;
   if (report r = check_extent(args.lse, 0, Tq, "lse"); !r) return r;
-  return check_extent(args.lse, 1, Hq, "lse");
+  if (report r = check_extent(args.lse, 1, Hq, "lse"); !r) return r;
+  return check_apart(args.lse, "lse");
 }
 
 }  // namespace detail
@@ -294,7 +319,8 @@ SKIM_LOCAL constexpr report check(const attention_args& args, pointers given = p
   for (int axis = 0; axis < 2; ++axis) {
     if (report r = check_extent(args.out, axis, args.q.extents[axis], "out"); !r) return r;
   }
-  return check_extent(args.out, 2, first_view(args).v.dim, "out");
+  if (report r = check_extent(args.out, 2, first_view(args).v.dim, "out"); !r) return r;
+  return check_apart(args.out, "out");
 }
 
 namespace detail {

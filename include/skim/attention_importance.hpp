@@ -37,6 +37,7 @@ SKIM_LOCAL report check(const attention_importance_args& args, pointers given = 
   if (given == pointers::ignored) return {};
   if (!args.attended.lse.data && args.attended.q.extents[0] > 0) return null_fault("attended.lse.data");
   if (!args.sum) return null_fault("sum");
+  if (report r = check_array("sum", args.sum); !r) return r;
   return check_read(args.attended, args.read);
 }
 

@@ -104,12 +104,6 @@ constexpr bool is_evictor() {
   return true;
 }
 
-/// Rows of per-token metadata must not overlap, or moving one head's would overwrite another's.
-SKIM_LOCAL constexpr report check_metadata_apart(const char* name, std::int64_t stride, const kv_cache& kv) {
-  if (kv.heads == 1 || stride >= kv.capacity) return {};
-  return fault(status::bad_stride, name, stride, kv.capacity, "at least");
-}
-
 SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retention& keep, pointers given) {
   const kv_cache& kv = args.kv;
   if (args.how != compaction::pages) return {};
@@ -127,8 +121,8 @@ SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retenti
     return fault(status::bad_value, "keep.count (sinks, recent and a page that is not full)", keep.count,
                  ends * kv.page_size, "at least");
   }
-  if (given == pointers::required && !args.block_table && kv.tokens > 0) return null_fault("block_table");
-  return {};
+  if (given == pointers::ignored || kv.tokens == 0) return {};
+  return args.block_table ? check_array("block_table", args.block_table) : null_fault("block_table");
 }
 
 }  // namespace detail
@@ -157,15 +151,15 @@ SKIM_LOCAL constexpr report check(const eviction_args& args, const retention& ke
     return fault(status::bad_value, "keep.fraction (an evictor keeps a count)", keep.fraction, 0);
   }
   if (given == pointers::required && !kv.positions && kv.capacity > 0) return null_fault("kv.positions");
-  const bool shared_positions = args.share_heads && kv.positions_stride == 0;
-  if (kv.positions && !shared_positions) {
-    if (report r = check_metadata_apart("kv.positions_stride", kv.positions_stride, kv); !r) return r;
-  }
-  if (kv.inverse_norms) {
-    if (report r = check_metadata_apart("kv.inverse_norms_stride", kv.inverse_norms_stride, kv); !r) return r;
+  if (kv.positions && kv.positions_stride == 0 && kv.heads > 1 && !args.share_heads) {
+    return fault(status::bad_stride, "kv.positions_stride", 0, kv.capacity, "at least");
   }
   if (args.share_heads && args.budgets) return fault(status::bad_value, "budgets (with share_heads)", "set", "null");
-  return check_pages(args, keep, given);
+  if (given == pointers::required) {
+    if (report r = check_array("budgets", args.budgets); !r) return r;
+  }
+  if (report r = check_pages(args, keep, given); !r) return r;
+  return check_apart(kv);
 }
 
 /// Reads what `check` may not: lengths, block table, the lists that attention read, budgets. Host memory only.

@@ -130,7 +130,7 @@ SKIM_HD SKIM_INLINE constexpr bool runs_dense(const neuron_retention& keep, cons
 
 namespace detail {
 
-inline constexpr std::int64_t largest_block = largest_reach;  // numbers of blocks are added up
+inline constexpr std::int64_t largest_block = std::int64_t{1} << 60;  // numbers of blocks are added up
 
 SKIM_LOCAL constexpr report check_prompts(const ffn_args& args) {
   if (report r = check_range("block_tokens", args.block_tokens, 0, largest_width, status::bad_value); !r) return r;
@@ -138,6 +138,7 @@ SKIM_LOCAL constexpr report check_prompts(const ffn_args& args) {
     if (args.prompt_count != 0) return null_fault("prompts");
     return check_range("first_block", args.first_block, 0, largest_block, status::bad_value);
   }
+  if (report r = check_array("prompts", args.prompts); !r) return r;
   if (report r = check_range("prompt_count", args.prompt_count, 0, largest_index); !r) return r;
   std::int64_t left = args.x.extents[0];
   for (std::int64_t p = 0; p < args.prompt_count; ++p) {

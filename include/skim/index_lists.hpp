@@ -25,18 +25,4 @@ struct index_lists {
 
 static_assert(std::is_trivially_copyable_v<index_lists>, "lists cross to devices as plain bytes");
 
-namespace detail {
-
-/// Whether the lists have `rows` rows of at least `capacity` entries. Follows no pointer.
-SKIM_LOCAL constexpr report check_room(const index_lists& lists, std::int64_t rows, std::int64_t capacity) {
-  if (lists.rows != rows) return fault(status::bad_extent, "lists.rows", lists.rows, rows);
-  if (lists.capacity < capacity) {
-    return fault(status::bad_extent, "lists.capacity", lists.capacity, capacity, "at least");
-  }
-  if (rows > 0 && !lists.counts) return null_fault("lists.counts");
-  if (rows > 0 && lists.capacity > 0 && !lists.indices) return null_fault("lists.indices");
-  return {};
-}
-
-}  // namespace detail
 }}  // namespace skim::v0_2

@@ -7,6 +7,8 @@
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/selector/dense.hpp>
 
+#include <limits>
+
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
 /// Attention of a chunk over the keys that `Selector` chooses. A plain value; make one per layer.
@@ -71,7 +73,10 @@ struct attention {
     const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
     if constexpr (std::is_same_v<Selector, dense>) return attend;
     detail::arena arena;
-    lists_in(args, arena);
+    const std::int64_t rows = list_rows(args, block_rows()), all = detail::saturated(rows, list_capacity(args));
+    const std::int64_t grouped = detail::saturated(first_view(args).heads, group_tokens(args, workers));
+    arena.take<std::int32_t>(args.sequences ? detail::smaller(all, grouped) : all);
+    arena.take<std::int32_t>(rows);
     const std::size_t lists = arena.used(), select = select_bytes(args, workers);
     const std::size_t steps = select > attend ? select : attend;
     return steps > ~std::size_t{0} - lists ? ~std::size_t{0} : lists + steps;
@@ -104,16 +109,20 @@ struct attention {
   report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::dense);
-    if (runs_dense(args)) {
-      detail::attend_keys<Accumulate>(args, nullptr, block_rows(), workspace.data, executor);
-      return taken(path::dense);
-    }
-    detail::arena arena(workspace.data);
-    const index_lists lists = lists_in(args, arena);
-    const memory rest{static_cast<char*>(workspace.data) + arena.used(), workspace.bytes - arena.used()};
-    select_keys(args, lists, state, rest, executor);
-    detail::attend_keys<Accumulate>(args, &lists, block_rows(), rest.data, executor);
-    return taken(path::sparse);
+    report answer = taken(path::dense);
+    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t) {
+      if (runs_dense(part)) {
+        detail::attend_keys<Accumulate>(part, nullptr, block_rows(), workspace.data, executor);
+        return;
+      }
+      detail::arena arena(workspace.data);
+      const index_lists lists = lists_in(part, arena);
+      const memory rest = behind(arena, workspace);
+      select_group(part, lists, state, rest, executor);
+      detail::attend_keys<Accumulate>(part, &lists, block_rows(), rest.data, executor);
+      answer.taken = path::sparse;
+    });
+    return answer;
   }
 
   /// Writes the slots that each block of the chunk reads to `lists`, whose capacity is at least `list_capacity(args)` and
@@ -123,7 +132,12 @@ struct attention {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
     if (report r = check_lists(args, lists); !r) return r;
-    select_keys(args, lists, state, workspace, executor);
+    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t before) {
+      index_lists own = lists;
+      own.indices += before * first_view(args).heads * lists.capacity;
+      own.counts += before * first_view(args).heads;
+      select_group(part, own, state, workspace, executor);
+    });
     return taken(path::sparse);
   }
 
@@ -135,6 +149,7 @@ struct attention {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return {};
     if (report r = check_scores(args, scores); !r) return r;
+    if (report r = detail::check_apart(scores, "scores"); !r) return r;
     if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
     score_blocks({&args, block_rows(), round}, scores, state, workspace, executor);
     return {};
@@ -151,9 +166,10 @@ struct attention {
     if (report r = check_scores(args, scores); !r) return r;
     if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
     if (report r = check_lists(args, lists); !r) return r;
-    const round_scratch front(args, workspace.data);
-    count_blocks(args, front.first_blocks, executor);
-    choose_blocks({&args, block_rows(), round}, scores, lists, front, workspace, executor);
+    detail::arena arena(workspace.data);
+    std::int64_t* const first_blocks = arena.take<std::int64_t>(sequence_count(args));
+    count_blocks(args, first_blocks, executor);
+    choose_blocks({&args, block_rows(), round}, scores, lists, first_blocks, behind(arena, workspace), executor);
     return {};
   }
 
@@ -188,21 +204,39 @@ struct attention {
     return lists;
   }
 
-  /// Where each sequence's blocks begin among the call's, and the scores of one round. All tokens are counted, not the past
-  /// alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
-  struct round_scratch {
-    std::int64_t* first_blocks;  // [sequences]
-    tensor_view<float, 2> scores;
-    std::size_t used;
+  static memory behind(const detail::arena& front, memory all) {
+    return {static_cast<char*>(all.data) + front.used(), all.bytes - front.used()};
+  }
 
-    round_scratch(const attention_args& args, void* block) {
-      detail::arena arena(block);
-      first_blocks = arena.take<std::int64_t>(sequence_count(args));
-      const std::int64_t rows = sequence_count(args) * first_view(args).heads, most = most_tokens(args);
-      scores = tensor_view<float, 2>(arena.take<float>(detail::saturated(rows, most)), {rows, most});
-      used = arena.used();
+  /// The tokens that a group of sequences may count, each as long as its longest, block by block. All tokens count, not the
+  /// past alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
+  /// What keeps a state, gives lists itself or selects nothing sees the whole call.
+  std::int64_t group_tokens(const attention_args& args, unsigned workers) const {
+    constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
+    if (lists_itself || std::is_same_v<Selector, dense> || kernel::state_bytes(selector, args) > 0) return everything;
+    const std::int64_t busy = static_cast<std::int64_t>(workers) / first_view(args).heads;  // sequences for all workers
+    const std::int64_t one = detail::saturated(most_tokens(args), block_count(most_rows(args), block_rows()));
+    return detail::greater(detail::saturated(one, detail::greater(busy, 2)), 1 << 18);
+  }
+
+  /// Calls `body(part, blocks before it)` for runs of sequences: scores and lists are laid out by the longest of a run, and
+  /// one long prompt must not make all short ones as long.
+  template <class Body>
+  void for_each_group(const attention_args& args, unsigned workers, const Body& body) const {
+    const std::int64_t sequences = sequence_count(args), room = group_tokens(args, workers);
+    for (std::int64_t first = 0, before = 0, count = 0, blocks = 0; first < sequences;
+         first += count, before += blocks) {
+      std::int64_t longest = 0;
+      for (count = blocks = 0; first + count < sequences; ++count) {
+        const attention_sequence next = sequence_at(args, first + count);
+        const std::int64_t with_next = blocks + block_count(next.Tq, block_rows());
+        longest = detail::greater(longest, args.sequences ? next.kv.tokens : args.kv.tokens);
+        if (count > 0 && detail::saturated(with_next, longest) > room) break;
+        blocks = with_next;
+      }
+      body(part_of(args, first, count), before);
     }
-  };
+  }
 
   std::size_t choose_bytes(const attention_args& args) const {
     detail::arena arena;
@@ -214,26 +248,33 @@ struct attention {
   std::size_t select_bytes(const attention_args& args, unsigned workers) const {
     std::size_t step = kernel::workspace_bytes(selector, args, workers);
     if constexpr (lists_itself) return step;
-    const std::size_t front = round_scratch(args, nullptr).used;
+    detail::arena arena;
+    arena.take<std::int64_t>(sequence_count(args));
+    const std::int64_t tokens = detail::saturated(sequence_count(args), most_tokens(args));
+    arena.take<float>(detail::saturated(first_view(args).heads, detail::smaller(tokens, group_tokens(args, workers))));
+    const std::size_t front = arena.used();
     const std::size_t choosing =
         static_cast<std::size_t>(detail::saturated(static_cast<std::int64_t>(choose_bytes(args)), workers));
     if (choosing > step) step = choosing;
     return step > ~std::size_t{0} - front ? ~std::size_t{0} : front + step;
   }
 
-  void select_keys(const attention_args& args, const index_lists& lists, memory state, memory workspace,
-                   executor_ref executor) const {
+  void select_group(const attention_args& args, const index_lists& lists, memory state, memory workspace,
+                    executor_ref executor) const {
     if constexpr (lists_itself) {
       selector.select(args, lists, state, workspace, executor);
     } else {
-      const round_scratch front(args, workspace.data);
-      const memory rest{static_cast<char*>(workspace.data) + front.used, workspace.bytes - front.used};
+      detail::arena arena(workspace.data);
+      std::int64_t* const first_blocks = arena.take<std::int64_t>(sequence_count(args));
+      const std::int64_t rows = sequence_count(args) * first_view(args).heads, most = most_tokens(args);
+      const tensor_view<float, 2> scores(arena.take<float>(rows * most), {rows, most});
+      const memory rest = behind(arena, workspace);
       const std::int64_t rounds = block_count(most_rows(args), block_rows());
-      count_blocks(args, front.first_blocks, executor);
+      count_blocks(args, first_blocks, executor);
       for (std::int64_t round = 0; round < rounds; ++round) {
         const attention_blocks blocks{&args, block_rows(), round};
-        if (!keep_decides(args)) score_blocks(blocks, front.scores, state, rest, executor);
-        choose_blocks(blocks, front.scores, lists, front, workspace, executor);
+        if (!keep_decides(args)) score_blocks(blocks, scores, state, rest, executor);
+        choose_blocks(blocks, scores, lists, first_blocks, rest, executor);
       }
     }
   }
@@ -256,7 +297,7 @@ struct attention {
   }
 
   void choose_blocks(const attention_blocks& blocks, tensor_view<const float, 2> scores, const index_lists& lists,
-                     const round_scratch& front, memory workspace, executor_ref executor) const {
+                     const std::int64_t* first_blocks, memory workspace, executor_ref executor) const {
     const attention_args& args = *blocks.args;
     const std::int64_t heads = first_view(args).heads, longest = longest_past(args, block_rows());
     const std::size_t bytes = choose_bytes(args);
@@ -265,9 +306,9 @@ struct attention {
       const std::int64_t s = r / heads, head = r % heads;
       const attention_sequence block = blocks.at(s);
       if (blocks.round >= block_count(sequence_at(args, s).Tq, blocks.block_rows)) return;
-      const std::int64_t row = (front.first_blocks[s] + blocks.round) * heads + head;
+      const std::int64_t row = (first_blocks[s] + blocks.round) * heads + head;
       if (block.Tq > 0 && reads_all(block)) return detail::list_all(block.past(head), lists, row);
-      detail::arena arena(detail::worker_piece(static_cast<char*>(workspace.data) + front.used, bytes, worker));
+      detail::arena arena(detail::worker_piece(workspace.data, bytes, worker));
       const detail::rank_scratch scratch(arena, longest);
       const retention keep = kept_by(selector, block.past(head));
       const bool ranked = scored && block.past(head) > keep.keys(block.past(head));

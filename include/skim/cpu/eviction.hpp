@@ -82,6 +82,7 @@ struct eviction {
                executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (report r = check_scores(args, scores, args.kv.heads); !r) return r;
+    if (report r = detail::check_apart(scores, "scores"); !r) return r;
     score_tokens(args, scores, state, workspace, executor);
     return {};
   }
@@ -205,6 +206,7 @@ inline report pool_scores(tensor_view<const float, 2> scores, tensor_view<float,
   if (report r = detail::check_tensor(pooled, "pooled"); !r) return r;
   if (report r = detail::check_extent(pooled, 0, 1, "pooled"); !r) return r;
   if (report r = detail::check_extent(pooled, 1, scores.extents[1], "pooled"); !r) return r;
+  if (report r = detail::check_apart(pooled, "pooled"); !r) return r;
   if (scores.extents[0] == 0) {
     return detail::part_fault(status::bad_extent, "scores", part::extents, 0, 0, 1, "at least");
   }

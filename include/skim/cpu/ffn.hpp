@@ -155,6 +155,7 @@ struct ffn {
                executor_ref executor) const {
     if (report r = check_call(args, state, workspace, executor); !r) return r;
     if (report r = check_scores(args, scores); !r) return r;
+    if (report r = detail::check_apart(scores, "scores"); !r) return r;
     kernel::score(selector, args, scores, state, workspace, executor);
     return {};
   }
