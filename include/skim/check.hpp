@@ -146,6 +146,9 @@ SKIM_LOCAL report check_data(const void* data, element type, const char* name) {
 template <class T, int Rank>
 SKIM_LOCAL constexpr report check_tensor(const tensor_view<T, Rank>& view, const char* name,
                                          pointers given = pointers::required) {
+  if constexpr (!std::is_void_v<std::remove_const_t<T>>) {  // what T says is what is read and written
+    if (report r = check_same_type(view.type, element_of<std::remove_const_t<T>>, name); !r) return r;
+  }
   bool empty = false;
   const std::int64_t block = format_of(view.type).values;
   for (int axis = 0; axis < Rank; ++axis) {

@@ -833,6 +833,9 @@ TEST(Retention, ParametersAreChecked) {
   EXPECT_EQ(argument(retention::share(1.01)), "keep.fraction");
   EXPECT_EQ(argument(retention::share(std::numeric_limits<double>::quiet_NaN())), "keep.fraction");
   EXPECT_EQ(argument(retention{8, 0.5, 0, 0}), "keep.count");
+  EXPECT_EQ(argument(retention::share(-1e-50)), "keep.fraction");
+  EXPECT_EQ(argument(retention::share(1 + 1e-9)), "keep.fraction");
+  EXPECT_EQ(argument(retention{5, -1e-50, 0, 0}), "keep.fraction");
 }
 
 TEST(Retention, AShareRoundsUpAndCoversItsEnds) {

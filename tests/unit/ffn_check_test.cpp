@@ -61,6 +61,12 @@ const std::vector<ffn_fault> ffn_faults{
     {"f 0", [](auto& a) { a.up.extents[0] = 0; }, {status::bad_extent, "up.extents[0]", "0"}},
     {"large f", [](auto& a) { a.up.extents[0] = wide; }, {status::unsupported, "up.extents[0]", "16777217"}},
     {"d of up", [](auto& a) { a.up.extents[1] = 7; }, {status::bad_extent, "up.extents[1]", "7"}},
+    {"a stride that one row never takes",
+     [](auto& a) {
+       a.up.extents[0] = a.gate.extents[0] = a.down.extents[0] = 1;
+       a.up.strides[0] = -std::numeric_limits<std::int64_t>::max();
+     },
+     {status::bad_stride, "up.strides[0]", "-9223372036854775807"}},
     {"up inner stride", [](auto& a) { a.up.strides[1] = 20; }, {status::bad_stride, "up.strides[1]", "20"}},
     {"up reach",
      [](auto& a) { a.up.strides[0] = -huge; },
