@@ -110,6 +110,15 @@ TEST(AttentionEdges, AHundredKeysAreWithinTheBounds) {
   }
 }
 
+TEST(AttentionEdges, TheLeastSoftCapIsFinite) {
+  for (const float cap : {0x1p-126f, 1e-30f, 1e29f}) {
+    attention_case c = small_call();
+    c.soft_cap = cap;
+    attention_inputs inputs(c);
+    expect_exact(inputs.args());
+  }
+}
+
 TEST(AttentionEdges, RowsWhoseLogitsAreAllMinusInfinityAreZero) {
   for (const bool sinks : {false, true}) {
     attention_case c = small_call();

@@ -181,6 +181,20 @@ TEST_P(strange_rows, of_keys_give_a_defined_order_everywhere) {
   static_cast<void>(norms);
 }
 
+/// Of logits near 1e8 a rounding may be 8; a softmax weight is at most 1 all the same, and a query's are added once.
+TEST(AttentionWeights, OfHugeLogitsAreAtMostOne) {
+  eviction_case c = small_case();
+  c.call.scale = 1e7f;
+  eviction_inputs inputs(c);
+  const skim::eviction_args args = inputs.args();
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (const double weight : scores_of(skim::h2o{retention::budget(30)}, args, h)) {
+      EXPECT_LE(weight, 12 * (1 + 0x1p-20));  // 12 queries
+    }
+    for (const double weight : scores_of(skim::tova{retention::budget(30)}, args, h)) EXPECT_LE(weight, 1 + 0x1p-20);
+  }
+}
+
 /// A row whose log-sum-exp is NaN knows nothing of the keys that it may not see.
 TEST(AttentionWeights, OfMaskedKeysAreZeroBesideNan) {
   eviction_case c = small_case();

@@ -155,13 +155,14 @@ SKIM_INLINE bool is_usable(float inverse_length) {
 
 /// For other rows: multiplies the row by the power of two that brings its largest number into [1, 2), and returns 1 / |row|
 /// of what is there then. 0 for a row of zeros, NaN for one with an infinity or NaN, which stay as they are. The row was
-/// 2^`exponent` times what it is.
-SKIM_NOINLINE inline float scale_to_one(float* row, std::int64_t n, std::int32_t* exponent = nullptr) {
+/// 2^`exponent` times what it is; its elements are `stride` apart.
+SKIM_NOINLINE inline float scale_to_one(float* row, std::int64_t n, std::int32_t* exponent = nullptr,
+                                        std::int64_t stride = 1) {
   float largest = 0, spoilt = 0;
   for (std::int64_t d = 0; d < n; ++d) {
-    const float size = std::fabs(row[d]);
+    const float size = std::fabs(row[d * stride]);
     largest = size > largest ? size : largest;
-    spoilt += row[d] * 0;
+    spoilt += row[d * stride] * 0;
   }
   if (!(spoilt == 0)) return std::numeric_limits<float>::quiet_NaN();
   if (largest == 0) return 0;
@@ -169,8 +170,8 @@ SKIM_NOINLINE inline float scale_to_one(float* row, std::int64_t n, std::int32_t
   const double factor = std::ldexp(1.0, -power);
   double squares = 0;
   for (std::int64_t d = 0; d < n; ++d) {
-    row[d] = static_cast<float>(static_cast<double>(row[d]) * factor);
-    squares += static_cast<double>(row[d]) * static_cast<double>(row[d]);
+    row[d * stride] = static_cast<float>(static_cast<double>(row[d * stride]) * factor);
+    squares += static_cast<double>(row[d * stride]) * static_cast<double>(row[d * stride]);
   }
   if (exponent) *exponent = power;
   return static_cast<float>(1 / std::sqrt(squares));
