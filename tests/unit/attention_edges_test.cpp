@@ -151,6 +151,35 @@ TEST(AttentionEdges, SinksFromMinusInfinityToTheLargest) {
   }
 }
 
+/// Logits near zero, whose own error is next to nothing, beside a sink that takes nearly all or half of the weight.
+TEST(AttentionEdges, ASinkAddsItsOwnError) {
+  for (float sink = 1.7f; sink < 80; sink += 0.3f) {
+    attention_case c = small_call();
+    c.Tk = 10;
+    c.scale = 0.01f;
+    attention_inputs inputs(c);
+    skim::attention_args args = inputs.args();
+    const float logits[] = {sink, -sink};
+    args.sink_logits = logits;
+    expect_exact(args);
+  }
+}
+
+/// What is left where values cancel is rounding; the bounds go by what was added.
+TEST(AttentionEdges, ValuesThatCancelAreWithinTheBounds) {
+  attention_case c = small_call();
+  c.Tq = 16;
+  c.Tk = 112;
+  c.mask = skim::mask::full();
+  c.scale = 1e-4f;
+  attention_inputs inputs(c);
+  const skim::kv_cache& kv = inputs.writable(0);
+  for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
+    write_row(kv, kv.v, 0, slot, std::vector<float>(8, slot % 2 == 0 ? 1.0f : -1.0f).data());
+  }
+  expect_exact(inputs.args());
+}
+
 class value_sizes : public testing::TestWithParam<std::tuple<skim::element, float>> {};
 INSTANTIATE_TEST_SUITE_P(types_and_sizes, value_sizes,
                          testing::Combine(testing::Values(skim::element::f32, skim::element::f16, skim::element::bf16),

@@ -43,8 +43,8 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
 }
 
 skim::testing::arithmetic arithmetic_of(const ffn_case& c) {
-  return multiplies_pairs(c.multiply, c.weights) ? skim::testing::arithmetic::dot_pairs()
-                                                 : skim::testing::arithmetic::widen_fma();
+  return multiplies_pairs(c.multiply, c.weights) ? skim::testing::arithmetic::dot_pairs().on_normal_data()
+                                                 : skim::testing::arithmetic::widen_fma().on_normal_data();
 }
 
 constexpr int shards = 4;
