@@ -61,7 +61,8 @@ static_assert(false,
 #endif
 
 // Around what must not be reordered where Clang is told -fassociative-math (or -funsafe-math-optimizations): xsimd, which
-// rounds by adding and taking away, and the intrinsics below it. Other processors have instructions that round.
+// rounds by adding and taking away, and the intrinsics below it, unless somebody included those before. That matters for
+// tanh and erf without SSE4.1; later processors have instructions that round.
 #if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
 #define SKIM_PRECISE_BEGIN _Pragma("float_control(push)") _Pragma("float_control(precise, on)")
 #define SKIM_PRECISE_END _Pragma("float_control(pop)")
