@@ -27,7 +27,7 @@ function(skim_provide_xsimd missing)
   if(TARGET skim::xsimd)
     return()
   endif()
-  if(NOT TARGET xsimd)
+  if(NOT TARGET xsimd AND NOT SKIM_XSIMD_INCLUDE_DIR)  # which may name another than the installed one
     find_package(xsimd QUIET)
   endif()
   if(TARGET xsimd)

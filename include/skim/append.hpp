@@ -8,7 +8,8 @@ namespace skim { inline namespace v0_2 {
 
 /// Arguments of `append`: converts the chunk to the cache's storage types (to nearest even) and writes it to the last
 /// `Tq` slots of `kv`, whose `tokens` (and `lengths`) already count them. In the same pass it records, where the view has
-/// them, positions `position .. position + Tq - 1` and the inverse norms of the stored, rounded keys. Where the view has
+/// them, positions `position .. position + Tq - 1` and the inverse norms of the stored, rounded keys (0 of a zero key; infinity where |k| is
+/// below 2^-128). Where the view has
 /// scales, a row is divided by its largest number's share of what its type holds, and the scale is written.
 struct append_args {
   tensor_view<const void, 3> k;  ///< [Tq, Hk, D], any element type, after RoPE

@@ -29,6 +29,10 @@ struct kv_batch {
 /// The cache holds `Tk + Tq` tokens, the last `Tq` being the chunk's own. Query t of a sequence stands at the position
 /// of its own key. Logits are `scale * q.k`, then `soft_cap * tanh(logit / soft_cap)` if `soft_cap` > 0, then `bias` and the
 /// slopes are added, then masked. A row that sees no key gives output 0 and log-sum-exp -inf (with a sink logit: the sink's).
+///
+/// Kernels compute in f32. Beyond 3.4e38, where numbers turn into infinities, must not lie: an element of `scale * q`, times
+/// log2 e, with or without a sum of its products with k; logits, biases, slopes times distances and finite sinks times
+/// log2 e; and for each element of an output the sum of |v| over the keys that its row sees.
 struct attention_args {
   tensor_view<const void, 3> q;  ///< [Tq, Hq, D], any element type
   tensor_view<void, 3> out;      ///< [Tq, Hq, Dv], any element type; must not overlap any input
@@ -273,6 +277,8 @@ SKIM_LOCAL constexpr report check_bias(const attention_args& args, pointers give
   return part_fault(status::bad_extent, "bias", part::extents, 2, args.bias.extents[2], most_tokens(args), "at least");
 }
 
+inline constexpr float least_soft_cap = 0x1p-126f;  // whose inverse is finite
+
 /// What `check` says of everything but the output: all that recomputing the attention's weights needs.
 SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers given = pointers::required) {
   if (report r = check_tensor(args.q, "q", given); !r) return r;
@@ -292,6 +298,10 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
   }
   if (report r = check_real("scale", args.scale, -1e30, 1e30); !r) return r;
   if (report r = check_real("soft_cap", args.soft_cap, 0, 1e30); !r) return r;
+  if (args.soft_cap > 0 && args.soft_cap < least_soft_cap) {
+    return fault(status::bad_value, "soft_cap", static_cast<double>(args.soft_cap), static_cast<double>(least_soft_cap),
+                 "0 or at least");
+  }
   if (report r = check_range("mask.left", args.mask.left, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_range("mask.right", args.mask.right, 0, mask::unbounded, status::bad_value); !r) return r;
   if (report r = check_bias(args, given); !r) return r;

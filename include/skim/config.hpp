@@ -6,6 +6,23 @@
 #include <cstddef>
 #include <cstdint>
 
+// Rounding by adding and taking away, NaN and infinity mean something here. Units with other rules could not share the
+// functions that a linker merges either, so such units do not compile. Clang names -fassociative-math in no macro: see
+// SKIM_PRECISE_BEGIN.
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+static_assert(false,
+              "skim: -ffast-math (or -Ofast, /fp:fast) breaks its arithmetic: compile the files that include skim "
+              "with -fno-fast-math (/fp:precise)");
+#elif defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0
+static_assert(false,
+              "skim: -ffinite-math-only breaks its arithmetic: compile the files that include skim with "
+              "-fno-finite-math-only");
+#elif defined(__ASSOCIATIVE_MATH__)
+static_assert(false,
+              "skim: -fassociative-math (or -funsafe-math-optimizations) breaks its arithmetic: compile the files "
+              "that include skim with -fno-associative-math");
+#endif
+
 #if defined(__CUDACC__)
 #define SKIM_HD __host__ __device__
 #else
@@ -41,6 +58,17 @@
 #else
 #define SKIM_INTRINSICS_BEGIN
 #define SKIM_INTRINSICS_END
+#endif
+
+// Around what must not be reordered where Clang is told -fassociative-math (or -funsafe-math-optimizations): xsimd, which
+// rounds by adding and taking away, and the intrinsics below it, unless somebody included those before. That matters for
+// tanh and erf without SSE4.1; later processors have instructions that round.
+#if defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
+#define SKIM_PRECISE_BEGIN _Pragma("float_control(push)") _Pragma("float_control(precise, on)")
+#define SKIM_PRECISE_END _Pragma("float_control(pop)")
+#else
+#define SKIM_PRECISE_BEGIN
+#define SKIM_PRECISE_END
 #endif
 
 // Tells the processor that the thread spins.

@@ -177,12 +177,12 @@ struct bounded_anchor {
   /// norm that is off by u (4 + D / 8), times the element. A key without a finite length counts as zeros.
   void add(const std::vector<double>& key, double times) {
     const double D = static_cast<double>(key.size());
-    const std::vector<double> unit = reference::guarded_unit(key);
+    const std::vector<double> unit = reference::finite_unit(key);
     row.resize(key.size(), 0.0);
     for (std::size_t d = 0; reference::is_finite(unit) && d < key.size(); ++d) row[d] += times * unit[d];
     error += std::fabs(times) * (0x1p-31 * std::sqrt(D) + f32_roundoff * (5 + D / 8));
   }
-  double relative() const { return error / std::max(reference::length(row), 1e-12); }
+  double relative() const { return error == 0 ? 0 : error / reference::length(row); }
 };
 
 /// The kernel's documented bound for scores by exact anchors: u (D / 4 + 16).

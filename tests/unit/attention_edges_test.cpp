@@ -73,6 +73,52 @@ TEST(AttentionEdges, LargeLogitsLeaveOneKey) {
   }
 }
 
+/// Whatever its payload and the place of the key, a NaN that a row sees is in its output and its log-sum-exp; rows behind a
+/// window stay clean.
+TEST(AttentionEdges, AVisibleNanIsInTheResult) {
+  for (const std::uint32_t bits : {0x7fc00000u, 0x7fc00001u, 0x7f800001u, 0x7fffffffu, 0xffffffffu}) {
+    for (const std::int64_t slot : {0, 3, 70}) {
+      attention_case c = small_call();
+      c.mask = skim::mask::window(72);  // the last rows do not see the first keys
+      attention_inputs inputs(c);
+      const skim::kv_cache& kv = inputs.writable(0);
+      write_row(kv, kv.k, 0, slot, std::vector<float>(8, skim::detail::float_from_bits(bits)).data());
+      const skim::attention_args args = inputs.args();
+      attend(args);
+      for (std::int64_t t = 0; t < c.Tq; ++t) {
+        const bool sees = slot <= 70 + t && slot > 70 + t - 72;
+        for (std::int64_t h = 0; h < c.Hq(); ++h) {
+          const float out = skim::load_element(args.out.data, args.out.type, args.out.offset(t, h, 5));
+          EXPECT_EQ(std::isnan(out), sees) << std::hex << bits << ", slot " << slot << ", row " << t;
+          EXPECT_EQ(std::isnan(*args.lse.at(t, h)), sees) << std::hex << bits << ", slot " << slot << ", row " << t;
+        }
+      }
+    }
+  }
+}
+
+/// Tiles beyond the first rescale what is there.
+TEST(AttentionEdges, AHundredKeysAreWithinTheBounds) {
+  for (const float cap : {0.0f, 20.0f}) {
+    attention_case c = small_call();
+    c.Tq = 4;
+    c.Tk = 100;
+    c.D = c.Dv = 16;
+    c.soft_cap = cap;
+    attention_inputs inputs(c);
+    expect_exact(inputs.args());
+  }
+}
+
+TEST(AttentionEdges, TheLeastSoftCapIsFinite) {
+  for (const float cap : {0x1p-126f, 1e-30f, 1e29f}) {
+    attention_case c = small_call();
+    c.soft_cap = cap;
+    attention_inputs inputs(c);
+    expect_exact(inputs.args());
+  }
+}
+
 TEST(AttentionEdges, RowsWhoseLogitsAreAllMinusInfinityAreZero) {
   for (const bool sinks : {false, true}) {
     attention_case c = small_call();
@@ -103,6 +149,35 @@ TEST(AttentionEdges, SinksFromMinusInfinityToTheLargest) {
     args.sink_logits = logits;
     expect_exact(args);
   }
+}
+
+/// Logits near zero, whose own error is next to nothing, beside a sink that takes nearly all or half of the weight.
+TEST(AttentionEdges, ASinkAddsItsOwnError) {
+  for (float sink = 1.7f; sink < 80; sink += 0.3f) {
+    attention_case c = small_call();
+    c.Tk = 10;
+    c.scale = 0.01f;
+    attention_inputs inputs(c);
+    skim::attention_args args = inputs.args();
+    const float logits[] = {sink, -sink};
+    args.sink_logits = logits;
+    expect_exact(args);
+  }
+}
+
+/// What is left where values cancel is rounding; the bounds go by what was added.
+TEST(AttentionEdges, ValuesThatCancelAreWithinTheBounds) {
+  attention_case c = small_call();
+  c.Tq = 16;
+  c.Tk = 112;
+  c.mask = skim::mask::full();
+  c.scale = 1e-4f;
+  attention_inputs inputs(c);
+  const skim::kv_cache& kv = inputs.writable(0);
+  for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
+    write_row(kv, kv.v, 0, slot, std::vector<float>(8, slot % 2 == 0 ? 1.0f : -1.0f).data());
+  }
+  expect_exact(inputs.args());
 }
 
 class value_sizes : public testing::TestWithParam<std::tuple<skim::element, float>> {};

@@ -41,7 +41,8 @@ void expect_exact(const attention_case& c, skim::testing::arithmetic rounding) {
 
 void expect_exact(const attention_case& c) {
   SCOPED_TRACE(testing::Message() << c);
-  const auto pairs = skim::testing::arithmetic::dot_pairs(), fma = skim::testing::arithmetic::widen_fma();
+  const auto pairs = skim::testing::arithmetic::dot_pairs().on_normal_data();
+  const auto fma = skim::testing::arithmetic::widen_fma().on_normal_data();
   const skim::element stored = c.type_of_v() == c.kv_type ? c.kv_type : skim::element::none;
   const bool multiplies_pairs = skim::cpu::simd::with_math(skim::accumulate::dot_pairs{}, stored,
                                                            [](auto math) { return decltype(math)::values == 2; });

@@ -34,16 +34,17 @@ TEST(CaoteEdges, AWeightNearOneIsWithinItsBound) {
   }
 }
 
-/// Norms are at least 1e-12: shorter keys, zeros among them, have shorter unit vectors. Long ones do not overflow.
+/// Keys count by their direction, however short or long they are; zeros have none.
 TEST(KeydiffEdges, TinyAndHugeKeysAreWithinTheirBounds) {
-  for (const float size : {0.0f, 1e-38f, 1e-18f, 1e-14f, 1e-12f, 1e15f, 1e25f, 1e36f}) {
-    for (const bool norms : {false, true}) {
+  for (const float size : {0.0f, 1e-42f, 1e-38f, 1e-25f, 1e-14f, 1e15f, 1e25f, 1e36f}) {
+    for (const int kind : {0, 1, 2, 3}) {
+      const bool norms = kind % 2 != 0, every = kind / 2 != 0 && size > 1e-30f;  // f32 sums of shorter ones lose digits
       eviction_case c = whole_case(60);
       c.call.inverse_norms = norms;
       const auto expect_bounds = [&](const auto& policy) {
         eviction_inputs inputs(c);
         const skim::kv_cache kv = inputs.args().kv;
-        for (const std::int64_t slot : {3, 30, 59}) {
+        for (std::int64_t slot = every ? 0 : 3; slot < 60; slot += every ? 1 : 28) {
           std::vector<float> key = normal_values(24, static_cast<unsigned>(slot));
           for (float& x : key) x *= size;
           for (std::int64_t h = 0; h < 2; ++h) {
@@ -178,6 +179,20 @@ TEST_P(strange_rows, of_keys_give_a_defined_order_everywhere) {
     EXPECT_EQ(lists[0], lists[1]);
   });
   static_cast<void>(norms);
+}
+
+/// Of logits near 1e8 a rounding may be 8; a softmax weight is at most 1 all the same, and a query's are added once.
+TEST(AttentionWeights, OfHugeLogitsAreAtMostOne) {
+  eviction_case c = small_case();
+  c.call.scale = 1e7f;
+  eviction_inputs inputs(c);
+  const skim::eviction_args args = inputs.args();
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (const double weight : scores_of(skim::h2o{retention::budget(30)}, args, h)) {
+      EXPECT_LE(weight, 12 * (1 + 0x1p-20));  // 12 queries
+    }
+    for (const double weight : scores_of(skim::tova{retention::budget(30)}, args, h)) EXPECT_LE(weight, 1 + 0x1p-20);
+  }
 }
 
 /// A row whose log-sum-exp is NaN knows nothing of the keys that it may not see.

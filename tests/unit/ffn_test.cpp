@@ -43,8 +43,8 @@ void with_op(const ffn_case& c, const Selector& selector, ffn_inputs& inputs, co
 }
 
 skim::testing::arithmetic arithmetic_of(const ffn_case& c) {
-  return multiplies_pairs(c.multiply, c.weights) ? skim::testing::arithmetic::dot_pairs()
-                                                 : skim::testing::arithmetic::widen_fma();
+  return multiplies_pairs(c.multiply, c.weights) ? skim::testing::arithmetic::dot_pairs().on_normal_data()
+                                                 : skim::testing::arithmetic::widen_fma().on_normal_data();
 }
 
 constexpr int shards = 4;
@@ -208,6 +208,53 @@ TEST_P(ffn, finds_the_statistic_of_the_reference) {
       }
     });
   });
+}
+
+std::vector<float> statistic_of(const skim::ffn_args& args) {
+  const skim::cpu::ffn op{skim::oracle{}};
+  aligned_memory workspace(op.workspace_bytes(args, 1));
+  std::vector<float> scores(static_cast<std::size_t>(args.up.extents[0]));
+  EXPECT_TRUE(op.score(args, {scores.data(), {1, args.up.extents[0]}}, {}, workspace.get(), serial).ok());
+  return scores;
+}
+
+TEST(NeuronStatistic, CountsTokensOfEverySizeByTheirDirection) {
+  for (const skim::activation act : {skim::activation::silu, skim::activation::relu}) {
+    for (const float size : {1e-18f, 1e-12f, 1e-5f, 1e5f, 1e10f, 1e18f}) {  // values of about its square
+      ffn_case c;
+      c.M = 20;
+      c.act = act;
+      ffn_inputs inputs(c);
+      const skim::ffn_args args = inputs.args();
+      for (std::int64_t i = 0; i < c.d; ++i) {
+        const std::int64_t at = args.x.offset(7, i);
+        float* const x = static_cast<float*>(const_cast<void*>(args.x.data)) + at;
+        *x *= size;
+      }
+      const std::vector<float> scores = statistic_of(args);
+      const std::vector<double> expected = skim::reference::neuron_statistic(args);
+      const double bound = statistic_bound(args);
+      for (std::size_t j = 0; j < scores.size(); ++j) {
+        ASSERT_NEAR(static_cast<double>(scores[j]), expected[j], bound) << to_string(act) << ", size " << size;
+      }
+    }
+  }
+}
+
+TEST(NeuronStatistic, OfATokenWithNanIsThatOfTheOthers) {
+  ffn_case c;
+  c.M = 20;
+  ffn_inputs inputs(c);
+  const skim::ffn_args args = inputs.args();
+  const auto scores_with = [&](float value) {
+    for (std::int64_t i = 0; i < c.d; ++i) {
+      static_cast<float*>(const_cast<void*>(args.x.data))[args.x.offset(7, i)] = value;
+    }
+    return statistic_of(args);
+  };
+  const std::vector<float> expected = scores_with(0);
+  EXPECT_EQ(scores_with(std::numeric_limits<float>::quiet_NaN()), expected);
+  EXPECT_EQ(scores_with(std::numeric_limits<float>::infinity()), expected);
 }
 
 /// The steps one by one, on a case where they leave something out.

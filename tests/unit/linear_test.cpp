@@ -83,8 +83,8 @@ std::vector<unsigned char> run(const linear_case& c, linear_inputs& inputs, exec
 }
 
 skim::testing::arithmetic arithmetic_of(const linear_case& c) {
-  return multiplies_pairs(c.multiply, c.weight) ? skim::testing::arithmetic::dot_pairs()
-                                                : skim::testing::arithmetic::widen_fma();
+  return multiplies_pairs(c.multiply, c.weight) ? skim::testing::arithmetic::dot_pairs().on_normal_data()
+                                                : skim::testing::arithmetic::widen_fma().on_normal_data();
 }
 
 /// Every two values of every two parameters meet.

@@ -212,7 +212,8 @@ TEST(Quoka, EqualKeysPreferTheEarlierPosition) {
 class unusual_keys : public testing::TestWithParam<std::tuple<float, bool>> {};
 INSTANTIATE_TEST_SUITE_P(values_and_norms, unusual_keys,
                          testing::Combine(testing::Values(std::numeric_limits<float>::quiet_NaN(),
-                                                          std::numeric_limits<float>::infinity(), 1e15f, 1e-15f),
+                                                          std::numeric_limits<float>::infinity(), 1e15f, 1e-15f, 1e22f,
+                                                          1e-25f, 1e-40f),
                                           testing::Bool()));
 
 TEST_P(unusual_keys, rank_as_their_scores_do) {
@@ -227,6 +228,72 @@ TEST_P(unusual_keys, rank_as_their_scores_do) {
       kv.inverse_norms[h * kv.inverse_norms_stride + slot] = static_cast<float>(1 / length);
     }
   }
+  expect_every_policy(inputs.args());
+}
+
+/// A norm that is stored as infinity, zero or NaN says nothing: the key does.
+TEST(Quoka, UnusableStoredNormsAreFoundFromTheKey) {
+  attention_case c = plain_call();
+  c.inverse_norms = true;
+  attention_inputs inputs(c);
+  const skim::kv_cache& kv = inputs.writable(0);
+  for (const std::int64_t slot : {0, 5, 40, 70, 89}) {
+    for (std::int64_t h = 0; h < kv.heads; ++h) {
+      const float stored[] = {std::numeric_limits<float>::infinity(), 0, std::numeric_limits<float>::quiet_NaN()};
+      kv.inverse_norms[h * kv.inverse_norms_stride + slot] = stored[slot % 3];
+    }
+  }
+  expect_every_policy(inputs.args());
+}
+
+/// Multiplies the queries of token t by `factor`, those of head h only if `h` is not negative.
+void scale_queries(attention_inputs& inputs, std::int64_t t, float factor, std::int64_t only = -1) {
+  const auto q = inputs.q().view();
+  set_queries(inputs, t, [&](std::int64_t h, std::int64_t d) {
+    const float value = skim::load_element(q.data, q.type, q.offset(t, h, d));
+    return only < 0 || h == only ? value * factor : value;
+  });
+}
+
+TEST(Quoka, QueriesOfEverySizeCountByTheirDirection) {
+  for (const float size : {1e-25f, 1e22f, 1e-40f, 1e37f}) {
+    SCOPED_TRACE(size);
+    attention_inputs some(plain_call()), all(plain_call());
+    for (const std::int64_t t : {1, 4, 5, 9}) scale_queries(some, t, size);
+    for (std::int64_t t = 0; t < 12; ++t) scale_queries(all, t, size);
+    expect_every_policy(some.args());
+    expect_every_policy(all.args());
+  }
+}
+
+TEST(Quoka, QueriesWithANanOrAnInfinityHaveNoSay) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (const std::int64_t only : {-1, 1}) {  // all heads, or one of a group
+    std::vector<std::vector<std::int64_t>> lists;
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+      SCOPED_TRACE(testing::Message() << "only head " << only << ", factor " << bad);
+      attention_case c = plain_call();
+      c.Tq = 32;
+      attention_inputs inputs(c);
+      for (const std::int64_t t : {0, 7, 20, 31}) scale_queries(inputs, t, bad, only);
+      expect_every_policy(inputs.args());
+
+      const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(30), retention::budget(50).dense_under(0)}};
+      selected_lists selected(op, inputs.args());
+      aligned_memory workspace(op.workspace_bytes(inputs.args(), 1));
+      ASSERT_TRUE(op.select(inputs.args(), selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
+      lists.push_back(selected.row(0));
+    }
+    EXPECT_NE(lists[0].back(), 49) << "the first slots say that nothing was chosen";
+    EXPECT_EQ(lists[0], lists[1]);
+    EXPECT_EQ(lists[0], lists[2]);
+  }
+}
+
+/// Where no query has a say, all keys score the same.
+TEST(Quoka, AChunkOfNanKeepsTheEarliest) {
+  attention_inputs inputs(plain_call());
+  for (std::int64_t t = 0; t < 12; ++t) scale_queries(inputs, t, std::numeric_limits<float>::quiet_NaN());
   expect_every_policy(inputs.args());
 }
 

@@ -16,6 +16,9 @@ using skim::bf16;
 using skim::f16;
 
 constexpr std::int64_t W = simd::lanes;
+constexpr skim::activation every_activation[] = {skim::activation::silu, skim::activation::gelu_tanh,
+                                                 skim::activation::gelu_erf, skim::activation::relu,
+                                                 skim::activation::relu_squared};
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
 bool same(float a, float b) {
@@ -69,6 +72,49 @@ TYPED_TEST(sixteen_bit_rows, rounding_is_the_scalar_form_s) {
         ASSERT_EQ(stored[i].bits, expected.bits) << value;
       }
     }
+  }
+}
+
+/// Every sign and quiet bit with payloads from the lowest to the highest, many of which a 16-bit type cannot hold.
+std::vector<float> many_nans() {
+  std::vector<float> nans;
+  for (const std::uint32_t first : {0x7f800000u, 0xff800000u}) {
+    for (std::uint32_t payload = 1; payload < 0x800000u; payload += payload < 0x300u || payload > 0x7ffd00u ? 1 : 251) {
+      nans.push_back(skim::detail::float_from_bits(first + payload));
+    }
+  }
+  nans.resize(nans.size() / static_cast<std::size_t>(W) * static_cast<std::size_t>(W) -
+              static_cast<std::size_t>(W) / 2);
+  return nans;
+}
+
+/// As integers: what tells them apart must not be a comparison that the test is about.
+bool is_nan_pattern(f16 x) {
+  return (x.bits & 0x7fffu) > 0x7c00u;
+}
+bool is_nan_pattern(bf16 x) {
+  return (x.bits & 0x7fffu) > 0x7f80u;
+}
+bool is_nan_pattern(float x) {
+  return (skim::detail::bits_from_float(x) & 0x7fffffffu) > 0x7f800000u;
+}
+
+TYPED_TEST(sixteen_bit_rows, keep_every_nan) {
+  const std::vector<float> nans = many_nans();
+  const std::int64_t n = static_cast<std::int64_t>(nans.size());
+  std::vector<TypeParam> stored(nans.size());
+  std::vector<float> wide(nans.size());
+  simd::narrow(nans.data(), n, stored.data());
+  simd::widen(stored.data(), n, wide.data());
+  for (std::size_t i = 0; i < nans.size(); ++i) {  // the last ones are the tail of a row
+    const std::uint32_t bits = skim::detail::bits_from_float(nans[i]);
+    ASSERT_TRUE(is_nan_pattern(stored[i])) << std::hex << bits << " became " << stored[i].bits;
+    ASSERT_EQ(stored[i].bits >> 15, bits >> 31) << std::hex << bits;
+    ASSERT_TRUE(is_nan_pattern(wide[i])) << std::hex << bits;
+  }
+  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+    const TypeParam pattern{static_cast<std::uint16_t>(bits)};
+    ASSERT_EQ(is_nan_pattern(skim::to_float(pattern)), is_nan_pattern(pattern)) << std::hex << bits;
   }
 }
 
@@ -130,6 +176,43 @@ TEST(Exp2, Ends) {
   EXPECT_EQ(exp2_of(-1e30f), 0.0f);
   EXPECT_EQ(exp2_of(-infinity), 0.0f);
   EXPECT_TRUE(std::isnan(exp2_of(std::numeric_limits<float>::quiet_NaN())));
+}
+
+/// Calls `expect(function of a NaN, its bits, name)`.
+template <class Function>
+void expect_nan_of_every_nan(const char* name, const Function& function) {
+  const std::vector<float> nans = many_nans();
+  for (std::size_t first = 0; first + static_cast<std::size_t>(W) <= nans.size();
+       first += static_cast<std::size_t>(W)) {
+    float got[W];
+    simd::store(got, function(simd::load(nans.data() + first)));
+    for (std::int64_t i = 0; i < W; ++i) {
+      ASSERT_TRUE(is_nan_pattern(got[i]))
+          << name << " of " << std::hex << skim::detail::bits_from_float(nans[first + static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+TEST(Functions, OfEveryNanAreNan) {
+  expect_nan_of_every_nan("exp2", [](simd::floats x) { return simd::exp2_nonpositive(x); });
+  expect_nan_of_every_nan("sigmoid", [](simd::floats x) { return simd::sigmoid(x); });
+  expect_nan_of_every_nan(
+      "soft cap", [](simd::floats x) { return simd::soft_cap(x, simd::floats(30.0f), simd::floats(1 / 30.0f)); });
+  for (const skim::activation act : every_activation) {
+    expect_nan_of_every_nan(to_string(act), [act](simd::floats x) { return simd::activate(act, x); });
+  }
+}
+
+TEST(Activations, AreWithinTheirBound) {
+  for (const skim::activation act : every_activation) {
+    for (float x = -60.0f; x <= 60.0f; x += 0.01f) {
+      float got[W];
+      simd::store(got, simd::activate(act, simd::floats(x)));
+      const double wide = static_cast<double>(x), expected = skim::activate(act, wide);
+      ASSERT_NEAR(static_cast<double>(got[W - 1]), expected, 4e-7 * (std::fabs(expected) + std::fabs(wide)))
+          << to_string(act) << " of " << x;
+    }
+  }
 }
 
 TEST(SoftCap, IsTheScaledHyperbolicTangent) {

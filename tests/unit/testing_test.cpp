@@ -106,6 +106,21 @@ TEST(AttentionMatchers, RefuseAnOutputThatLeavesOneKeyOut) {
   EXPECT_FALSE(satisfies(args.out, skim::testing::matches_attention(args, inputs.lists())));
 }
 
+TEST(AttentionMatchers, RefuseAnNmseAboveTheLimit) {
+  attention_inputs inputs(two_sequences());
+  const skim::attention_args args = inputs.args();
+  attend_by_reference(args, inputs.lists());
+  const auto rounding = skim::testing::arithmetic::dot_pairs();  // whose bounds leave room above the limit
+  EXPECT_TRUE(satisfies(args.out, skim::testing::matches_attention(args, inputs.lists(), rounding.on_normal_data())));
+  for (std::int64_t i = 0; i < args.out.extents[0] * args.out.extents[1]; ++i) {
+    float* const row =
+        static_cast<float*>(args.out.data) + args.out.offset(i / args.out.extents[1], i % args.out.extents[1], 0);
+    for (std::int64_t d = 0; d < args.out.extents[2]; ++d) row[d] *= 1.01f;
+  }
+  EXPECT_TRUE(satisfies(args.out, skim::testing::matches_attention(args, inputs.lists(), rounding)));
+  EXPECT_FALSE(satisfies(args.out, skim::testing::matches_attention(args, inputs.lists(), rounding.on_normal_data())));
+}
+
 TEST(AttentionMatchers, RefuseAnOutputOfAnotherShape) {
   attention_inputs inputs(two_sequences());
   const skim::attention_args args = inputs.args();

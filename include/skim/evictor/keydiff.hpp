@@ -6,7 +6,9 @@
 
 namespace skim { inline namespace v0_2 {
 
-/// What a key is compared with, per KV head, over all `n` tokens. Norms are at least 1e-12.
+/// What a key is compared with, per KV head, over all `n` tokens. A zero vector has cosine 0 to everything; every other key
+/// counts by its direction, however short or long it is. Stored inverse norms are taken at their word between 1e-18 and
+/// 1e15; others are found from the key.
 namespace anchor {
 
 /// The mean of the unit keys: the definition. Ranks as `pairwise` does, since sum_j cos(k_i, k_j) = n |mu| cos(k_i, mu).

@@ -9,8 +9,9 @@ namespace skim { inline namespace v0_2 { namespace accumulate {
 struct widen_fma {};
 
 /// Rounds queries and softmax weights to bf16 and multiplies pairs (AVX512_BF16 `vdpbf16ps`, subnormals as zero).
-/// bf16 storage only; other storage, and processors without the instruction, run `widen_fma`. NMSE <= 5e-5; queries that
-/// are bf16 already stay exact, for others it grows with the square of the logits once their deviation passes 2.
+/// bf16 storage only; other storage, and processors without the instruction, run `widen_fma`. NMSE <= 5e-5 on
+/// standard normal data; queries that are bf16 already stay exact, for others it grows with the square of the logits once
+/// their deviation passes 2.
 struct dot_pairs {};
 
 /// As `dot_pairs` in numbers, with the matrix tiles of Intel AMX (TDPBF16PS). For the FFN; attention, storage other than

@@ -7,7 +7,8 @@
 namespace skim { inline namespace v0_2 {
 
 /// Neuron selector: the top `keep` of GRIFFIN's statistic of the block itself. With Z = act(x gate^T) * (x up^T) [M, f] and
-/// every row divided by its L2 norm, stat[j] = |Z[:, j]|_2. Rows of norm 0 count as zeros. No compensation.
+/// every row divided by its L2 norm, stat[j] = |Z[:, j]|_2. Rows of norm 0 count as zeros, as do
+/// those with an infinity or NaN. No compensation.
 struct oracle {
   neuron_retention keep = neuron_retention::share(0.5);
 

@@ -67,7 +67,7 @@ inline std::vector<double> neuron_statistic(const ffn_args& args) {
   for (std::size_t t = 0; t < M; ++t) {
     double square = 0;
     for (std::size_t j = 0; j < f; ++j) square += z[t * f + j] * z[t * f + j];
-    if (square == 0) continue;
+    if (square == 0 || !std::isfinite(square)) continue;
     for (std::size_t j = 0; j < f; ++j) statistic[j] += z[t * f + j] * z[t * f + j] / square;
   }
   for (double& value : statistic) value = std::sqrt(value);

@@ -13,16 +13,16 @@
 
 namespace skim { inline namespace v0_2 { namespace reference {
 
-/// x / max(|x|, 1e-12); NaN for a row with an infinity or NaN.
-inline std::vector<double> guarded_unit(std::vector<double> row) {
-  const double norm = is_finite(row) ? std::max(length(row), 1e-12) : std::numeric_limits<double>::quiet_NaN();
-  for (double& x : row) x /= norm;
+/// x / |x|, the zero vector for a zero vector; NaN for a row with an infinity or NaN.
+inline std::vector<double> finite_unit(std::vector<double> row) {
+  if (is_finite(row)) return unit(std::move(row));
+  row.assign(row.size(), std::numeric_limits<double>::quiet_NaN());
   return row;
 }
 
 inline std::vector<double> find_anchor(anchor::unit_mean, const vector_list& keys) {
   vector_list units;
-  for (const auto& key : keys) units.push_back(guarded_unit(key));
+  for (const auto& key : keys) units.push_back(finite_unit(key));
   return finite_mean(units);
 }
 
@@ -45,8 +45,8 @@ inline std::vector<double> find_anchor(anchor::median, const vector_list& keys) 
 /// -cos(anchor, k_i).
 inline std::vector<double> cosine_scores(const std::vector<double>& anchor, const vector_list& keys) {
   std::vector<double> scores;
-  const std::vector<double> direction = guarded_unit(anchor);
-  for (const auto& key : keys) scores.push_back(-dot(direction, guarded_unit(key)));
+  const std::vector<double> direction = finite_unit(anchor);
+  for (const auto& key : keys) scores.push_back(-dot(direction, finite_unit(key)));
   return scores;
 }
 
@@ -58,7 +58,7 @@ std::vector<double> score(const keydiff<Anchor>& policy, const vector_list& keys
 /// Minus the mean cosine to all keys, its own among them.
 inline std::vector<double> score(const keydiff<anchor::pairwise>&, const vector_list& keys) {
   vector_list units;
-  for (const auto& key : keys) units.push_back(guarded_unit(key));
+  for (const auto& key : keys) units.push_back(finite_unit(key));
   std::vector<double> scores;
   for (const auto& key : units) {
     double sum = 0;

@@ -27,11 +27,14 @@ inline vector_list queries_of(const attention_args& args, const attention_sequen
   return rows;
 }
 
-/// The `n` rows of lowest cosine to the rows' mean, by ascending cosine, ties to the lower row.
+/// The `n` rows of lowest cosine to the rows' mean, by ascending cosine, ties to the lower row; those with an infinity or
+/// NaN last.
 inline std::vector<std::int64_t> lowest_cosine_rows(const vector_list& rows, std::int64_t n) {
-  const std::vector<double> center = mean(rows);
+  const std::vector<double> center = finite_mean(rows);
   std::vector<double> score;
-  for (const auto& row : rows) score.push_back(cosine(row, center));
+  for (const auto& row : rows) {
+    score.push_back(is_finite(row) ? cosine(row, center) : std::numeric_limits<double>::infinity());
+  }
   std::vector<std::int64_t> order(rows.size());
   std::iota(order.begin(), order.end(), std::int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
@@ -41,14 +44,15 @@ inline std::vector<std::int64_t> lowest_cosine_rows(const vector_list& rows, std
   return order;
 }
 
-/// Greedy k-center in L2 from the row of lowest cosine; in the order of choice, ties to the lower row.
+/// Greedy k-center in L2 from the row of lowest cosine; in the order of choice, ties to the lower row, rows with an infinity
+/// or NaN last.
 inline std::vector<std::int64_t> farthest_point_rows(const vector_list& rows, std::int64_t n) {
   std::vector<std::int64_t> chosen = lowest_cosine_rows(rows, 1);
   std::vector<double> nearest(rows.size(), std::numeric_limits<double>::infinity());
   while (static_cast<std::int64_t>(chosen.size()) < n) {
     const auto& newest = rows[static_cast<std::size_t>(chosen.back())];
     for (std::size_t t = 0; t < rows.size(); ++t) {
-      nearest[t] = std::min(nearest[t], squared_distance(rows[t], newest));
+      nearest[t] = is_finite(rows[t]) ? std::min(nearest[t], squared_distance(rows[t], newest)) : -0.5;
     }
     for (const std::int64_t t : chosen) nearest[static_cast<std::size_t>(t)] = -1;  // never twice
     chosen.push_back(std::max_element(nearest.begin(), nearest.end()) - nearest.begin());
@@ -81,6 +85,11 @@ inline std::vector<std::int64_t> choose_rows(const query_rule& rule, const vecto
   return tokens;
 }
 
+/// The mean of a group's unit queries, those with an infinity or NaN counting as zeros; NaN if all are such.
+inline std::vector<double> group_mean(const vector_list& units) {
+  return std::any_of(units.begin(), units.end(), is_finite) ? finite_mean(units) : mean(units);
+}
+
 /// Steps 1 to 3: `qbar [n][D]` of one KV head.
 inline vector_list choose_queries(const query_rule& rule, const attention_args& args, const attention_sequence& block,
                                   std::int64_t head) {
@@ -102,7 +111,7 @@ inline vector_list choose_queries(const query_rule& rule, const attention_args& 
   for (std::size_t slot = 0; slot < units.front().size(); ++slot) {
     vector_list group;
     for (const auto& rows : units) group.push_back(rows[slot]);
-    qbar.push_back(mean(group));
+    qbar.push_back(group_mean(group));
   }
   if (!choose || rule.per_query_head()) return qbar;
   vector_list chosen;
@@ -116,7 +125,10 @@ inline double score_key(const quoka& policy, const attention_sequence& block, st
   std::vector<double> key = row_of(block.kv, block.kv.k, head, slot);
   if (policy.similarity == similarity::cosine) key = unit(key);
   std::vector<double> values;
-  for (const auto& query : qbar) values.push_back(dot(query, key));
+  for (const auto& query : qbar) {
+    if (is_finite(query)) values.push_back(dot(query, key));
+  }
+  if (values.empty()) values.push_back(dot(std::vector<double>(key.size(), 0.0), key));
   if (policy.reduce == reduction::max) return *std::max_element(values.begin(), values.end());
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }

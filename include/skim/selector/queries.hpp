@@ -3,7 +3,11 @@
 ///
 /// Every rule yields `qbar [n, D]` per KV head: unit queries averaged over the `G` heads of the group, not normalised
 /// again. All tokens are kept, in order, where the chunk has at most `n`. A zero query has the zero vector as its unit
-/// vector and cosine 0 to everything. Ties go to the lower token.
+/// vector and cosine 0 to everything; every other finite query its direction, however short or long it is. Ties go to the
+/// lower token.
+///
+/// A query with an infinity or NaN has no say: it counts as zeros in means, rules by direction choose it after all others,
+/// and where no query of the group has a say, the place in qbar stays out of a key's score (0 if all do).
 #pragma once
 
 #include <skim/math/random.hpp>

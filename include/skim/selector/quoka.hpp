@@ -22,7 +22,8 @@ enum class reduction : std::uint8_t {
 
 /// Selector: per KV head, the past keys of highest score `reduce_n similarity(qbar[n], k)`. No 1/sqrt(D), no softmax.
 /// Nothing is deleted; the next block of rows chooses anew. Keys that the mask hides from the whole block are no candidates;
-/// equal scores prefer the earlier position; -0 = +0; NaN ranks below -inf. Bias and slopes are not looked at.
+/// equal scores prefer the earlier position; -0 = +0; NaN ranks below -inf, and a key with an infinity or NaN has it as its
+/// cosine. Stored inverse norms are taken at their word between 1e-18 and 1e15; others are found from the key. Bias and slopes are not looked at.
 struct quoka {
   query_rule queries{};
   retention keep = retention::budget(1024);

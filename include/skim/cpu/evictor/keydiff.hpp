@@ -17,29 +17,31 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 namespace detail {
 
-inline constexpr float smallest_norm = 1e-12f;
 inline constexpr std::int64_t pair_rows = 32;  // keys of a tile of `anchor::pairwise`
 
-/// 1 / max(|k|, 1e-12), from the view where it has the norms. `row [D]`: scratch.
-SKIM_INLINE float guarded_inverse_norm(const kv_view& kv, std::int64_t head, std::int64_t slot, const stored_row& key,
-                                       float* row) {
-  float inverse;
-  if (kv.inverse_norms) {
-    inverse = kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
-  } else {
-    widen_here(key, kv.k.dim, row);
-    const float squares = dot_of(static_cast<const float*>(row), row, kv.k.dim);
-    inverse = inverse_norm(squares, key, kv.k.dim);
-  }
-  return inverse > 1 / smallest_norm ? 1 / smallest_norm : inverse;
+/// 1 / |row|, 0 of a zero row: from the view where it has the norms, else from the row, which is then a key as it is
+/// stored.
+SKIM_INLINE float inverse_length_of(const kv_view& kv, std::int64_t head, std::int64_t slot, const float* row) {
+  if (kv.inverse_norms) return kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
+  const float squares = dot_of(row, row, kv.k.dim);
+  return squares == 0 ? 0.0f : 1.0f / std::sqrt(squares);
 }
 
-/// target [D] = the key as it is stored; returns what `guarded_inverse_norm` does.
+/// target [D] = the key, times a power of two where its size is unusual; returns 1 / |target|.
 SKIM_INLINE float load_key(const kv_view& kv, std::int64_t head, std::int64_t slot, float* target) {
-  const stored_row key = kv.row(kv.k, head, slot);
-  const float inverse = guarded_inverse_norm(kv, head, slot, key, target);
-  if (kv.inverse_norms) widen_here(key, kv.k.dim, target);
-  return inverse;
+  widen_here(kv.row(kv.k, head, slot), kv.k.dim, target);
+  const float inverse = inverse_length_of(kv, head, slot, target);
+  return is_usable(inverse) ? inverse : scale_to_one(target, kv.k.dim);
+}
+
+/// The key . direction / |key|. `row [D]`: scratch.
+SKIM_INLINE float project_key(const kv_view& kv, std::int64_t head, std::int64_t slot, const stored_row& key,
+                              const float* direction, float* row) {
+  if (!kv.inverse_norms) widen_here(key, kv.k.dim, row);
+  const float inverse = inverse_length_of(kv, head, slot, row);
+  if (is_usable(inverse)) return dot(key, direction, kv.k.dim) * inverse;
+  const float scaled = load_key(kv, head, slot, row);
+  return dot_of(static_cast<const float*>(row), direction, kv.k.dim) * scaled;
 }
 
 /// A component of a unit key as a multiple of 2^-30, to nearest even; what is no component of one counts as 0.
@@ -94,13 +96,13 @@ struct anchor_scratch {
   float* row(unsigned worker) const { return reinterpret_cast<float*>(piece(worker)); }
 };
 
-/// Scales the anchor to length -1, at least dividing by 1e-12.
+/// Scales the anchor to length -1; a zero vector stays one.
 SKIM_INLINE void negate_anchor(float* anchor, std::int64_t D) {
   double squares = 0;
   for (std::int64_t d = 0; d < D; ++d) squares += static_cast<double>(anchor[d]) * static_cast<double>(anchor[d]);
   const double norm = std::sqrt(squares);
-  const double inverse = -1 / (norm > static_cast<double>(smallest_norm) ? norm : static_cast<double>(smallest_norm));
-  for (std::int64_t d = 0; d < D; ++d) anchor[d] = static_cast<float>(anchor[d] * inverse);
+  const double inverse = norm == 0 ? 0 : -1 / norm;
+  for (std::int64_t d = 0; d < D; ++d) anchor[d] = static_cast<float>(static_cast<double>(anchor[d]) * inverse);
 }
 
 SKIM_INLINE void find_anchor(anchor::unit_mean, const kv_view& kv, std::int64_t head, memory state, char*,
@@ -135,8 +137,7 @@ SKIM_NOINLINE inline void find_anchor(anchor::median, const kv_view& kv, std::in
 SKIM_NOINLINE inline void score_unit(const kv_view& kv, const stream_plan& plan, std::int64_t unit,
                                      const float* anchors, float* row, const tensor_view<float, 2>& scores) {
   const auto score = [&](std::int64_t head, std::int64_t slot, const stored_row& key) SKIM_LAMBDA_INLINE {
-    const float inverse = guarded_inverse_norm(kv, head, slot, key, row);
-    *scores.at(head, slot) = dot(key, anchors + head * kv.k.dim, kv.k.dim) * inverse;
+    *scores.at(head, slot) = project_key(kv, head, slot, key, anchors + head * kv.k.dim, row);
   };
   plan.for_each_row(kv, kv.k, unit, score);
 }

@@ -136,7 +136,8 @@ SKIM_INLINE void add_scaled(const stored_row& row, float factor, float* target, 
   with_row(row, [&](auto values) SKIM_LAMBDA_INLINE { add_scaled_of(values, factor * row.scale, target, n); });
 }
 
-/// 1 / |k| for a sum of squares; 0 for a zero key. Where f32 squares overflow or lose digits, sums again in f64.
+/// 1 / |k| for a sum of squares; 0 for a zero key, infinity where |k| is below 2^-128. Where f32 squares overflow or lose
+/// digits, sums again in f64.
 SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_t n) {
   if (squares > 1e-30f && squares < 1e38f) return 1.0f / std::sqrt(squares);
   double exact = 0;
@@ -145,6 +146,35 @@ SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_
     exact += x * x;
   }
   return exact == 0 ? 0.0f : static_cast<float>(1 / std::sqrt(exact));
+}
+
+/// Whether 1 / |row| is a factor for f32: squares and products of such rows neither overflow nor vanish.
+SKIM_INLINE bool is_usable(float inverse_length) {
+  return inverse_length > 1e-18f && inverse_length < 1e15f;
+}
+
+/// For other rows: multiplies the row by the power of two that brings its largest number into [1, 2), and returns 1 / |row|
+/// of what is there then. 0 for a row of zeros, NaN for one with an infinity or NaN, which stay as they are. The row was
+/// 2^`exponent` times what it is; its elements are `stride` apart.
+SKIM_NOINLINE inline float scale_to_one(float* row, std::int64_t n, std::int32_t* exponent = nullptr,
+                                        std::int64_t stride = 1) {
+  float largest = 0, spoilt = 0;
+  for (std::int64_t d = 0; d < n; ++d) {
+    const float size = std::fabs(row[d * stride]);
+    largest = size > largest ? size : largest;
+    spoilt += row[d * stride] * 0;
+  }
+  if (!(spoilt == 0)) return std::numeric_limits<float>::quiet_NaN();
+  if (largest == 0) return 0;
+  const int power = std::ilogb(largest);
+  const double factor = std::ldexp(1.0, -power);
+  double squares = 0;
+  for (std::int64_t d = 0; d < n; ++d) {
+    row[d * stride] = static_cast<float>(static_cast<double>(row[d * stride]) * factor);
+    squares += static_cast<double>(row[d * stride]) * static_cast<double>(row[d * stride]);
+  }
+  if (exponent) *exponent = power;
+  return static_cast<float>(1 / std::sqrt(squares));
 }
 
 /// The scale with which a row's largest number is the largest that its type holds; 1 for a type that needs none. NaN for a

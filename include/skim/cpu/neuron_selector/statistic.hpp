@@ -13,7 +13,7 @@ using statistic_math = simd::tile_math<accumulate::widen_fma>;
 
 struct statistic_scratch {
   neuron_scratch<statistic_math> neurons;
-  float* shares;  // [rows of a batch]: 1 / |z|^2
+  float* shares;  // [rows of a batch]: 1 / |z|
 
   statistic_scratch(arena& arena, const ffn_args& args, unsigned workers)
       : neurons(arena, args, args.up.extents[0], workers) {
@@ -21,11 +21,21 @@ struct statistic_scratch {
   }
 };
 
-/// shares [width] of one lane block: 1 / |z[t]|^2, 0 where z[t] is zero.
-SKIM_NOINLINE inline void share_unit(const packed_tokens<statistic_math>& values, std::int64_t row, float* shares) {
+/// Brings the token in lane `z`, of `width` of them, to a size whose squares f32 holds, and returns its share. One with an
+/// infinity or NaN becomes zeros: its own output is lost, the choice for the others is not.
+SKIM_NOINLINE inline float share_unusual(float* z, std::int64_t steps, std::int64_t width) {
+  float share = scale_to_one(z, steps, nullptr, width);
+  if (!std::isnan(share)) return share;
+  for (std::int64_t j = 0; j < steps; ++j) z[j * width] = 0;
+  return 0;
+}
+
+/// shares [width] of one lane block: 1 / |z[t]|, 0 where z[t] is zero. `count`: tokens from `row` on.
+SKIM_NOINLINE inline void share_unit(const packed_tokens<statistic_math>& values, std::int64_t row, std::int64_t count,
+                                     float* shares) {
   const std::int64_t width = row_lanes::of(row, values.stride).width;
   for (std::int64_t lane = 0; lane < width; lane += simd::lanes) {
-    const float* source = values.lanes_at(row, 0) + lane;
+    float* const source = values.lanes_at(row, 0) + lane;
     simd::floats total(0.0f);
     for (std::int64_t begin = 0; begin < values.steps; begin += 256) {  // sums of sums bound the rounding error
       simd::floats sum(0.0f);
@@ -35,18 +45,23 @@ SKIM_NOINLINE inline void share_unit(const packed_tokens<statistic_math>& values
       }
       total = total + sum;
     }
-    simd::store(shares + lane, xsimd::select(total == simd::floats(0.0f), total, simd::floats(1.0f) / total));
+    simd::store(shares + lane, total);
+    for (std::int64_t i = lane; i < lane + simd::lanes; ++i) {
+      const float squares = shares[i];
+      shares[i] = squares == 0 ? 0.0f : 1.0f / std::sqrt(squares);
+      if (i < count && !is_usable(shares[i])) shares[i] = share_unusual(source + i - lane, values.steps, width);
+    }
   }
 }
 
-/// scores [32 neurons from `first` on] += sum_t z[t]^2 * shares[t] of one tile.
+/// scores [32 neurons from `first` on] += sum_t (z[t] * shares[t])^2 of one tile.
 SKIM_NOINLINE inline void statistic_unit(const packed_tokens<statistic_math>& values, std::int64_t first,
                                          const float* shares, float* scores) {
   for (std::int64_t j = first; j < smaller(values.steps, first + gemm_outputs); ++j) {
     simd::floats sum(0.0f);
     for (std::int64_t row = 0; row < values.stride; row += simd::lanes) {
-      const simd::floats z = simd::load(values.lanes_at(row, j));
-      sum = simd::fma(z * z, simd::load(shares + row), sum);
+      const simd::floats z = simd::load(values.lanes_at(row, j)) * simd::load(shares + row);
+      sum = simd::fma(z, z, sum);
     }
     scores[j] += simd::sum(sum);
   }
@@ -70,7 +85,7 @@ inline void neuron_statistic(const ffn_args& args, float* scores, void* workspac
     executor.parallel_for(tiles, [&](std::int64_t tile, unsigned) {
       const auto values = job.scratch.values.tile(tile);
       for_lane_blocks(values.stride, [&](std::int64_t row, auto) {
-        share_unit(values, row, scratch.shares + tile * gemm_rows + row);
+        share_unit(values, row, job.scratch.x.rows_of(tile) - row, scratch.shares + tile * gemm_rows + row);
       });
     });
     executor.parallel_for(pieces, [&](std::int64_t piece, unsigned) {

@@ -20,27 +20,40 @@ SKIM_INLINE void clear_row(float* row, std::int64_t length) {
   for (std::int64_t d = 0; d < length; d += simd::lanes) simd::store(row + d, simd::floats(0.0f));
 }
 
+/// 1 / |row|, 0 of a zero row. Arbitrary where f32 squares overflow or vanish: see `is_usable`.
 SKIM_INLINE float inverse_length(const float* row, std::int64_t length) {
   const float squares = dot_of(row, row, length);
   return squares == 0 ? 0.0f : 1.0f / std::sqrt(squares);
 }
 
+/// A query with an infinity or NaN has no say. Its row, and the mean of a group of such, is marked.
+SKIM_INLINE bool is_silent(const float* row) {
+  return std::isnan(row[0]);
+}
+SKIM_INLINE void silence(float* row) {
+  row[0] = std::numeric_limits<float>::quiet_NaN();
+}
+
 /// Scratch for the choice of one KV head, one a worker. Rows are padded.
 struct choose_scratch {
-  float* rows;             // [Tq, padded D]: one query head's queries
-  float* means;            // [Tq, padded D]: the group's mean unit queries, for rules that choose among those
-  float* center;           // [padded D]
-  float* inverse;          // [Tq]: 1 / |rows[t]|
-  float* nearest;          // [Tq]: squared distance to the nearest chosen row
-  std::uint64_t* heap;     // [Tq]
-  std::int32_t* shuffled;  // [Tq]
-  std::int32_t* chosen;    // [Tq]: the rows that the rule keeps
+  float* rows;              // [Tq, padded D]: one query head's queries, those of unusual size by 2^-exponent
+  float* means;             // [Tq, padded D]: the group's mean unit queries, for rules that choose among those
+  float* center;            // [padded D]
+  float* inverse;           // [Tq]: 1 / |rows[t]|
+  float* weights;           // [Tq]: what a row counts in the head's mean query
+  std::int32_t* exponents;  // [Tq]
+  float* nearest;           // [Tq]: squared distance to the nearest chosen row
+  std::uint64_t* heap;      // [Tq]
+  std::int32_t* shuffled;   // [Tq]
+  std::int32_t* chosen;     // [Tq]: the rows that the rule keeps
 
   choose_scratch(arena& arena, std::int64_t Tq, std::int64_t D) {
     rows = arena.take<float>(Tq * padded_row(D));
     means = arena.take<float>(Tq * padded_row(D));
     center = arena.take<float>(padded_row(D));
     inverse = arena.take<float>(Tq);
+    weights = arena.take<float>(Tq);
+    exponents = arena.take<std::int32_t>(Tq);
     nearest = arena.take<float>(Tq);
     heap = arena.take<std::uint64_t>(Tq);
     shuffled = arena.take<std::int32_t>(Tq);
@@ -58,16 +71,21 @@ SKIM_INLINE void sift_down(std::uint64_t* heap, std::int64_t size, std::int64_t 
   }
 }
 
-/// Writes the `n` rows of lowest cosine to the mean row, ascending, ties to the lower row: a heap of (cosine, row).
-inline void choose_lowest_cosine(const float* rows, std::int64_t Tq, std::int64_t D, std::int64_t n,
-                                 const choose_scratch& scratch, std::int32_t* chosen) {
+/// Writes the `n` rows of lowest cosine to the mean row, ascending, ties to the lower row, silent ones last: a heap of
+/// (cosine, row). `weights`: what the rows count in the mean; null: all the same.
+inline void choose_lowest_cosine(const float* rows, const float* weights, std::int64_t Tq, std::int64_t D,
+                                 std::int64_t n, const choose_scratch& scratch, std::int32_t* chosen) {
   const std::int64_t length = padded_row(D);
   clear_row(scratch.center, length);
-  for (std::int64_t t = 0; t < Tq; ++t) add_scaled_of(rows + t * length, 1.0f, scratch.center, length);
+  for (std::int64_t t = 0; t < Tq; ++t) {
+    const float* const row = rows + t * length;
+    if (!is_silent(row)) add_scaled_of(row, weights ? weights[t] : 1.0f, scratch.center, length);
+  }
   const float scale = inverse_length(scratch.center, length);
   for (std::int64_t t = 0; t < Tq; ++t) {
     const float* const row = rows + t * length;
-    const float cosine = dot_of(row, scratch.center, length) * inverse_length(row, length) * scale;
+    const float cosine = is_silent(row) ? std::numeric_limits<float>::infinity()
+                                        : dot_of(row, scratch.center, length) * inverse_length(row, length) * scale;
     scratch.heap[t] = std::uint64_t{rank_bits(cosine)} << 32 | static_cast<std::uint64_t>(t);
   }
   for (std::int64_t parent = Tq / 2 - 1; parent >= 0; --parent) sift_down(scratch.heap, Tq, parent);
@@ -78,20 +96,25 @@ inline void choose_lowest_cosine(const float* rows, std::int64_t Tq, std::int64_
   }
 }
 
-/// Greedy k-center from the row of lowest cosine, in the order of choice.
+/// Greedy k-center from the row of lowest cosine, in the order of choice, silent rows last.
 inline void choose_farthest_points(const float* rows, std::int64_t Tq, std::int64_t D, std::int64_t n,
                                    const choose_scratch& scratch, std::int32_t* chosen) {
   const std::int64_t length = padded_row(D);
-  choose_lowest_cosine(rows, Tq, D, 1, scratch, chosen);
-  for (std::int64_t t = 0; t < Tq; ++t) scratch.nearest[t] = std::numeric_limits<float>::infinity();
+  constexpr float silent = -0.5f, taken = -1;
+  choose_lowest_cosine(rows, nullptr, Tq, D, 1, scratch, chosen);
+  for (std::int64_t t = 0; t < Tq; ++t) {
+    scratch.nearest[t] = is_silent(rows + t * length) ? silent : std::numeric_limits<float>::infinity();
+  }
   for (std::int64_t i = 1; i < n; ++i) {
     const float* const latest = rows + chosen[i - 1] * length;
-    scratch.nearest[chosen[i - 1]] = -1;  // never twice
+    scratch.nearest[chosen[i - 1]] = taken;
     std::int64_t farthest = -1;
     for (std::int64_t t = 0; t < Tq; ++t) {
-      if (scratch.nearest[t] < 0) continue;
-      const float distance = squared_distance_of(rows + t * length, 1.0f, latest, length);
-      if (distance < scratch.nearest[t]) scratch.nearest[t] = distance;
+      if (scratch.nearest[t] == taken) continue;
+      if (scratch.nearest[t] != silent) {
+        const float distance = squared_distance_of(rows + t * length, 1.0f, latest, length);
+        if (distance < scratch.nearest[t]) scratch.nearest[t] = distance;
+      }
       if (farthest < 0 || scratch.nearest[t] > scratch.nearest[farthest]) farthest = t;
     }
     chosen[i] = static_cast<std::int32_t>(farthest);
@@ -103,8 +126,9 @@ inline void choose_rows(const query_rule& rule, const float* rows, std::int64_t 
                         const choose_scratch& scratch, std::int32_t* chosen) {
   switch (rule.choice) {
     case query_choice::lowest_cosine:
+      return choose_lowest_cosine(rows, scratch.weights, Tq, D, rule.n, scratch, chosen);
     case query_choice::group_lowest_cosine:
-      return choose_lowest_cosine(rows, Tq, D, rule.n, scratch, chosen);
+      return choose_lowest_cosine(rows, nullptr, Tq, D, rule.n, scratch, chosen);
     case query_choice::farthest_point:
       return choose_farthest_points(rows, Tq, D, rule.n, scratch, chosen);
     case query_choice::random:
@@ -119,7 +143,18 @@ inline void choose_rows(const query_rule& rule, const float* rows, std::int64_t 
   }
 }
 
-/// One query head's queries, widened, padded with zeros.
+/// What rows count in their mean: 2^exponent of each, by that of the largest, so that neither it nor they overflow.
+SKIM_INLINE void weigh_queries(std::int64_t Tq, const choose_scratch& scratch) {
+  std::int32_t most = std::numeric_limits<std::int32_t>::min();
+  for (std::int64_t t = 0; t < Tq; ++t) {
+    if (scratch.inverse[t] > 0 && scratch.exponents[t] > most) most = scratch.exponents[t];
+  }
+  for (std::int64_t t = 0; t < Tq; ++t) {
+    scratch.weights[t] = scratch.inverse[t] > 0 ? std::ldexp(1.0f, scratch.exponents[t] - most) : 0.0f;
+  }
+}
+
+/// One query head's queries, widened, padded with zeros, those of unusual size scaled: sums of many squares stay in f32.
 SKIM_INLINE void widen_queries(const attention_args& args, const attention_sequence& sequence, std::int64_t h,
                                const choose_scratch& scratch) {
   const std::int64_t D = args.q.extents[2], length = padded_row(D);
@@ -128,10 +163,15 @@ SKIM_INLINE void widen_queries(const attention_args& args, const attention_seque
     simd::store(row + length - simd::lanes, simd::floats(0.0f));
     widen({args.q.at(sequence.first_row + t, h), args.q.type}, D, row);
     scratch.inverse[t] = inverse_length(row, length);
+    scratch.exponents[t] = 0;
+    if (scratch.inverse[t] > 1e-8f && scratch.inverse[t] < 1e8f) continue;
+    scratch.inverse[t] = scale_to_one(row, length, scratch.exponents + t);
+    if (std::isnan(scratch.inverse[t])) silence(row);
   }
+  weigh_queries(sequence.Tq, scratch);
 }
 
-/// qbar [kept, padded D] of one KV head. `tokens [Tq]`: scratch.
+/// qbar [kept, padded D] of one KV head; a row for which no query of the group has a say is marked.
 SKIM_NOINLINE inline void choose_queries(const query_rule& rule, const attention_args& args,
                                          const attention_sequence& block, std::int64_t head,
                                          const choose_scratch& scratch, float* qbar) {
@@ -140,15 +180,21 @@ SKIM_NOINLINE inline void choose_queries(const query_rule& rule, const attention
   const bool chooses = kept < Tq, by_head = rule.per_query_head() && chooses;
   float* const means = chooses && !by_head ? scratch.means : qbar;
   const std::int64_t rows = by_head ? kept : Tq;
-  for (std::int64_t i = 0; i < rows; ++i) clear_row(means + i * length, length);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    clear_row(means + i * length, length);
+    silence(means + i * length);
+  }
   const float share = 1.0f / static_cast<float>(G);
   for (std::int64_t g = 0; g < G; ++g) {
     widen_queries(args, block, head * G + g, scratch);
     if (by_head) choose_rows(rule, scratch.rows, Tq, D, block.Tk(), scratch, scratch.chosen);
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::int64_t t = by_head ? scratch.chosen[i] : i;
-      add_scaled_of(static_cast<const float*>(scratch.rows + t * length), scratch.inverse[t] * share,
-                    means + i * length, length);
+      const float* const row = scratch.rows + t * length;
+      float* const mean = means + i * length;
+      if (is_silent(row)) continue;
+      if (is_silent(mean)) mean[0] = 0;
+      add_scaled_of(row, scratch.inverse[t] * share, mean, length);
     }
   }
   if (!chooses || by_head) return;

@@ -35,25 +35,33 @@ struct packed_queries {
   bool in_lanes;
 };
 
+/// Of the `n` rows of qbar those that have a say; a row of zeros if none has.
 inline packed_queries pack_queries(reduction reduce, const float* qbar, std::int64_t n, std::int64_t D, float* target) {
   const std::int64_t length = padded_row(D);
-  if (reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) count += is_silent(qbar + i * length) ? 0 : 1;
+  if (count == 0 || reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
     clear_row(target, length);
     for (std::int64_t i = 0; i < n; ++i) {
-      add_scaled_of(qbar + i * length, 1.0f / static_cast<float>(n), target, length);
+      const float* const row = qbar + i * length;
+      if (!is_silent(row)) add_scaled_of(row, 1.0f / static_cast<float>(count), target, length);
     }
     return {target, 1, D, false};
   }
-  if (n < fewest_packed_queries) {
-    for (std::int64_t i = 0; i < n * length; i += simd::lanes) simd::store(target + i, simd::load(qbar + i));
-    return {target, n, D, false};
+  const bool in_lanes = count >= fewest_packed_queries;
+  const std::int64_t width = in_lanes ? padded_row(count) : count;
+  std::int64_t lane = 0, last = 0;
+  for (std::int64_t i = 0; lane < width; ++i) {  // lanes beyond the last query repeat it, which no maximum notices
+    const std::int64_t at = i < n ? i : last;
+    const float* const row = qbar + at * length;
+    if (is_silent(row)) continue;
+    last = at;
+    for (std::int64_t d = 0; d < (in_lanes ? D : length); ++d) {
+      target[in_lanes ? d * width + lane : lane * length + d] = row[d];
+    }
+    ++lane;
   }
-  const std::int64_t width = padded_row(n);
-  for (std::int64_t i = 0; i < width; ++i) {  // lanes beyond the last query repeat it, which no maximum notices
-    const float* const row = qbar + smaller(i, n - 1) * length;
-    for (std::int64_t d = 0; d < D; ++d) target[d * width + i] = row[d];
-  }
-  return {target, width, D, true};
+  return {target, width, D, in_lanes};
 }
 
 /// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys. A NaN key makes every product NaN, and the
@@ -99,12 +107,14 @@ SKIM_NOINLINE inline void score_keys_of_tile(const packed_queries& queries, cons
   }
 }
 
-/// The factor that turns q . k into the similarity: 1 / |k|, or 1.
-SKIM_INLINE float key_factor(similarity measure, const kv_view& kv, std::int64_t head, std::int64_t slot,
-                             const float* key) {
+/// The factor that turns q . k into the similarity: 1 / |k|, or 1. A key of unusual size is scaled first, whatever norm is
+/// stored for it.
+SKIM_INLINE float key_factor(similarity measure, const kv_view& kv, std::int64_t head, std::int64_t slot, float* key) {
   if (measure == similarity::dot) return 1;
-  if (kv.inverse_norms) return kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)];
-  return inverse_length(key, padded_row(kv.k.dim));
+  const std::int64_t length = padded_row(kv.k.dim);
+  const float inverse = kv.inverse_norms ? kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)]
+                                         : inverse_length(key, length);
+  return is_usable(inverse) ? inverse : scale_to_one(key, length);
 }
 
 /// Past keys of one head that a unit scores, and what the whole chunk sees.
@@ -131,7 +141,7 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
   const kv_view& kv = *job.kv;
   const std::int64_t D = kv.k.dim, stride = padded_row(D);
   const head_rows rows(kv, kv.k, job.head);
-  float dots[keys_of_tile];
+  float dots[keys_of_tile], factors[keys_of_tile];
   for (std::int64_t begin = job.begin; begin < job.end; begin += keys_of_tile) {
     const std::int64_t count = smaller(keys_of_tile, job.end - begin);
     if (out_of_sight(job, begin, begin + count)) {
@@ -142,12 +152,11 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
       float* const key = scratch.keys + i * stride;
       simd::store(key + stride - simd::lanes, simd::floats(0.0f));
       widen_here(rows.at(kv.place(begin + i)), D, key);
+      factors[i] = key_factor(measure, kv, job.head, begin + i, key);
     }
     for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
     score_keys_of_tile(queries, scratch.keys, count, dots);
-    for (std::int64_t i = 0; i < count; ++i) {
-      scores[begin + i] = dots[i] * key_factor(measure, kv, job.head, begin + i, scratch.keys + i * stride);
-    }
+    for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = dots[i] * factors[i];
   }
 }
 

@@ -11,12 +11,14 @@
 #include <utility>
 
 SKIM_INTRINSICS_BEGIN
-#include <xsimd/xsimd.hpp>
+SKIM_PRECISE_BEGIN
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+#include <xsimd/xsimd.hpp>
+SKIM_PRECISE_END
 SKIM_INTRINSICS_END
 
 #define SKIM_PASTE_4(a, b, c, d) a##b##c##d
@@ -127,8 +129,27 @@ SKIM_INLINE floats as_floats(ints x) {
 #endif
 }
 
+/// False where x is NaN; `!=` says so in some versions only.
+SKIM_INLINE float_mask is_number(floats x) {
+  return x == x;
+}
+
+/// The nearest integers, ties to even; arbitrary for what no 32-bit integer holds. An instruction: adding and taking away
+/// 1.5 * 2^23 would do as well, but for compilers that are told to reorder.
+SKIM_INLINE ints round_to_ints(floats x) {
+#if XSIMD_WITH_AVX512F
+  return ints(_mm512_cvtps_epi32(x));
+#elif XSIMD_WITH_AVX
+  return ints(_mm256_cvtps_epi32(x));
+#elif XSIMD_WITH_SSE2
+  return ints(_mm_cvtps_epi32(x));
+#else
+  return ints(vcvtnq_s32_f32(x));
+#endif
+}
+
 SKIM_INLINE float_mask as_float_mask(xsimd::batch_bool<std::int32_t, arch> m) {
-#if XSIMD_VERSION_MAJOR < 11
+#if XSIMD_VERSION_MAJOR < 9
   return xsimd::bool_cast(m);
 #else
   return xsimd::batch_bool_cast<float>(m);
@@ -146,7 +167,7 @@ SKIM_INLINE void store(float* p, floats x) {
 }
 
 SKIM_INLINE float sum(floats x) {
-#if XSIMD_VERSION_MAJOR < 11
+#if XSIMD_VERSION_MAJOR < 9
   return xsimd::hadd(x);
 #else
   return xsimd::reduce_add(x);

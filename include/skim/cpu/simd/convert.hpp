@@ -50,7 +50,7 @@ SKIM_INLINE void store(bf16* p, floats x) {
   const ints bits = as_ints(x);
   const ints rounded = bits + ints(0x7fff) + ((bits >> 16) & ints(1));
   const ints quiet = bits | ints(0x400000);
-  const ints chosen = as_ints(xsimd::select(x != x, as_floats(quiet), as_floats(rounded)));
+  const ints chosen = as_ints(xsimd::select(is_number(x), as_floats(rounded), as_floats(quiet)));
 #if XSIMD_WITH_AVX512F
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
 #else

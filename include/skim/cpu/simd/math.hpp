@@ -11,10 +11,9 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 /// 2^x = 2^n 2^r with n the nearest integer and a degree-6 polynomial in r on [-1/2, 1/2]: the minimax fit of the
 /// relative error (2.0e-9) with the constant term held at 1, rounded to f32 (7.9e-8 with fused multiply-add).
 SKIM_INLINE floats exp2_nonpositive(floats x) {
-  const floats magic(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const floats clamped = xsimd::select(x < floats(-126.0f), floats(-126.0f), x);
-  const floats shifted = clamped + magic;
-  const floats r = clamped - (shifted - magic);
+  const ints n = round_to_ints(clamped);
+  const floats r = clamped - xsimd::to_float(n);
   floats p = floats(1.5353362e-4f);
   p = fma(p, r, floats(1.3398875e-3f));
   p = fma(p, r, floats(9.6184369e-3f));
@@ -22,9 +21,8 @@ SKIM_INLINE floats exp2_nonpositive(floats x) {
   p = fma(p, r, floats(2.4022648e-1f));
   p = fma(p, r, floats(6.9314718e-1f));
   p = fma(p, r, floats(1.0f));
-  // Adding n to the exponent field multiplies by 2^n; the shift drops the magic number's upper bits.
-  const floats scaled = as_floats(as_ints(p) + (as_ints(shifted) << 23));
-  return xsimd::select(x < floats(-126.0f), floats(0.0f), xsimd::select(x != x, x, scaled));
+  const floats scaled = as_floats(as_ints(p) + (n << 23));  // adding n to the exponent field multiplies by 2^n
+  return xsimd::select(x < floats(-126.0f), floats(0.0f), xsimd::select(is_number(x), scaled, x));
 }
 
 /// 1 / (1 + exp(-x)), from the exponential of -|x|, which neither overflows nor cancels.
