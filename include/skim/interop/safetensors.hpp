@@ -351,9 +351,9 @@ class file {
     std::uint64_t bytes = static_cast<std::uint64_t>(each.dtype.bytes);
     bool fits = true, empty = false;
     for (const std::uint64_t extent : each.shape) {
-      if (extent > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) fits = false;
+      if (extent > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)())) fits = false;
       if (extent == 0) empty = true;
-      if (extent > 0 && bytes > std::numeric_limits<std::uint64_t>::max() / extent) fits = false;
+      if (extent > 0 && bytes > (std::numeric_limits<std::uint64_t>::max)() / extent) fits = false;
       bytes *= extent > 0 ? extent : 1;
     }
     if (empty) bytes = 0;

@@ -15,7 +15,7 @@ namespace skim { inline namespace v0_2 { namespace reference {
 
 /// x / max(|x|, 1e-12); NaN for a row with an infinity or NaN.
 inline std::vector<double> guarded_unit(std::vector<double> row) {
-  const double norm = is_finite(row) ? std::max(length(row), 1e-12) : std::numeric_limits<double>::quiet_NaN();
+  const double norm = is_finite(row) ? (std::max)(length(row), 1e-12) : std::numeric_limits<double>::quiet_NaN();
   for (double& x : row) x /= norm;
   return row;
 }

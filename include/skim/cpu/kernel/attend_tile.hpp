@@ -53,7 +53,7 @@ struct key_tile {
   const Step* k;                  // [round_up(keys, 8), k_stride]
   const Step* v;                  // [steps of keys, v_stride]
   const std::int32_t* positions;  // [keys]
-  const std::int64_t* slots;      // [keys]
+  const std::int64_t* slot_ids;   // [keys]
   std::int64_t keys, k_stride, v_stride, k_steps, v_steps;
 };
 
@@ -97,7 +97,7 @@ SKIM_NOINLINE void add_bias(const row_block<Step>& rows, std::int64_t row, const
   for (std::int64_t r = row; r < smaller(row + width, rows.bias->rows); ++r) {
     for (std::int64_t key = 0; key < tile.keys; ++key) {
       float& score = scores[key * width + r - row];
-      const float bias = rows.bias->at(r, tile.slots[key]);
+      const float bias = rows.bias->at(r, tile.slot_ids[key]);
       score = bias == minus_infinity ? minus_infinity : score + bias * static_cast<float>(log2_e);
     }
   }

@@ -170,9 +170,9 @@ SKIM_INTRINSICS_END
 
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.
-template <class Body, int... I>
-SKIM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, I...>) {
-  (body(std::integral_constant<int, I>{}), ...);
+template <class Body, int... indices>
+SKIM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, indices...>) {
+  (body(std::integral_constant<int, indices>{}), ...);
 }
 template <int N, class Body>
 SKIM_INLINE void unroll(const Body& body) {
