@@ -65,7 +65,7 @@ struct tensor {
   std::optional<tensor_view<const void, Rank>> view() const {
     if (shape.size() != static_cast<std::size_t>(Rank) || dtype.type == element::none) return std::nullopt;
     if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(dtype.bytes) != 0) return std::nullopt;
-    std::int64_t extents[Rank];
+    std::int64_t extents[tensor_view<const void, Rank>::axes];
     std::copy(shape.begin(), shape.end(), extents);
     return tensor_view<const void, Rank>(data, extents, dtype.type);
   }
