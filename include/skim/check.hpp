@@ -22,7 +22,7 @@ SKIM_LOCAL constexpr report check_shape(const Args& args, const More&... more) {
 
 namespace detail {
 
-inline constexpr std::int64_t largest_index = std::numeric_limits<std::int32_t>::max();  // of tokens, pages, lists
+inline constexpr std::int64_t largest_index = (std::numeric_limits<std::int32_t>::max)();  // of tokens, pages, lists
 inline constexpr std::int64_t largest_head_dim = 4096;  // bounds a kernel's scratch; the largest in use is 576
 inline constexpr std::int64_t largest_heads = std::int64_t{1} << 16;
 inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // of an FFN's d and f, and of its tokens

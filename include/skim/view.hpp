@@ -13,15 +13,17 @@ namespace skim { inline namespace v0_2 {
 /// converts to the erased one, which is what operations take.
 template <class T, int Rank>
 struct tensor_view {
+  static constexpr std::size_t axes = static_cast<std::size_t>(Rank);
+
   T* data = nullptr;
-  std::int64_t extents[Rank] = {};
-  std::int64_t strides[Rank] = {};
+  std::int64_t extents[axes] = {};
+  std::int64_t strides[axes] = {};
   element type = element_of<std::remove_const_t<T>>;
 
   constexpr tensor_view() = default;
 
   /// Contiguous, last extent fastest.
-  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank],
+  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[axes],
                                             element kind = element_of<std::remove_const_t<T>>)
       : data(pointer), type(kind) {
     std::uint64_t stride = 1;  // unsigned: absurd sizes must reach `check` without overflowing here
@@ -32,8 +34,8 @@ struct tensor_view {
     }
   }
 
-  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[Rank],
-                                            const std::int64_t (&steps)[Rank],
+  SKIM_HD SKIM_INLINE constexpr tensor_view(T* pointer, const std::int64_t (&sizes)[axes],
+                                            const std::int64_t (&steps)[axes],
                                             element kind = element_of<std::remove_const_t<T>>)
       : data(pointer), type(kind) {
     for (int axis = 0; axis < Rank; ++axis) {
@@ -74,6 +76,13 @@ struct tensor_view {
     }
   }
 };
+
+// The constructors do not say Rank: the bound of an array is no int, and compilers warn of the conversion.
+template <class T, std::size_t Rank>
+tensor_view(T*, const std::int64_t (&)[Rank], element = {}) -> tensor_view<T, static_cast<int>(Rank)>;
+template <class T, std::size_t Rank>
+tensor_view(T*, const std::int64_t (&)[Rank], const std::int64_t (&)[Rank], element = {})
+    -> tensor_view<T, static_cast<int>(Rank)>;
 
 /// Entries [first, first + count) of the first axis.
 template <class T, int Rank>

@@ -24,7 +24,7 @@ void expect_kept(const Policy& policy, eviction_run<Policy>& run, scores_memory&
     EXPECT_EQ(static_cast<std::int64_t>(list.size()), std::min(kv.length(h), budget));
     const bounded_values exact = exact_scores(policy, run, h);
     skim::testing::scored_slots scored{{}, exact.exact, exact.bounds};
-    for (std::int64_t slot = 0; slot < kv.length(h); ++slot) scored.slots.push_back(slot);
+    for (std::int64_t slot = 0; slot < kv.length(h); ++slot) scored.candidates.push_back(slot);
     const skim::attention_sequence whole{kv, 0, 0};
     EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(keep, whole, h, scored)));
   }

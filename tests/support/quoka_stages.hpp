@@ -198,9 +198,9 @@ struct stage_check {
   /// Candidates, their exact scores for the kernel's qbar, and the documented bounds.
   skim::testing::scored_slots exact_scores(const chosen_queries& chosen) const {
     skim::testing::scored_slots exact;
-    exact.slots = reference::candidates(args, block, head);
+    exact.candidates = reference::candidates(args, block, head);
     const double bound = unit_error() + 4 * f32_roundoff;
-    for (const std::int64_t slot : exact.slots) {
+    for (const std::int64_t slot : exact.candidates) {
       exact.scores.push_back(reference::score_key(policy, block, head, slot, chosen.qbar));
       const bool cosine = policy.similarity == skim::similarity::cosine;
       exact.bounds.push_back(cosine ? bound
@@ -215,12 +215,12 @@ struct stage_check {
                               const std::vector<std::int64_t>& list) const {
     const skim::testing::scored_slots exact = exact_scores(chosen);
     std::vector<double> own;
-    for (std::size_t i = 0; i < exact.slots.size(); ++i) {
-      own.push_back(static_cast<double>(scores[exact.slots[i]]));
+    for (std::size_t i = 0; i < exact.candidates.size(); ++i) {
+      own.push_back(static_cast<double>(scores[exact.candidates[i]]));
       if (std::isnan(exact.scores[i])) continue;
-      ASSERT_NEAR(own.back(), exact.scores[i], exact.bounds[i]) << "slot " << exact.slots[i];
+      ASSERT_NEAR(own.back(), exact.scores[i], exact.bounds[i]) << "slot " << exact.candidates[i];
     }
-    EXPECT_EQ(list, reference::top_k(policy.keep, block, head, exact.slots, own));
+    EXPECT_EQ(list, reference::top_k(policy.keep, block, head, exact.candidates, own));
     EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(policy.keep, block, head, exact)));
   }
 

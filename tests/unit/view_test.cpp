@@ -21,6 +21,14 @@ TEST(TensorView, ContiguousStridesAndOffsets) {
   EXPECT_EQ(view.type, skim::element::f32);
 }
 
+TEST(TensorView, ElementsAndRankAreDeduced) {
+  float data[2 * 3] = {};
+  const skim::tensor_view whole(data, {2, 3}), spread(data, {2, 2}, {3, 1});
+  static_assert(std::is_same_v<decltype(whole), const skim::tensor_view<float, 2>>);
+  EXPECT_EQ(whole.at(1, 2), data + 5);
+  EXPECT_EQ(spread.at(1, 1), data + 4);
+}
+
 TEST(TensorView, HeadMajorMemoryIsTheSameTypeWithOtherStrides) {
   skim::bf16 data[2 * 3 * 4];
   const skim::tensor_view<skim::bf16, 3> view(data, {2, 3, 4}, {4, 8, 1});

@@ -91,7 +91,7 @@ double loss_over(const Parameters& parameters, const Eigen::Index* blocks, Eigen
     const Eigen::Index first = static_cast<Eigen::Index>(piece) * piece_blocks;
     Parameters* const gradient = gradients ? &(*gradients)[at] : nullptr;
     if (gradient) gradient->values.setZero();
-    losses[at] = loss(parameters, blocks + first, std::min(piece_blocks, count - first), gradient);
+    losses[at] = loss(parameters, blocks + first, (std::min)(piece_blocks, count - first), gradient);
   });
   double sum = 0;
   for (const double each : losses) sum += each;
@@ -133,11 +133,11 @@ double descend(Parameters& parameters, const Loss& loss, const descent& plan, ex
   for (std::int64_t epoch = 1; epoch <= plan.settings.epochs && epoch - best_epoch <= plan.settings.patience; ++epoch) {
     random.shuffle(order);
     for (Eigen::Index first = 0; first < all; first += batch, ++step) {
-      const Eigen::Index count = std::min(batch, all - first);
+      const Eigen::Index count = (std::min)(batch, all - first);
       detail::loss_over(parameters, order.data() + first, count, &gradients, loss, executor);
       gradients[0].values *= static_cast<float>(1 / (plan.unit * static_cast<double>(count)));
       const double turn = 3.14159265358979 * static_cast<double>(step) / static_cast<double>(steps);
-      const double rise = std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(warm));
+      const double rise = (std::min)(1.0, static_cast<double>(step + 1) / static_cast<double>(warm));
       optimiser.step(parameters.values, gradients[0].values, plan.settings.rate * rise * (1 + std::cos(turn)) / 2);
     }
     const double now = mean_loss(parameters, plan.split->held_out, loss, executor) / plan.unit;

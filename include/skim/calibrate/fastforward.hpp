@@ -67,7 +67,7 @@ inline block_split split_of(const collected_inputs& inputs, std::int64_t layer, 
   if (all < 2) refuse(layer, "blocks of " + std::to_string(all) + " prompts came, at least 2 are needed");
   random_numbers(settings.seed).shuffle(prompts);
   const double share = std::ceil(settings.held_out * static_cast<double>(all));
-  const std::size_t held_out = std::min(std::max(static_cast<std::size_t>(share), std::size_t{1}), all - 1);
+  const std::size_t held_out = (std::min)((std::max)(static_cast<std::size_t>(share), std::size_t{1}), all - 1);
   prompts.resize(held_out);
   block_split split;
   for (std::size_t block = 0; block < inputs.prompt.size(); ++block) {

@@ -62,10 +62,10 @@ inline void activate_all(activation act, matrix<float>& values) {
       x = x / (1 + (-1.5957691f * (x + 0.044715f * x.cube())).exp());
       return;
     case activation::relu:
-      x = x.max(0.0f);
+      x = (x.max)(0.0f);
       return;
     case activation::relu_squared:
-      x = x.max(0.0f).square();
+      x = (x.max)(0.0f).square();
       return;
     case activation::gelu_erf:
       break;

@@ -92,7 +92,7 @@ inline matrix<float> neuron_labels(const matrix<float>& statistics, const row<fl
   mean /= static_cast<float>(training.size());
   const float threshold = mean(ranked(mean)[static_cast<std::size_t>(count - 1)]);
   if (!(threshold > 0)) return shares.cwiseSign() * largest;  // fewer than K neurons are ever active
-  return (shares.array() / threshold - 1).min(largest);
+  return ((shares.array() / threshold - 1).min)(largest);
 }
 
 /// Tokens weighted by a softmax over one block, and the weights: a [d], w [M].
@@ -130,7 +130,7 @@ Scalar cross_entropy(const matrix<Scalar>& scores, const matrix<Scalar>& labels,
     const auto wrong = (margin.array() > 0).select(tail.array(), Scalar(1)) / (1 + tail.array());  // 1 / (1 + exp(m))
     *gradient = -labels.array() * wrong;
   }
-  return (labels.array().abs() * ((-margin.array()).max(Scalar(0)) + tail.array().log1p())).sum();
+  return (labels.array().abs() * (((-margin.array()).max)(Scalar(0)) + tail.array().log1p())).sum();
 }
 
 /// The predictor's loss, summed over blocks x[i] [M, d] with labels [B, f]. Adds its gradient to `gradient`, if given.

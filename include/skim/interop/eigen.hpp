@@ -8,6 +8,7 @@ SKIM_INTRINSICS_BEGIN
 #include <Eigen/Core>
 SKIM_INTRINSICS_END
 
+#include <type_traits>
 #include <utility>
 
 namespace skim { inline namespace v0_2 {
@@ -34,17 +35,25 @@ static_assert(sizeof(Eigen::bfloat16) == sizeof(bf16) && alignof(Eigen::bfloat16
 template <class X>
 inline constexpr bool eigen_has_memory = (static_cast<int>(X::Flags) & static_cast<int>(Eigen::DirectAccessBit)) != 0;
 
+/// Whether an expression holds elements of its own: a matrix or array, or a class made from one; a `Ref` to const, which
+/// copies what does not fit it.
+template <class X>
+std::true_type eigen_owns(const Eigen::PlainObjectBase<X>*);
+template <class X, int Options, class Stride>
+std::true_type eigen_owns(const Eigen::Ref<const X, Options, Stride>*);
+std::false_type eigen_owns(const void*);
+
 /// A temporary that owns its elements; a temporary map, block or transpose does not.
 template <class X>
 inline constexpr bool eigen_dies_with_call =
-    !std::is_lvalue_reference_v<X> &&
-    std::is_base_of_v<Eigen::PlainObjectBase<std::remove_cv_t<std::remove_reference_t<X>>>,
-                      std::remove_cv_t<std::remove_reference_t<X>>>;
+    !std::is_lvalue_reference_v<X> && decltype(eigen_owns(std::declval<std::remove_reference_t<X>*>()))::value;
 
 }  // namespace detail
 
 /// Views `x [rows, cols]` where it lies: a matrix or array, a map, `Ref`, block, row or transpose. Constant if `x` cannot
-/// be written to. Expressions without memory of their own, such as `a + b`, do not compile; evaluate them first.
+/// be written to. Expressions without memory of their own, such as `a + b`, do not compile; evaluate them first. Nor do
+/// temporaries that own their elements, a `Ref` to const among them, which copies what does not fit it; name them. A
+/// block or transpose of a temporary is as good as the temporary: no type tells it from one of a named matrix.
 ///
 /// The view's last stride is that of the columns, and operations refuse any but 1: matrices are row-major here, and the
 /// transpose of a column-major matrix is too.

@@ -65,7 +65,7 @@ struct tensor {
   std::optional<tensor_view<const void, Rank>> view() const {
     if (shape.size() != static_cast<std::size_t>(Rank) || dtype.type == element::none) return std::nullopt;
     if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(dtype.bytes) != 0) return std::nullopt;
-    std::int64_t extents[Rank];
+    std::int64_t extents[tensor_view<const void, Rank>::axes];
     std::copy(shape.begin(), shape.end(), extents);
     return tensor_view<const void, Rank>(data, extents, dtype.type);
   }
@@ -351,9 +351,9 @@ class file {
     std::uint64_t bytes = static_cast<std::uint64_t>(each.dtype.bytes);
     bool fits = true, empty = false;
     for (const std::uint64_t extent : each.shape) {
-      if (extent > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) fits = false;
+      if (extent > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)())) fits = false;
       if (extent == 0) empty = true;
-      if (extent > 0 && bytes > std::numeric_limits<std::uint64_t>::max() / extent) fits = false;
+      if (extent > 0 && bytes > (std::numeric_limits<std::uint64_t>::max)() / extent) fits = false;
       bytes *= extent > 0 ? extent : 1;
     }
     if (empty) bytes = 0;

@@ -20,7 +20,7 @@ inline float scale_of(const stored_row& row, std::int64_t dim, float range) {
     if (size > largest) largest = size;
   }
   if (largest == 0) return 1;
-  const float least = std::numeric_limits<float>::min();
+  const float least = (std::numeric_limits<float>::min)();
   return largest / range > least ? largest / range : least;
 }
 

@@ -19,15 +19,15 @@ namespace skim { inline namespace v0_2 { namespace reference {
 inline std::vector<std::int64_t> slots_read(const attention_sequence& block, std::int64_t index, std::int64_t head,
                                             const index_lists* lists) {
   const std::int64_t past = block.past(head);
-  std::vector<std::int64_t> slots;
+  std::vector<std::int64_t> slot_ids;
   if (lists) {
     const std::int64_t row = index * block.kv.heads + head;
-    slots.assign(lists->row(row), lists->row(row) + lists->counts[row]);
+    slot_ids.assign(lists->row(row), lists->row(row) + lists->counts[row]);
   } else {
-    for (std::int64_t slot = 0; slot < past; ++slot) slots.push_back(slot);
+    for (std::int64_t slot = 0; slot < past; ++slot) slot_ids.push_back(slot);
   }
-  for (std::int64_t t = 0; t < block.Tq; ++t) slots.push_back(past + t);
-  return slots;
+  for (std::int64_t t = 0; t < block.Tq; ++t) slot_ids.push_back(past + t);
+  return slot_ids;
 }
 
 /// The query of token `t` of the block, head `h`.
@@ -80,27 +80,27 @@ inline double logit(const attention_args& args, const attention_sequence& block,
 
 /// One row: writes `out [Dv]` and returns the log-sum-exp.
 inline double attend_row(const attention_args& args, const attention_sequence& block, std::int64_t t, std::int64_t h,
-                         const std::vector<std::int64_t>& slots, double* out) {
+                         const std::vector<std::int64_t>& slot_ids, double* out) {
   const kv_view& kv = block.kv;
   const double nothing = -std::numeric_limits<double>::infinity();
   const double sink = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing;
 
-  std::vector<double> logits(slots.size(), nothing);
+  std::vector<double> logits(slot_ids.size(), nothing);
   double largest = sink;
   bool empty = largest == nothing;  // until a logit above -inf, or NaN, is seen
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    if (!sees(args, block, t, h, slots[i])) continue;
-    logits[i] = logit(args, block, t, h, slots[i]);
+  for (std::size_t i = 0; i < slot_ids.size(); ++i) {
+    if (!sees(args, block, t, h, slot_ids[i])) continue;
+    logits[i] = logit(args, block, t, h, slot_ids[i]);
     if (logits[i] > largest) largest = logits[i];
     if (logits[i] != nothing) empty = false;
   }
   for (std::int64_t d = 0; d < kv.v.dim; ++d) out[d] = 0;
   if (empty) return nothing;
   double sum = std::exp(sink - largest);
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    if (!sees(args, block, t, h, slots[i])) continue;
+  for (std::size_t i = 0; i < slot_ids.size(); ++i) {
+    if (!sees(args, block, t, h, slot_ids[i])) continue;
     const double weight = std::exp(logits[i] - largest);
-    const std::vector<double> v = row_of(kv, kv.v, h / group_size(args), slots[i]);
+    const std::vector<double> v = row_of(kv, kv.v, h / group_size(args), slot_ids[i]);
     sum += weight;
     for (std::size_t d = 0; d < v.size(); ++d) out[d] += weight * v[d];
   }
@@ -114,9 +114,9 @@ inline void attend(const attention_args& args, const index_lists* lists, tensor_
                    tensor_view<double, 2> lse = {}) {
   for_each_block(args, lists ? lists->block_rows : 0, [&](const attention_sequence& block, std::int64_t index) {
     for (std::int64_t h = 0; h < args.q.extents[1]; ++h) {
-      const auto slots = slots_read(block, index, h / group_size(args), lists);
+      const auto slot_ids = slots_read(block, index, h / group_size(args), lists);
       for (std::int64_t t = 0; t < block.Tq; ++t) {
-        const double sum = attend_row(args, block, t, h, slots, out.at(block.first_row + t, h));
+        const double sum = attend_row(args, block, t, h, slot_ids, out.at(block.first_row + t, h));
         if (lse.data) *lse.at(block.first_row + t, h) = sum;
       }
     }

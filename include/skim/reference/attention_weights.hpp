@@ -67,7 +67,7 @@ inline std::vector<double> observe(const tova&, const eviction_args& args, std::
 inline std::vector<double> observe(const snapkv& policy, const eviction_args& args, std::int64_t head,
                                    std::vector<double> before) {
   if (args.new_tokens == 0) return before;
-  const std::int64_t rows = std::min(policy.window, args.new_tokens);
+  const std::int64_t rows = (std::min)(policy.window, args.new_tokens);
   std::vector<double> weights = group_weights(args, head, args.new_tokens - rows);
   for (double& weight : weights) weight /= static_cast<double>(rows);
   return weights;
@@ -87,7 +87,7 @@ inline std::vector<double> score(const snapkv& policy, const kv_view& kv, std::i
   std::vector<double> pooled(order.size(), 0.0);
   for (std::int64_t i = 0; i < n; ++i) {
     double sum = 0;
-    for (std::int64_t j = std::max<std::int64_t>(i - reach, 0); j <= std::min(i + reach, n - 1); ++j) {
+    for (std::int64_t j = std::max<std::int64_t>(i - reach, 0); j <= (std::min)(i + reach, n - 1); ++j) {
       sum += weights[order[static_cast<std::size_t>(j)]];
     }
     pooled[order[static_cast<std::size_t>(i)]] = sum / static_cast<double>(policy.pool);

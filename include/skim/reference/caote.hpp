@@ -56,7 +56,7 @@ struct eviction_change {
     weight += hn;
   }
   /// How far the output moves if the set leaves; the remaining weight is at least 1e-6.
-  double error() const { return length(sum) / std::max(1 - weight, 1e-6); }
+  double error() const { return length(sum) / (std::max)(1 - weight, 1e-6); }
 };
 
 /// c_i = hn_i / (1 - hn_i) |x - v_i|, and +inf for protected tokens.

@@ -68,7 +68,7 @@ inline std::vector<std::int64_t> keep_pages(const kv_view& kv, const retention& 
   std::vector<bool> stays(means.size(), false);
   for (std::int64_t slot = 0; slot < n; ++slot) {
     const std::size_t page = static_cast<std::size_t>(slot / kv.page_size);
-    const std::int64_t begin = slot / kv.page_size * kv.page_size, size = std::min(kv.page_size, n - begin);
+    const std::int64_t begin = slot / kv.page_size * kv.page_size, size = (std::min)(kv.page_size, n - begin);
     means[page] += scores[static_cast<std::size_t>(slot)] / static_cast<double>(size);
     if (slot < keep.sinks || slot >= n - keep.recent || size < kv.page_size) stays[page] = true;
   }
@@ -78,12 +78,12 @@ inline std::vector<std::int64_t> keep_pages(const kv_view& kv, const retention& 
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     return stays[a] != stays[b] ? stays[a] > stays[b] : !stays[a] && ranks_above(means[a], means[b]);
   });
-  order.resize(static_cast<std::size_t>(std::min(keep.count / kv.page_size, pages)));
+  order.resize(static_cast<std::size_t>((std::min)(keep.count / kv.page_size, pages)));
   std::sort(order.begin(), order.end());
   std::vector<std::int64_t> kept;
   for (const std::size_t page : order) {
     const std::int64_t begin = static_cast<std::int64_t>(page) * kv.page_size;
-    for (std::int64_t slot = begin; slot < std::min(begin + kv.page_size, n); ++slot) kept.push_back(slot);
+    for (std::int64_t slot = begin; slot < (std::min)(begin + kv.page_size, n); ++slot) kept.push_back(slot);
   }
   return kept;
 }

@@ -25,7 +25,7 @@ inline std::vector<double> predict(const ffn_args& args, const neuron_predictor&
              static_cast<double>(load_element(predictor.query.data, predictor.query.type, predictor.query.offset(i)));
     }
     logits.push_back(sum / std::sqrt(static_cast<double>(d)));
-    largest = t == 0 ? logits[0] : std::max(largest, logits.back());
+    largest = t == 0 ? logits[0] : (std::max)(largest, logits.back());
   }
   std::vector<double> mean(static_cast<std::size_t>(d)), scores(static_cast<std::size_t>(f));
   for (const double logit : logits) total += std::exp(logit - largest);

@@ -52,7 +52,7 @@ inline std::vector<std::int64_t> farthest_point_rows(const vector_list& rows, st
   while (static_cast<std::int64_t>(chosen.size()) < n) {
     const auto& newest = rows[static_cast<std::size_t>(chosen.back())];
     for (std::size_t t = 0; t < rows.size(); ++t) {
-      nearest[t] = is_finite(rows[t]) ? std::min(nearest[t], squared_distance(rows[t], newest)) : -0.5;
+      nearest[t] = is_finite(rows[t]) ? (std::min)(nearest[t], squared_distance(rows[t], newest)) : -0.5;
     }
     for (const std::int64_t t : chosen) nearest[static_cast<std::size_t>(t)] = -1;  // never twice
     chosen.push_back(std::max_element(nearest.begin(), nearest.end()) - nearest.begin());
@@ -136,30 +136,30 @@ inline double score_key(const quoka& policy, const attention_sequence& block, st
 /// Past slots of one head that the mask lets some query of the block see.
 inline std::vector<std::int64_t> candidates(const attention_args& args, const attention_sequence& block,
                                             std::int64_t head) {
-  std::vector<std::int64_t> slots;
+  std::vector<std::int64_t> slot_ids;
   for (std::int64_t slot = 0; slot < block.past(head); ++slot) {
     bool seen = false;
     for (std::int64_t t = 0; t < block.Tq && !seen; ++t) {
       seen = args.mask.visible(query_position(block, head, t), block.kv.position(head, slot));
     }
-    if (seen) slots.push_back(slot);
+    if (seen) slot_ids.push_back(slot);
   }
-  return slots;
+  return slot_ids;
 }
 
 /// Step 5: of `slots`, the sinks (lowest positions), the recent (highest) and the highest scores, `keep.keys(Tk)` in all;
 /// ascending by slot. `scores [slots.size()]`.
 inline std::vector<std::int64_t> top_k(const retention& keep, const attention_sequence& block, std::int64_t head,
-                                       const std::vector<std::int64_t>& slots, const std::vector<double>& scores) {
+                                       const std::vector<std::int64_t>& slot_ids, const std::vector<double>& scores) {
   const kv_view& kv = block.kv;
   const std::size_t budget = static_cast<std::size_t>(keep.keys(block.past(head)));
-  if (slots.size() <= budget) return slots;
-  std::vector<std::size_t> order(slots.size());
+  if (slot_ids.size() <= budget) return slot_ids;
+  std::vector<std::size_t> order(slot_ids.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return kv.position(head, slots[a]) < kv.position(head, slots[b]);
+    return kv.position(head, slot_ids[a]) < kv.position(head, slot_ids[b]);
   });
-  std::vector<int> tier(slots.size(), 0);  // 1: kept whatever its score
+  std::vector<int> tier(slot_ids.size(), 0);  // 1: kept whatever its score
   for (std::size_t i = 0; i < static_cast<std::size_t>(keep.sinks); ++i) tier[order[i]] = 1;
   for (std::size_t i = 0; i < static_cast<std::size_t>(keep.recent); ++i) tier[order[order.size() - 1 - i]] = 1;
   const auto above = [](double a, double b) { return std::isnan(b) ? !std::isnan(a) : a > b; };
@@ -167,7 +167,7 @@ inline std::vector<std::int64_t> top_k(const retention& keep, const attention_se
     return tier[a] != tier[b] ? tier[a] > tier[b] : above(scores[a], scores[b]);
   });
   std::vector<std::int64_t> kept;
-  for (std::size_t i = 0; i < budget; ++i) kept.push_back(slots[order[i]]);
+  for (std::size_t i = 0; i < budget; ++i) kept.push_back(slot_ids[order[i]]);
   std::sort(kept.begin(), kept.end());
   return kept;
 }
@@ -178,9 +178,9 @@ inline bool lists_all(const retention& keep, const attention_sequence& block, de
 }
 
 inline std::vector<std::int64_t> all_past(const attention_sequence& block, std::int64_t head) {
-  std::vector<std::int64_t> slots(static_cast<std::size_t>(block.past(head)));
-  std::iota(slots.begin(), slots.end(), std::int64_t{0});
-  return slots;
+  std::vector<std::int64_t> slot_ids(static_cast<std::size_t>(block.past(head)));
+  std::iota(slot_ids.begin(), slot_ids.end(), std::int64_t{0});
+  return slot_ids;
 }
 
 /// All stages for one KV head: the past slots that the block reads, ascending.
@@ -188,12 +188,12 @@ inline std::vector<std::int64_t> select(const quoka& policy, const attention_arg
                                         const attention_sequence& block, std::int64_t head,
                                         dense_crossing measured = {}) {
   if (lists_all(policy.keep, block, measured)) return all_past(block, head);
-  const auto slots = candidates(args, block, head);
-  if (block.Tq == 0) return slots;
+  const auto slot_ids = candidates(args, block, head);
+  if (block.Tq == 0) return slot_ids;
   const vector_list qbar = choose_queries(policy.queries, args, block, head);
   std::vector<double> scores;
-  for (const std::int64_t slot : slots) scores.push_back(score_key(policy, block, head, slot, qbar));
-  return top_k(policy.keep, block, head, slots, scores);
+  for (const std::int64_t slot : slot_ids) scores.push_back(score_key(policy, block, head, slot, qbar));
+  return top_k(policy.keep, block, head, slot_ids, scores);
 }
 
 /// `sink_window`: equal scores, everything beyond the sinks recent.
@@ -201,10 +201,10 @@ inline std::vector<std::int64_t> select(const sink_window& policy, const attenti
                                         const attention_sequence& block, std::int64_t head,
                                         dense_crossing measured = {}) {
   if (lists_all(policy.keep, block, measured)) return all_past(block, head);
-  const auto slots = candidates(args, block, head);
+  const auto slot_ids = candidates(args, block, head);
   retention keep = policy.keep;
   keep.recent = keep.keys(block.past(head)) - keep.sinks;
-  return top_k(keep, block, head, slots, std::vector<double>(slots.size(), 0.0));
+  return top_k(keep, block, head, slot_ids, std::vector<double>(slot_ids.size(), 0.0));
 }
 
 }}}  // namespace skim::v0_2::reference

@@ -51,10 +51,10 @@ namespace detail {
 
 /// K or V of the keys that one KV head reads, widened once for all its query rows: [keys, dim].
 inline std::vector<double> widened(const kv_view& kv, const kv_tensor& tensor, std::int64_t head,
-                                   const std::vector<std::int64_t>& slots) {
-  std::vector<double> rows(slots.size() * static_cast<std::size_t>(tensor.dim));
+                                   const std::vector<std::int64_t>& slot_ids) {
+  std::vector<double> rows(slot_ids.size() * static_cast<std::size_t>(tensor.dim));
   double* to = rows.data();
-  for (const std::int64_t slot : slots) {
+  for (const std::int64_t slot : slot_ids) {
     const stored_row row = kv.row(tensor, head, slot);
     skim::detail::with_stored_type(row.type, skim::detail::stored_types{}, [&](auto type) {
       const auto* const from = static_cast<const decltype(type)*>(row.data);
@@ -111,14 +111,14 @@ inline void add_scaled(const double* SKIM_RESTRICT v, double weight, std::int64_
 
 /// The keys of one KV head.
 struct head_keys {
-  std::vector<std::int64_t> slots, positions;
+  std::vector<std::int64_t> slot_ids, positions;
   std::vector<double> k, v;
 
   head_keys(const attention_sequence& block, std::int64_t index, std::int64_t head, const index_lists* lists)
-      : slots(reference::slots_read(block, index, head, lists)),
-        k(widened(block.kv, block.kv.k, head, slots)),
-        v(widened(block.kv, block.kv.v, head, slots)) {
-    for (const std::int64_t slot : slots) positions.push_back(block.kv.position(head, slot));
+      : slot_ids(reference::slots_read(block, index, head, lists)),
+        k(widened(block.kv, block.kv.k, head, slot_ids)),
+        v(widened(block.kv, block.kv.v, head, slot_ids)) {
+    for (const std::int64_t slot : slot_ids) positions.push_back(block.kv.position(head, slot));
   }
 };
 
@@ -135,24 +135,24 @@ inline void attend_row(const attention_args& args, const attention_sequence& blo
   const double nothing = -std::numeric_limits<double>::infinity();
   const double sink = args.sink_logits ? static_cast<double>(args.sink_logits[h]) : nothing;
   const std::vector<double> q = reference::query_of(args, block, t, h);
-  std::vector<double> weights(keys.slots.size(), nothing);
-  std::vector<bool> sees(keys.slots.size(), false);
+  std::vector<double> weights(keys.slot_ids.size(), nothing);
+  std::vector<bool> sees(keys.slot_ids.size(), false);
   double largest = sink, size = 0, added_size = 0;
   std::int64_t seen = 0;
   bool empty = largest == nothing;  // until a logit above -inf, or NaN, is seen
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!args.mask.visible(position, keys.positions[i])) continue;
-    const double bias = reference::bias(args, block, t, h, keys.slots[i]);
+    const double bias = reference::bias(args, block, t, h, keys.slot_ids[i]);
     if (bias == nothing) continue;
-    const double penalty = reference::distance_penalty(args, block, t, h, keys.slots[i]);
+    const double penalty = reference::distance_penalty(args, block, t, h, keys.slot_ids[i]);
     const products dot(q.data(), keys.k.data() + static_cast<std::int64_t>(i) * D, D);
     weights[i] = (cap > 0 ? cap * std::tanh(scale * dot.sum / cap) : scale * dot.sum) + bias - penalty;
     sees[i] = true;
     if (std::isfinite(weights[i])) {
-      size = std::max(size, std::fabs(scale) * dot.size);
-      added_size = std::max(added_size, std::fabs(bias) + std::fabs(penalty));
+      size = (std::max)(size, std::fabs(scale) * dot.size);
+      added_size = (std::max)(added_size, std::fabs(bias) + std::fabs(penalty));
     }
-    largest = std::max(largest, weights[i]);
+    largest = (std::max)(largest, weights[i]);
     if (weights[i] != nothing) empty = false;
     ++seen;
   }

@@ -33,7 +33,7 @@ struct head_mass {
     if (masses.empty()) return 1;
     const double rank = std::ceil(q * static_cast<double>(masses.size())) - 1;
     const double last = static_cast<double>(masses.size() - 1);
-    return masses[static_cast<std::size_t>(std::min(std::max(rank, 0.0), last))];
+    return masses[static_cast<std::size_t>((std::min)((std::max)(rank, 0.0), last))];
   }
 };
 
@@ -43,7 +43,7 @@ struct captured_mass_report {
 
   double lowest() const {
     double least = 1;
-    for (const head_mass& head : heads) least = std::min(least, head.lowest());
+    for (const head_mass& head : heads) least = (std::min)(least, head.lowest());
     return least;
   }
   double mean() const {

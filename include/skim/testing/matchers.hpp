@@ -157,9 +157,9 @@ inline lse_matcher matches_lse(const attention_args& args, const index_lists* li
 
 /// What a top-k over one KV head's keys starts from: candidates and, in double precision, their scores.
 struct scored_slots {
-  std::vector<std::int64_t> slots;  ///< ascending
-  std::vector<double> scores;       ///< [slots.size()]
-  std::vector<double> bounds;       ///< [slots.size()]: how far the kernel's own score may lie from `scores`
+  std::vector<std::int64_t> candidates;  ///< ascending
+  std::vector<double> scores;            ///< [candidates.size()]
+  std::vector<double> bounds;            ///< [candidates.size()]: how far the kernel's own score may lie from `scores`
 };
 
 /// Matches a list of slots: the right number, ascending, with every sink and recent key, and, of the others, none whose
@@ -170,12 +170,12 @@ class top_k_matcher {
 
   top_k_matcher(const retention& keep, const attention_sequence& block, std::int64_t head, scored_slots scored)
       : scored_(std::move(scored)) {
-    expected_ = reference::top_k(keep, block, head, scored_.slots, scored_.scores);
-    if (expected_.size() == scored_.slots.size()) {
+    expected_ = reference::top_k(keep, block, head, scored_.candidates, scored_.scores);
+    if (expected_.size() == scored_.candidates.size()) {
       forced_ = expected_;
       return;
     }
-    std::vector<std::int64_t> by_age = scored_.slots;
+    std::vector<std::int64_t> by_age = scored_.candidates;
     std::stable_sort(by_age.begin(), by_age.end(), [&](std::int64_t a, std::int64_t b) {
       return block.kv.position(head, a) < block.kv.position(head, b);
     });
@@ -196,7 +196,7 @@ class top_k_matcher {
     }
     const auto listed = [&](std::int64_t slot) { return std::binary_search(list.begin(), list.end(), slot); };
     for (const std::int64_t slot : list) {
-      if (std::binary_search(scored_.slots.begin(), scored_.slots.end(), slot)) continue;
+      if (std::binary_search(scored_.candidates.begin(), scored_.candidates.end(), slot)) continue;
       if (why) *why << "slot " << slot << " is no candidate";
       return false;
     }
@@ -216,27 +216,27 @@ class top_k_matcher {
   template <class Listed>
   bool explain_scores(const Listed& listed, std::ostream* why) const {
     const double nothing = -std::numeric_limits<double>::infinity();
-    std::size_t low = scored_.slots.size(), high = low;
+    std::size_t low = scored_.candidates.size(), high = low;
     double lowest = std::numeric_limits<double>::infinity(), highest = nothing;
     bool undefined = false;
-    for (std::size_t i = 0; i < scored_.slots.size(); ++i) {
+    for (std::size_t i = 0; i < scored_.candidates.size(); ++i) {
       const double score = scored_.scores[i], bound = scored_.bounds[i];
-      if (std::binary_search(forced_.begin(), forced_.end(), scored_.slots[i])) continue;
-      if (listed(scored_.slots[i])) {
+      if (std::binary_search(forced_.begin(), forced_.end(), scored_.candidates[i])) continue;
+      if (listed(scored_.candidates[i])) {
         undefined = undefined || std::isnan(score);
         if (std::isnan(score) || score + bound < lowest) low = i;
-        lowest = std::min(lowest, std::isnan(score) ? nothing : score + bound);
-      } else if (!std::isnan(score) && (high == scored_.slots.size() || score - bound > highest)) {
+        lowest = (std::min)(lowest, std::isnan(score) ? nothing : score + bound);
+      } else if (!std::isnan(score) && (high == scored_.candidates.size() || score - bound > highest)) {
         high = i;
         highest = score - bound;
       }
     }
-    const bool left_out_number = high != scored_.slots.size();
+    const bool left_out_number = high != scored_.candidates.size();
     if (lowest >= highest && !(undefined && left_out_number)) return true;
     if (why) {
-      *why << "slot " << scored_.slots[low] << " (score " << scored_.scores[low] << " within " << scored_.bounds[low]
-           << ") is listed, slot " << scored_.slots[high] << " (score " << scored_.scores[high] << " within "
-           << scored_.bounds[high] << ") is not";
+      *why << "slot " << scored_.candidates[low] << " (score " << scored_.scores[low] << " within "
+           << scored_.bounds[low] << ") is listed, slot " << scored_.candidates[high] << " (score "
+           << scored_.scores[high] << " within " << scored_.bounds[high] << ") is not";
     }
     return false;
   }

@@ -13,34 +13,34 @@ namespace detail {
 
 /// Slots by ascending position: a radix sort of 11 bits a pass, stable, out of place.
 struct position_order {
-  std::int32_t* slots;      // [n]
+  std::int32_t* slot_ids;   // [n]
   std::int32_t* other;      // [n]
   std::int32_t* histogram;  // [2048]
 
   position_order(arena& arena, std::int64_t n) {
-    slots = arena.take<std::int32_t>(n);
+    slot_ids = arena.take<std::int32_t>(n);
     other = arena.take<std::int32_t>(n);
     histogram = arena.take<std::int32_t>(histogram_bins);
   }
 
   SKIM_INLINE void sort(const kv_view& kv, std::int64_t head, std::int64_t n) {
-    for (std::int64_t slot = 0; slot < n; ++slot) slots[slot] = static_cast<std::int32_t>(slot);
+    for (std::int64_t slot = 0; slot < n; ++slot) slot_ids[slot] = static_cast<std::int32_t>(slot);
     if (positions_ascend(kv, head, n)) return;
     for (int shift = 0; shift < 32; shift += 11) {
       const auto digit = [&](std::int32_t slot) SKIM_LAMBDA_INLINE {
         return (static_cast<std::uint32_t>(kv.position(head, slot)) >> shift) & (histogram_bins - 1);
       };
       for (std::int64_t bin = 0; bin < histogram_bins; ++bin) histogram[bin] = 0;
-      for (std::int64_t i = 0; i < n; ++i) ++histogram[digit(slots[i])];
+      for (std::int64_t i = 0; i < n; ++i) ++histogram[digit(slot_ids[i])];
       for (std::int64_t bin = 0, before = 0; bin < histogram_bins; ++bin) {
         const std::int32_t count = histogram[bin];
         histogram[bin] = static_cast<std::int32_t>(before);
         before += count;
       }
-      for (std::int64_t i = 0; i < n; ++i) other[histogram[digit(slots[i])]++] = slots[i];
+      for (std::int64_t i = 0; i < n; ++i) other[histogram[digit(slot_ids[i])]++] = slot_ids[i];
       std::int32_t* const sorted = other;
-      other = slots;
-      slots = sorted;
+      other = slot_ids;
+      slot_ids = sorted;
     }
   }
 };
@@ -79,9 +79,9 @@ struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
         float sum = 0;
         const std::int64_t end = detail::smaller(i + reach + 1, n);
         for (std::int64_t j = detail::greater(i - reach, 0); j < end; ++j) {
-          sum += weights[head * kv.capacity + kv.metadata_row(order.slots[j])];
+          sum += weights[head * kv.capacity + kv.metadata_row(order.slot_ids[j])];
         }
-        *scores.at(head, order.slots[i]) = sum / static_cast<float>(policy.pool);
+        *scores.at(head, order.slot_ids[i]) = sum / static_cast<float>(policy.pool);
       }
     });
   }

@@ -129,7 +129,7 @@ SKIM_INLINE row_block<typename Math::step> rows_of(const attend_job& job, const 
 /// The keys of one tile where they are stored: found once, for all that reads them.
 struct stored_tile {
   std::int64_t keys;
-  std::int64_t slots[tile_keys];
+  std::int64_t slot_ids[tile_keys];
   stored_row k[tile_keys], v[tile_keys];
   position_range range;  // of their positions
 };
@@ -147,7 +147,7 @@ SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64
     const std::int64_t at = begin + i, slot = at >= listed ? past + at - listed : list ? list[at] : at;
     const kv_place place = kv.place(slot);
     const std::int64_t position = kv.position(job.head, slot);
-    tile.slots[i] = slot;
+    tile.slot_ids[i] = slot;
     tile.k[i] = k.at(place);
     if (values) tile.v[i] = v.at(place);
     positions[i] = static_cast<std::int32_t>(position);
@@ -157,7 +157,7 @@ SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64
 }
 
 SKIM_INLINE bool is_finite(float x) {
-  return std::fabs(x) <= std::numeric_limits<float>::max();
+  return std::fabs(x) <= (std::numeric_limits<float>::max)();
 }
 
 /// Zeroes the infinities and NaNs of V row `key` in the tile; true if there were any.
@@ -184,7 +184,7 @@ SKIM_INLINE void load_tile_keys(const attend_job& job, const stored_tile& stored
   tile.k_steps = tile.k_stride = (D + Math::values - 1) / Math::values;
   tile.k = scratch.k;
   tile.positions = scratch.positions;
-  tile.slots = stored.slots;
+  tile.slot_ids = stored.slot_ids;
   for (std::int64_t i = 0; i < keys; ++i) load_row<Math>(stored.k[i], D, scratch.k + i * tile.k_stride);
   for (std::int64_t at = keys * tile.k_stride; at < round_up(keys, padded_to) * tile.k_stride; ++at) scratch.k[at] = 0;
 }
@@ -227,7 +227,7 @@ SKIM_INLINE void add_nonfinite(const row_block<typename Math::step>& rows, std::
     widen(stored.v[i], Dv, scratch.value);
     for (std::int64_t r = 0; r < count; ++r) {
       if (scratch.positions[i] < rows.first[r] || rows.last[r] < scratch.positions[i]) continue;
-      if (rows.bias && rows.bias->at(r, stored.slots[i]) == minus_infinity) continue;
+      if (rows.bias && rows.bias->at(r, stored.slot_ids[i]) == minus_infinity) continue;
       for (std::int64_t d = 0; d < Dv; ++d) {
         if (!is_finite(scratch.value[d]))
           rows.out[row_lanes::of(r, rows.stride).offset(r, dims, d)] += scratch.value[d];

@@ -53,7 +53,7 @@ struct key_tile {
   const Step* k;                  // [round_up(keys, 8), k_stride]
   const Step* v;                  // [steps of keys, v_stride]
   const std::int32_t* positions;  // [keys]
-  const std::int64_t* slots;      // [keys]
+  const std::int64_t* slot_ids;   // [keys]
   std::int64_t keys, k_stride, v_stride, k_steps, v_steps;
 };
 
@@ -97,7 +97,7 @@ SKIM_NOINLINE void add_bias(const row_block<Step>& rows, std::int64_t row, const
   for (std::int64_t r = row; r < smaller(row + width, rows.bias->rows); ++r) {
     for (std::int64_t key = 0; key < tile.keys; ++key) {
       float& score = scores[key * width + r - row];
-      const float bias = rows.bias->at(r, tile.slots[key]);
+      const float bias = rows.bias->at(r, tile.slot_ids[key]);
       score = bias == minus_infinity ? minus_infinity : score + bias * static_cast<float>(log2_e);
     }
   }
@@ -110,7 +110,7 @@ SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int
                             float* SKIM_RESTRICT scores) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   for (std::int64_t key = 0; key < tile.keys; key += broadcasts) {
-    simd::floats acc[broadcasts][Vectors];
+    simd::vectors<Vectors> acc[broadcasts];
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
     });
@@ -148,7 +148,7 @@ SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int
 /// Returns in `shrink` what the rows' accumulated output must be multiplied by.
 template <class Math, int Vectors>
 SKIM_INLINE void weigh_tile(const row_block<typename Math::step>& rows, std::int64_t row, std::int64_t keys,
-                            float* scores, typename Math::step* weights, simd::floats (&shrink)[Vectors]) {
+                            float* scores, typename Math::step* weights, simd::vectors<Vectors>& shrink) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
     float* const column = scores + v * simd::lanes;
@@ -181,11 +181,11 @@ template <class Math, int Vectors>
 SKIM_INLINE void accumulate_tile(const row_block<typename Math::step>& rows, std::int64_t row,
                                  const key_tile<typename Math::step>& tile,
                                  const typename Math::step* SKIM_RESTRICT weights,
-                                 const simd::floats (&shrink)[Vectors]) {
+                                 const simd::vectors<Vectors>& shrink) {
   constexpr std::int64_t width = Vectors * simd::lanes;
   float* const out = rows.out + row * tile.v_stride;
   for (std::int64_t d = 0; d < tile.v_stride; d += broadcasts) {
-    simd::floats acc[broadcasts][Vectors];
+    simd::vectors<Vectors> acc[broadcasts];
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
         acc[i][v] = simd::load(out + (d + i) * width + v * simd::lanes) * shrink[v];
@@ -206,7 +206,7 @@ template <class Math, int Vectors>
 SKIM_NOINLINE void attend_tile(const row_block<typename Math::step>& rows, std::int64_t row,
                                const key_tile<typename Math::step>& tile, const logit_rule& rule, bool masked,
                                float* scores, typename Math::step* weights) {
-  simd::floats shrink[Vectors];
+  simd::vectors<Vectors> shrink;
   score_tile<Math, Vectors>(rows, row, tile, rule, masked, scores);
   weigh_tile<Math, Vectors>(rows, row, tile.keys, scores, weights, shrink);
   accumulate_tile<Math, Vectors>(rows, row, tile, weights, shrink);

@@ -91,7 +91,7 @@ inline void sum_job_weights(const attend_job& job, const logit_rule& rule, posit
       r += (wide ? row_vectors : 1) * simd::lanes;
     }
     for (std::int64_t i = 0; i < keys; ++i) {
-      add(stored.slots[i], simd::sum(simd::load(scratch.columns + i * simd::lanes)));
+      add(stored.slot_ids[i], simd::sum(simd::load(scratch.columns + i * simd::lanes)));
     }
   }
 }

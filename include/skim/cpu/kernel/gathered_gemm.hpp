@@ -153,7 +153,7 @@ SKIM_NOINLINE void multiply_block(const typename Math::step* broadcast, Across a
   constexpr std::int64_t width = Vectors * simd::lanes;
   for (std::int64_t output = 0; output < outputs; output += broadcasts) {
     float* const target = sums + output * width;
-    simd::floats acc[broadcasts][Vectors];
+    simd::vectors<Vectors> acc[broadcasts];
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
         acc[i][v] = fresh ? simd::floats(0.0f) : simd::load(target + i * width + v * simd::lanes);

@@ -18,13 +18,13 @@ inline constexpr int row_vectors = 2;
 template <class Math, int Vectors, class Across, class Along, class Stride>
 SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcast, Across across, Along along,
                                const typename Math::step* SKIM_RESTRICT packed, Stride packed_stride,
-                               std::int64_t steps, simd::floats (&acc)[broadcasts][Vectors]) {
-  simd::floats sum[broadcasts][Vectors];  // a local that never escapes stays in registers
+                               std::int64_t steps, simd::vectors<Vectors> (&acc)[broadcasts]) {
+  simd::vectors<Vectors> sum[broadcasts];  // a local that never escapes stays in registers
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
   });
   for (std::int64_t step = 0; step < steps; ++step) {
-    simd::floats row[Vectors];
+    simd::vectors<Vectors> row;
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(packed + v * simd::lanes); });
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
       const typename Math::step factor = broadcast[i * across];

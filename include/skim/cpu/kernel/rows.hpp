@@ -190,7 +190,7 @@ SKIM_INLINE float scale_for(const stored_row& row, std::int64_t n, element type)
   }
   if (!(spoilt == 0)) return std::numeric_limits<float>::quiet_NaN();
   if (largest == 0) return 1;
-  const float scale = largest / range, least = std::numeric_limits<float>::min();  // whose inverse is finite
+  const float scale = largest / range, least = (std::numeric_limits<float>::min)();  // whose inverse is finite
   return scale > least ? scale : least;
 }
 
@@ -289,11 +289,11 @@ SKIM_NOINLINE inline void sum_rows(const kv_view& kv, const kv_tensor& tensor, s
 /// Cuts the cache's slots into pieces for loops that stream K or V. In token-major storage one piece takes all heads of
 /// its slots, so that memory is read in order; else each head has pieces of its own.
 struct stream_plan {
-  std::int64_t slots, heads, pieces, unit_heads;
+  std::int64_t slot_count, heads, pieces, unit_heads;
   static constexpr std::int64_t piece_slots = 256;  // of 8 heads and 128 dimensions: 512 KiB of bf16
 
   SKIM_INLINE stream_plan(const kv_view& kv, const kv_tensor& tensor)
-      : slots(kv.tokens),
+      : slot_count(kv.tokens),
         heads(kv.heads),
         pieces((kv.tokens + piece_slots - 1) / piece_slots),
         unit_heads(tensor.head_stride < tensor.row_stride ? kv.heads : 1) {}
@@ -305,7 +305,7 @@ struct stream_plan {
   template <class Body>
   SKIM_INLINE void for_each_row(const kv_view& kv, const kv_tensor& tensor, std::int64_t unit, const Body& body) const {
     const std::int64_t first_head = unit / pieces * unit_heads, begin = piece(unit) * piece_slots;
-    const std::int64_t end = smaller(begin + piece_slots, slots);
+    const std::int64_t end = smaller(begin + piece_slots, slot_count);
     const head_rows rows(kv, tensor, 0);
     for (std::int64_t slot = begin; slot < end; ++slot) {
       const kv_place place = kv.place(slot);

@@ -22,7 +22,7 @@ SKIM_INLINE constexpr std::int64_t greater(std::int64_t a, std::int64_t b) {
 
 /// a * b of numbers that are not negative; the largest number where that overflows.
 SKIM_INLINE constexpr std::int64_t saturated(std::int64_t a, std::int64_t b) {
-  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t most = (std::numeric_limits<std::int64_t>::max)();
   return a != 0 && b > most / a ? most : a * b;
 }
 

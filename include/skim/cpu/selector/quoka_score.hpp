@@ -69,7 +69,7 @@ inline packed_queries pack_queries(reduction reduce, const float* qbar, std::int
 template <int Vectors>
 SKIM_INLINE void score_packed(const packed_queries& queries, std::int64_t first, const float* keys,
                               std::int64_t key_stride, simd::floats (&best)[broadcasts]) {
-  simd::floats acc[broadcasts][Vectors];
+  simd::vectors<Vectors> acc[broadcasts];
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });

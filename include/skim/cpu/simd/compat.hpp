@@ -189,11 +189,15 @@ SKIM_INLINE float max_lane(floats x) {
 
 SKIM_INTRINSICS_END
 
+/// An array of N vectors. (In the brackets, a signed N would be a conversion that compilers warn of.)
+template <int N>
+using vectors = floats[static_cast<std::size_t>(N)];
+
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.
-template <class Body, int... I>
-SKIM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, I...>) {
-  (body(std::integral_constant<int, I>{}), ...);
+template <class Body, int... indices>
+SKIM_INLINE void unroll_indices(const Body& body, std::integer_sequence<int, indices...>) {
+  (body(std::integral_constant<int, indices>{}), ...);
 }
 template <int N, class Body>
 SKIM_INLINE void unroll(const Body& body) {

@@ -27,9 +27,9 @@ SKIM_INLINE floats exp2_nonpositive(floats x) {
 
 /// 1 / (1 + exp(-x)), from the exponential of -|x|, which neither overflows nor cancels.
 SKIM_INLINE floats sigmoid(floats x) {
-  const floats small = exp2_nonpositive(xsimd::abs(x) * floats(-1.44269504f));
-  const floats above = floats(1.0f) / (floats(1.0f) + small);  // of |x|
-  return xsimd::select(x < floats(0.0f), small * above, above);
+  const floats tail = exp2_nonpositive(xsimd::abs(x) * floats(-1.44269504f));
+  const floats above = floats(1.0f) / (floats(1.0f) + tail);  // of |x|
+  return xsimd::select(x < floats(0.0f), tail * above, above);
 }
 
 /// See `skim::activate`.
