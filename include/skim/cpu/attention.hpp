@@ -212,7 +212,7 @@ struct attention {
   /// past alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
   /// What keeps a state, gives lists itself or selects nothing sees the whole call.
   std::int64_t group_tokens(const attention_args& args, unsigned workers) const {
-    constexpr std::int64_t everything = std::numeric_limits<std::int64_t>::max();
+    constexpr std::int64_t everything = (std::numeric_limits<std::int64_t>::max)();
     if (lists_itself || std::is_same_v<Selector, dense> || kernel::state_bytes(selector, args) > 0) return everything;
     const std::int64_t busy = static_cast<std::int64_t>(workers) / first_view(args).heads;  // sequences for all workers
     const std::int64_t one = detail::saturated(most_tokens(args), block_count(most_rows(args), block_rows()));

@@ -145,7 +145,7 @@ inline void choose_rows(const query_rule& rule, const float* rows, std::int64_t 
 
 /// What rows count in their mean: 2^exponent of each, by that of the largest, so that neither it nor they overflow.
 SKIM_INLINE void weigh_queries(std::int64_t Tq, const choose_scratch& scratch) {
-  std::int32_t most = std::numeric_limits<std::int32_t>::min();
+  std::int32_t most = (std::numeric_limits<std::int32_t>::min)();
   for (std::int64_t t = 0; t < Tq; ++t) {
     if (scratch.inverse[t] > 0 && scratch.exponents[t] > most) most = scratch.exponents[t];
   }
