@@ -41,6 +41,15 @@ SKIM_LOCAL constexpr report check(const append_args& args, pointers given = poin
   return check_apart(args.kv);
 }
 
+/// Reads what `check` may not: block table and lengths. Host memory only. Positions are not looked at: the chunk's own are
+/// still to be written.
+SKIM_LOCAL report check_indices(const append_args& args) {
+  if (report r = check(args); !r) return r;
+  kv_view cache = args.kv;
+  cache.positions = nullptr;
+  return detail::check_kv_indices(cache, args.k.extents[0]);
+}
+
 /// Reads the chunk, writes the cache; two flops an element of K where norms are kept.
 SKIM_LOCAL cost_estimate cost(const append_args& args) {
   const double rows = static_cast<double>(args.k.extents[0]) * static_cast<double>(args.kv.heads);

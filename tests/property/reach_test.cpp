@@ -233,7 +233,8 @@ void give(dice& d, exact_memory& to, skim::basic_kv_view<Void>& view, std::int64
   if (!share_heads && d.one_in(3)) {
     auto* const lengths = to.array<std::int32_t>(view.heads);
     for (std::int64_t h = 0; lengths && h < view.heads; ++h) {
-      lengths[h] = static_cast<std::int32_t>(d.in(Tq, view.tokens) + view.lengths_ahead);
+      lengths[h] = static_cast<std::int32_t>(
+          std::min<std::int64_t>(d.in(Tq, view.tokens) + view.lengths_ahead, std::numeric_limits<std::int32_t>::max()));
     }
     view.lengths = lengths;
   }
@@ -405,7 +406,7 @@ void append_calls(draws of) {
       ++seen.large;
       return;
     }
-    if (!check(args)) {
+    if (!check_indices(args)) {
       ++seen.refused;
       return;
     }

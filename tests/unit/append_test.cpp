@@ -199,6 +199,19 @@ TEST(Append, StoresValuesInKeysOnce) {
   }
 }
 
+TEST(Append, IndicesAreReadByCheckIndices) {
+  append_case c;
+  c.cache = cache_shape{2, 8, 4, 20};
+  c.Tq = 5;
+  c.Tk = 10;
+  append_run run(c);
+  EXPECT_TRUE(check_indices(run.args).ok());
+  const std::int32_t lengths[] = {15, 4};
+  run.args.kv.lengths = lengths;
+  EXPECT_TRUE(check(run.args).ok()) << "follows no pointer";
+  expect_report(check_indices(run.args), {status::bad_index, "kv.lengths[h]", "4"});
+}
+
 TEST(Append, RefusesBadInputAndWritesNothing) {
   append_case c;
   c.cache = cache_shape{2, 8, 4, 20};

@@ -52,8 +52,10 @@ struct gathered_rows {
   const std::int32_t* list;
   std::int64_t count;  // rows
 
+  /// Of an absent matrix, whose strides nobody checked, nothing is taken.
   static gathered_rows of(const tensor_view<const void, 2>& matrix, const std::int32_t* list, std::int64_t count) {
-    return {static_cast<const char*>(matrix.data), matrix.type, bytes_of(matrix.type, matrix.strides[0]), list, count};
+    const std::int64_t row_bytes = matrix.data ? bytes_of(matrix.type, matrix.strides[0]) : 0;
+    return {static_cast<const char*>(matrix.data), matrix.type, row_bytes, list, count};
   }
   /// The same rows from a column on.
   SKIM_INLINE gathered_rows from_column(std::int64_t column) const {
