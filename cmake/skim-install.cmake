@@ -9,6 +9,9 @@ install(DIRECTORY include/skim DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
 install(TARGETS skim EXPORT skim-targets INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT skim-targets NAMESPACE skim:: DESTINATION ${package_dir})
+# The build tree is a package too, for what is used from where it was built: skim_DIR is this project's binary directory.
+export(EXPORT skim-targets NAMESPACE skim:: FILE ${PROJECT_BINARY_DIR}/skim-targets.cmake)
+configure_file(cmake/skim-dependencies.cmake ${PROJECT_BINARY_DIR} COPYONLY)
 
 configure_package_config_file(cmake/skim-config.cmake.in ${PROJECT_BINARY_DIR}/skim-config.cmake
                               INSTALL_DESTINATION ${package_dir} NO_SET_AND_CHECK_MACRO

@@ -62,7 +62,8 @@ double parameters::fraction(const std::string& key, const char* otherwise) const
   const std::string text = get(key, otherwise);
   char* end = nullptr;
   const double number = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0' || !(number > 0 && number <= 1)) {
+  const bool begins = text[0] == '.' || (text[0] >= '0' && text[0] <= '9');  // strtod skips blanks and line breaks
+  if (!begins || *end != '\0' || !(number > 0 && number <= 1)) {
     complain(key + " is '" + text + "', valid are numbers above 0 and at most 1");
   }
   return number;

@@ -8,8 +8,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include <cmath>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 namespace needle {
@@ -18,6 +18,8 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t largest_size = 1 << 24;  // of any one extent; keeps products of two below 2^63
+constexpr int deepest = 16;                     // lists in lists of a config.json; real ones have four levels
+constexpr std::uintmax_t longest_config = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& problem) {
   throw error("config.json: " + problem);
@@ -46,12 +48,18 @@ std::int64_t size_of(const json& config, const char* name, std::int64_t otherwis
   return value.get<std::int64_t>();
 }
 
-double positive_number(const json& config, const char* name, double otherwise) {
+struct range {
+  double least, most;
+};
+constexpr range epsilons{1e-20, 1}, thetas{1, 1e12};  // far beyond any model's, and f32 still computes with them
+
+double number_in(const range& valid, const json& config, const char* name, double otherwise) {
   if (!has(config, name)) return otherwise;
   const json& value = config[name];
   const double number = value.is_number() ? value.get<double>() : 0;
-  if (!(number > 0) || !std::isfinite(number)) {
-    refuse(std::string(name) + " is " + shown(value) + ", expected a positive number");
+  if (!(number >= valid.least && number <= valid.most)) {
+    refuse(std::string(name) + " is " + shown(value) + ", expected a number from " + shown(valid.least) + " to " +
+           shown(valid.most));
   }
   return number;
 }
@@ -77,8 +85,8 @@ double rope_theta(const json& config) {
     const json kind = !rope.is_object() ? rope : rope.value("rope_type", rope.value("type", json("default")));
     if (kind != "default") refuse(std::string(name) + " " + shown(rope) + " is not supported (only \"default\" is)");
   }
-  const double theta = positive_number(config, "rope_theta", 10000);
-  return has(config, "rope_parameters") ? positive_number(config["rope_parameters"], "rope_theta", theta) : theta;
+  const double theta = number_in(thetas, config, "rope_theta", 10000);
+  return has(config, "rope_parameters") ? number_in(thetas, config["rope_parameters"], "rope_theta", theta) : theta;
 }
 
 std::string architecture_of(const json& config) {
@@ -91,10 +99,13 @@ std::string architecture_of(const json& config) {
   refuse("architectures " + shown(names) + " are not supported (LlamaForCausalLM and Qwen2ForCausalLM are)");
 }
 
-std::string read_text(const std::filesystem::path& path) {
+std::string read_config(const std::filesystem::path& path) {
   std::error_code code;
   std::ifstream stream(path, std::ios::binary);
   if (!std::filesystem::is_regular_file(path, code) || !stream) throw error(path.string() + ": cannot be opened");
+  if (std::filesystem::file_size(path, code) > longest_config) {
+    throw error(path.string() + ": has more than the " + std::to_string(longest_config) + " bytes that are read");
+  }
   std::ostringstream text;
   text << stream.rdbuf();
   if (!stream.good()) throw error(path.string() + ": cannot be read");
@@ -134,6 +145,7 @@ class checkpoint {
   const skim::safetensors::tensor& find(const std::string& name, const std::vector<std::int64_t>& shape) const {
     const skim::safetensors::tensor* found = file_.find(name);
     if (!found) throw error(path_ + ": there is no tensor " + name);
+    found_.insert(name);
     if (found->shape != shape) {
       throw error(path_ + ": tensor " + name + " is " + shown(json(found->shape)) + ", config.json implies " +
                   shown(json(shape)));
@@ -141,9 +153,21 @@ class checkpoint {
     return *found;
   }
 
+  /// A part of the model that was not asked for, such as one more layer or a bias, would be missing in what is computed.
+  void refuse_unused(const model_config& c) const {
+    const std::string part = "model.", table = "rotary_emb.inv_freq";  // old files bring the rotation's table
+    for (const skim::safetensors::tensor& each : file_.tensors()) {
+      const bool ends = each.name.size() >= table.size() && each.name.substr(each.name.size() - table.size()) == table;
+      if (each.name.compare(0, part.size(), part) != 0 || ends || found_.count(each.name) != 0) continue;
+      throw error(path_ + ": tensor " + shown(json(each.name)) + " has no place in what config.json describes (" +
+                  c.architecture + ", num_hidden_layers " + std::to_string(c.layers) + ")");
+    }
+  }
+
  private:
   error unusable(const std::string& name) const {
-    return error(path_ + ": tensor " + name + " is not of aligned F32, F16 or BF16 elements");
+    return error(path_ + ": tensor " + name + " has elements of type " + shown(json(file_.find(name)->dtype.name)) +
+                 ", expected F32, F16 or BF16, aligned");
   }
 
   static void widen(const void* from, skim::element type, std::int64_t count, float* to) {
@@ -152,6 +176,7 @@ class checkpoint {
 
   std::string path_;
   skim::safetensors::file file_;
+  mutable std::set<std::string> found_;
 };
 
 layer_weights read_layer(const checkpoint& file, const model_config& c, std::int64_t index) {
@@ -186,7 +211,11 @@ layer_weights read_layer(const checkpoint& file, const model_config& c, std::int
 }  // namespace
 
 model_config parse_config(const std::string& text) {
-  const json config = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto shallow = [](int depth, json::parse_event_t, const json&) {
+    if (depth > deepest) refuse("nests deeper than " + std::to_string(deepest) + " levels");
+    return true;
+  };
+  const json config = json::parse(text, shallow, /*allow_exceptions=*/false);
   if (!config.is_object()) refuse("not a JSON object");
   model_config c;
   c.architecture = architecture_of(config);
@@ -215,7 +244,7 @@ model_config parse_config(const std::string& text) {
     refuse("head_dim is " + std::to_string(c.D) + ", expected an even number of at most 4096");
   }
   if (c.query_heads * c.D > largest_size) refuse("num_attention_heads times head_dim is too large");
-  c.norm_epsilon = static_cast<float>(positive_number(config, "rms_norm_eps", 1e-6));
+  c.norm_epsilon = static_cast<float>(number_in(epsilons, config, "rms_norm_eps", 1e-6));
   c.rope_theta = rope_theta(config);
   c.tied_output = flag(config, "tie_word_embeddings", false);
   return c;
@@ -224,7 +253,7 @@ model_config parse_config(const std::string& text) {
 model read_model(const std::filesystem::path& directory) {
   model result;
   try {
-    result.config = parse_config(read_text(directory / "config.json"));
+    result.config = parse_config(read_config(directory / "config.json"));
   } catch (const error& problem) {
     const std::string what = problem.what();
     throw error(what.rfind("config.json", 0) == 0 ? (directory / what).string() : what);
@@ -235,6 +264,7 @@ model read_model(const std::filesystem::path& directory) {
   for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(file, c, index));
   result.norm = file.read_row("model.norm.weight", c.d);
   if (!c.tied_output) result.head = file.read_matrix("lm_head.weight", c.vocabulary, c.d);
+  file.refuse_unused(c);
   const std::filesystem::path fitted = directory / fitted_file;
   if (std::error_code code; std::filesystem::exists(fitted, code)) {
     skim::loaded_fastforward loaded = skim::load_fastforward(fitted, {c.layers, c.d, c.f, skim::activation::silu});

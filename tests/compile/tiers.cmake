@@ -15,7 +15,6 @@ set(kernel "${simd}|skim/cpu/kernel/${name}")
 set(hooks "skim/cpu/score_kernel\\.hpp")
 set(policy_kernels "${kernel}|${hooks}|skim/cpu/(${policies})/${name}")
 set(operations "${policy_kernels}|skim/cpu/${name}")
-set(public_cpu "skim/cpu/((${policies})/)?${name}")  # without kernel/ and simd/
 
 # place, and what it may include; the first place that matches counts
 set(rules

@@ -27,8 +27,9 @@ inline std::string broken_invariant(const void* bytes, std::size_t size) {
     for (std::size_t i = 0; i < each.bytes; ++i) sum += static_cast<unsigned char>(data[i]);
     std::uint64_t elements = 1;
     for (const std::int64_t extent : each.shape) elements *= static_cast<std::uint64_t>(extent);
-    if (elements * static_cast<std::uint64_t>(each.dtype.bytes) != each.bytes)
+    if (each.dtype.bytes > 0 && elements * static_cast<std::uint64_t>(each.dtype.bytes) != each.bytes)
       return "a tensor's size is not its shape's";
+    if (!*each.dtype.name && each.dtype.bytes > 0) return "a known type has no name";
     const skim::safetensors::tensor* const found = file.find(each.name);
     if (!found || found->name != each.name) return "a tensor is not found by its name";
     if (each.view<2>() && each.shape.size() != 2) return "a view has another rank than its tensor";

@@ -134,6 +134,8 @@ TEST(fastforward_file, wrong_contents_are_named) {
         << keep;
   }
   EXPECT_NE(error_of(set("keep.count", "2.5")), "");
+  const std::string long_text = "0.5" + std::string(40, ' ');  // is not parsed: it might spell lists in lists
+  EXPECT_NE(error_of(set("keep.fraction", long_text.c_str())), "");
   EXPECT_EQ(error_of([](auto& file) { file.add("more", {1}, {0}, element::f32); }),
             "it has 18 tensors, the model needs 17");
   fitted_model broken = example();

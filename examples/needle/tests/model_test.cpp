@@ -98,9 +98,15 @@ INSTANTIATE_TEST_SUITE_P(
         spoiled_config{"rope_scaling", R"({"type":"linear","factor":2})", "only \"default\" is"},
         spoiled_config{"rope_scaling", "[]", "rope_scaling [] is not supported"},
         spoiled_config{"rope_parameters", R"({"rope_type":"yarn"})", "rope_parameters {"},
-        spoiled_config{"rope_theta", "0", "rope_theta is 0, expected a positive number"},
-        spoiled_config{"rope_theta", "\"big\"", "rope_theta is \"big\", expected a positive number"},
+        spoiled_config{"rope_theta", "0", "rope_theta is 0, expected a number from 1.0 to 1000000000000.0"},
+        spoiled_config{"rope_theta", "5e-324", "rope_theta is 5e-324, expected a number from"},
+        spoiled_config{"rope_theta", "1e300", "rope_theta is 1e+300, expected a number from"},
+        spoiled_config{"rope_parameters", R"({"rope_theta":1e-9})", "rope_theta is 1e-09, expected a number from"},
+        spoiled_config{"rope_theta", "\"big\"", "rope_theta is \"big\", expected a number"},
         spoiled_config{"rms_norm_eps", "-1", "rms_norm_eps is -1"},
+        spoiled_config{"rms_norm_eps", "1e39", "rms_norm_eps is 1e+39, expected a number from 1e-20 to 1.0"},
+        spoiled_config{"rms_norm_eps", "5e-324", "rms_norm_eps is 5e-324, expected a number from"},
+        spoiled_config{"hidden_act", "\"\\u001b[31m\\u007f\"", "hidden_act \"\\u001b[31m\\u007f\" is not supported"},
         spoiled_config{"hidden_size", "absent", "there is no hidden_size"},
         spoiled_config{"hidden_size", "0", "hidden_size is 0, expected a whole number from 1"},
         spoiled_config{"hidden_size", "-12", "hidden_size is -12"},
@@ -119,6 +125,24 @@ TEST(config, refuses_what_is_no_object) {
   for (const char* text : {"", "{", "[]", "nonsense", "\xff\xfe", "{\"hidden_size\": 12"}) {
     EXPECT_EQ(complaint_of([&] { parse_config(text); }), "config.json: not a JSON object") << text;
   }
+}
+
+TEST(config, nests_to_a_small_depth) {
+  nlohmann::json config = tiny_model().config, lists = 1;
+  for (int depth = 1; depth < 16; ++depth) lists = nlohmann::json::array({lists});
+  config["of_no_use"] = lists;
+  EXPECT_EQ(complaint_of([&] { parse_config(config.dump()); }), "nothing");
+  for (const std::string& text : {std::string(20'000'000, '['), R"({"a":)" + std::string(20'000'000, '['),
+                                  R"({"a":{"b":)" + std::string(100, '[')}) {
+    EXPECT_EQ(complaint_of([&] { parse_config(text); }), "config.json: nests deeper than 16 levels");
+  }
+}
+
+TEST(config, a_file_longer_than_any_config_is_not_read) {
+  const temporary_folder folder;
+  std::ofstream(folder.path() / "config.json") << std::string((1 << 20) + 1, ' ');
+  EXPECT_EQ(complaint_of([&] { read_model(folder.path()); }),
+            (folder.path() / "config.json").string() + ": has more than the 1048576 bytes that are read");
 }
 
 TEST(weights, every_type_is_widened) {
@@ -171,12 +195,22 @@ TEST(weights, a_checkpoint_that_does_not_fit_its_config_is_refused) {
   EXPECT_EQ(complaint(tiny), file + "tensor " + name + " is [12,20], config.json implies [20,12]");
   tiny.add(name, "F32", {20, 12});
   tiny.tensors[name].dtype = "I16";
-  EXPECT_EQ(complaint(tiny), file + "tensor " + name + " is not of aligned F32, F16 or BF16 elements");
+  EXPECT_EQ(complaint(tiny),
+            file + "tensor " + name + " has elements of type \"I16\", expected F32, F16 or BF16, aligned");
   tiny.tensors[name].dtype = "F32";
   EXPECT_EQ(complaint(tiny), "nothing");
   tiny.config["num_hidden_layers"] = 3;
   EXPECT_EQ(complaint(tiny), file + "there is no tensor model.layers.2.input_layernorm.weight");
+  tiny.config["num_hidden_layers"] = 1;
+  EXPECT_EQ(complaint(tiny), file +
+                                 "tensor \"model.layers.1.input_layernorm.weight\" has no place in what config.json "
+                                 "describes (LlamaForCausalLM, num_hidden_layers 1)");
   tiny.config["num_hidden_layers"] = 2;
+  tiny.add("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {4});
+  EXPECT_EQ(complaint(tiny), "nothing");
+  tiny.add("model.layers.0.self_attn.q_proj.bias", "F32", {48});
+  EXPECT_NE(complaint(tiny).find("q_proj.bias\" has no place"), std::string::npos);
+  tiny.tensors.erase("model.layers.0.self_attn.q_proj.bias");
   tiny.config["hidden_act"] = "relu";
   EXPECT_EQ(complaint(tiny),
             (folder.path() / "config.json").string() + ": hidden_act \"relu\" is not supported (only \"silu\" is)");

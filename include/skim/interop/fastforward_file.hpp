@@ -66,7 +66,10 @@ inline std::string take_tensor(const safetensors::file& file, const std::string&
   if (found->shape != shape) {
     return "tensor '" + name + "' is " + text_of(found->shape) + ", the model needs " + text_of(shape);
   }
-  if (found->dtype.type == element::none) return "tensor '" + name + "' has elements of type " + found->dtype.name;
+  if (found->dtype.type == element::none) {
+    return "tensor '" + name + "' has elements of type " + safetensors::detail::printable(found->dtype.name) +
+           ", expected F32, F16 or BF16";
+  }
   const std::size_t width = static_cast<std::size_t>(found->dtype.bytes);
   values.resize(found->bytes / width);
   for (std::size_t i = 0; i < values.size(); ++i) {
@@ -80,7 +83,8 @@ inline std::string take_tensor(const safetensors::file& file, const std::string&
 
 /// The number that a text spells, in any locale, or NaN.
 inline double number_in(const std::string* text) {
-  const nlohmann::json value = nlohmann::json::parse(text ? *text : "", nullptr, false);
+  constexpr std::size_t longest = 32;  // a hostile text may spell a million lists in each other
+  const nlohmann::json value = nlohmann::json::parse(text && text->size() <= longest ? *text : "", nullptr, false);
   return value.is_number() ? value.get<double>() : std::nan("");
 }
 

@@ -7,7 +7,8 @@
 ///
 /// The bytes may come from anywhere. Every number is checked before it is used: nothing here reads outside the file,
 /// and nothing throws but std::bad_alloc; what is wrong is told by `error()`, one line of printable ASCII. Tensor
-/// elements themselves are not looked at. Needs nlohmann-json and a little-endian host.
+/// elements themselves are not looked at. A tensor of a type that this header does not know is listed like any other, with
+/// the type's name; it has no `view`. Needs nlohmann-json and a little-endian host.
 #pragma once
 
 #include <skim/view.hpp>
@@ -21,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -28,19 +30,22 @@
 
 namespace skim { inline namespace v0_2 { namespace safetensors {
 
-/// The format's element types, with the format's names and bytes per element.
+/// An element type, with the format's name for it and the bytes of an element.
 struct dtype {
-  const char* name = "";
-  std::int64_t bytes = 0;
+  const char* name = "";         ///< of a type not known here: as the file has it, in memory of the `file`
+  std::int64_t bytes = 0;        ///< 0: not known, or no whole number
   element type = element::none;  ///< what skim can compute with
 };
 
+/// The types of whole bytes. The format has narrower ones, and gains new ones.
 inline constexpr dtype dtypes[] = {{"F32", 4, element::f32},
                                    {"F16", 2, element::f16},
                                    {"BF16", 2, element::bf16},
                                    {"F64", 8},
                                    {"F8_E4M3", 1},
                                    {"F8_E5M2", 1},
+                                   {"F8_E8M0", 1},
+                                   {"C64", 8},
                                    {"I64", 8},
                                    {"I32", 4},
                                    {"I16", 2},
@@ -96,6 +101,7 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::vector<entry> entries;
   std::map<std::string, std::string, std::less<>> metadata;
+  std::set<std::string> unknown_types;
   std::string error;
 
   bool key(std::string& text) override {
@@ -154,7 +160,8 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
       entries.back().dtype = known;
       return true;
     }
-    return fail("tensor " + printable(name_) + " has the unknown dtype " + printable(text));
+    entries.back().dtype.name = unknown_types.insert(text).first->c_str();
+    return true;
   }
 
   bool start_array(std::size_t) override {
@@ -310,6 +317,12 @@ class file {
 
   /// Fills `tensors_`, with offsets in place of pointers.
   bool check_header(std::string_view header, std::uint64_t data_bytes) {
+    // What the parser lets pass: it skips a byte order mark and blanks, and takes a zero byte for the end.
+    if (header.empty() || header[0] != '{')
+      return refuse("the header is not a JSON object: it does not begin with '{'");
+    if (const std::size_t zero = header.find('\0'); zero != header.npos) {
+      return refuse("the header is not valid JSON at its byte " + std::to_string(zero + 1) + ", which is zero");
+    }
     detail::header_events events;
     if (!nlohmann::json::sax_parse(header.begin(), header.end(), &events)) return refuse(std::move(events.error));
     std::vector<detail::entry>& entries = events.entries;
@@ -325,6 +338,7 @@ class file {
       offsets_.push_back(each.offsets[0]);
     }
     metadata_ = std::move(events.metadata);
+    unknown_types_ = std::move(events.unknown_types);
     return true;
   }
 
@@ -357,7 +371,8 @@ class file {
       bytes *= extent > 0 ? extent : 1;
     }
     if (empty) bytes = 0;
-    if (fits && bytes == each.offsets[1] - each.offsets[0]) return true;
+    const bool known = each.dtype.bytes > 0;  // else it has as many bytes as the file says
+    if (fits && (!known || bytes == each.offsets[1] - each.offsets[0])) return true;
     return refuse("tensor " + detail::printable(each.name) + " has another size than its shape");
   }
 
@@ -371,8 +386,9 @@ class file {
   std::string error_;
   std::vector<tensor> tensors_;
   std::map<std::string, std::string, std::less<>> metadata_;
-  std::vector<std::uint64_t> offsets_;  // of the tensors, until the data's place is known
-  std::unique_ptr<double[]> storage_;   // doubles for their alignment
+  std::set<std::string> unknown_types_;  // whose names the tensors point at: nodes stay where they are
+  std::vector<std::uint64_t> offsets_;   // of the tensors, until the data's place is known
+  std::unique_ptr<double[]> storage_;    // doubles for their alignment
 };
 
 }}}  // namespace skim::v0_2::safetensors
