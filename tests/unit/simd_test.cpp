@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -245,6 +246,16 @@ TEST(Lanes, LargerTakesTheSecondWhereTheFirstIsNan) {
   float got[W];
   simd::store(got, simd::larger(nan, one));
   EXPECT_EQ(got[0], 1.0f);
+}
+
+TEST(Lanes, SmallerTakesTheSecondWhereOneIsNan) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const auto& [a, b, expected] :
+       {std::array{nan, 1.0f, 1.0f}, {1.0f, nan, nan}, {1.0f, 2.0f, 1.0f}, {2.0f, -1.0f, -1.0f}}) {
+    float got[W];
+    simd::store(got, simd::smaller(simd::floats(a), simd::floats(b)));
+    EXPECT_TRUE(same(got[W - 1], expected)) << a << " and " << b;
+  }
 }
 
 }  // namespace

@@ -34,14 +34,20 @@ SKIM_INLINE float load_key(const kv_view& kv, std::int64_t head, std::int64_t sl
   return is_usable(inverse) ? inverse : scale_to_one(target, kv.k.dim);
 }
 
+/// `project_key` of a key of unusual size.
+SKIM_NOINLINE inline float project_scaled(const kv_view& kv, std::int64_t head, std::int64_t slot,
+                                          const float* direction, float* row) {
+  const float inverse = load_key(kv, head, slot, row);
+  return dot_of(static_cast<const float*>(row), direction, kv.k.dim) * inverse;
+}
+
 /// The key . direction / |key|. `row [D]`: scratch.
 SKIM_INLINE float project_key(const kv_view& kv, std::int64_t head, std::int64_t slot, const stored_row& key,
                               const float* direction, float* row) {
   if (!kv.inverse_norms) widen_here(key, kv.k.dim, row);
   const float inverse = inverse_length_of(kv, head, slot, row);
   if (is_usable(inverse)) return dot(key, direction, kv.k.dim) * inverse;
-  const float scaled = load_key(kv, head, slot, row);
-  return dot_of(static_cast<const float*>(row), direction, kv.k.dim) * scaled;
+  return project_scaled(kv, head, slot, direction, row);
 }
 
 /// A component of a unit key as a multiple of 2^-30, to nearest even; what is no component of one counts as 0.

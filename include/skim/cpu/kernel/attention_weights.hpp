@@ -44,9 +44,9 @@ SKIM_NOINLINE void add_weights(const row_block<float>& rows, std::int64_t row, c
     for (std::int64_t key = 0; key < tile.keys; ++key) {
       const simd::floats logit = simd::load(scratch.tile.scores + key * width + v * simd::lanes);
       const simd::float_mask none = logit == simd::floats(minus_infinity) || total == simd::floats(-minus_infinity);
-      const simd::floats power = logit - total;  // rounding may bring it above 0, where a weight would be above 1
-      const simd::floats at_most = xsimd::select(power > simd::floats(0.0f), simd::floats(0.0f), power);
-      const simd::floats weight = xsimd::select(none, simd::floats(0.0f), simd::exp2_nonpositive(at_most));
+      // Rounding may bring the difference above 0, where a weight would be above 1.
+      const simd::floats power = simd::smaller(simd::floats(0.0f), logit - total);
+      const simd::floats weight = xsimd::select(none, simd::floats(0.0f), simd::exp2_nonpositive(power));
       float* const column = scratch.columns + key * simd::lanes;
       simd::store(column, simd::load(column) + weight);
     }

@@ -149,8 +149,11 @@ SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_
 }
 
 /// Whether 1 / |row| is a factor for f32: squares and products of such rows neither overflow nor vanish.
+inline constexpr float least_inverse = 1e-18f, most_inverse = 1e15f;
 SKIM_INLINE bool is_usable(float inverse_length) {
-  return inverse_length > 1e-18f && inverse_length < 1e15f;
+  using skim::detail::bits_from_float;  // as numbers: one comparison, which NaN fails too
+  return bits_from_float(inverse_length) - bits_from_float(least_inverse) <
+         bits_from_float(most_inverse) - bits_from_float(least_inverse);
 }
 
 /// For other rows: multiplies the row by the power of two that brings its largest number into [1, 2), and returns 1 / |row|

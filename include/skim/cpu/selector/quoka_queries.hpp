@@ -72,20 +72,21 @@ SKIM_INLINE void sift_down(std::uint64_t* heap, std::int64_t size, std::int64_t 
 }
 
 /// Writes the `n` rows of lowest cosine to the mean row, ascending, ties to the lower row, silent ones last: a heap of
-/// (cosine, row). `weights`: what the rows count in the mean; null: all the same.
+/// (cosine, row). `weights`: what the rows count in the mean; null: all the same, and none is silent.
 inline void choose_lowest_cosine(const float* rows, const float* weights, std::int64_t Tq, std::int64_t D,
                                  std::int64_t n, const choose_scratch& scratch, std::int32_t* chosen) {
   const std::int64_t length = padded_row(D);
   clear_row(scratch.center, length);
   for (std::int64_t t = 0; t < Tq; ++t) {
     const float* const row = rows + t * length;
-    if (!is_silent(row)) add_scaled_of(row, weights ? weights[t] : 1.0f, scratch.center, length);
+    if (!weights || !is_silent(row)) add_scaled_of(row, weights ? weights[t] : 1.0f, scratch.center, length);
   }
   const float scale = inverse_length(scratch.center, length);
   for (std::int64_t t = 0; t < Tq; ++t) {
     const float* const row = rows + t * length;
-    const float cosine = is_silent(row) ? std::numeric_limits<float>::infinity()
-                                        : dot_of(row, scratch.center, length) * inverse_length(row, length) * scale;
+    const float cosine = weights && is_silent(row)
+                             ? std::numeric_limits<float>::infinity()
+                             : dot_of(row, scratch.center, length) * inverse_length(row, length) * scale;
     scratch.heap[t] = std::uint64_t{rank_bits(cosine)} << 32 | static_cast<std::uint64_t>(t);
   }
   for (std::int64_t parent = Tq / 2 - 1; parent >= 0; --parent) sift_down(scratch.heap, Tq, parent);
@@ -97,13 +98,13 @@ inline void choose_lowest_cosine(const float* rows, const float* weights, std::i
 }
 
 /// Greedy k-center from the row of lowest cosine, in the order of choice, silent rows last.
-inline void choose_farthest_points(const float* rows, std::int64_t Tq, std::int64_t D, std::int64_t n,
-                                   const choose_scratch& scratch, std::int32_t* chosen) {
+inline void choose_farthest_points(const float* rows, const float* weights, std::int64_t Tq, std::int64_t D,
+                                   std::int64_t n, const choose_scratch& scratch, std::int32_t* chosen) {
   const std::int64_t length = padded_row(D);
   constexpr float silent = -0.5f, taken = -1;
-  choose_lowest_cosine(rows, nullptr, Tq, D, 1, scratch, chosen);
+  choose_lowest_cosine(rows, weights, Tq, D, 1, scratch, chosen);
   for (std::int64_t t = 0; t < Tq; ++t) {
-    scratch.nearest[t] = is_silent(rows + t * length) ? silent : std::numeric_limits<float>::infinity();
+    scratch.nearest[t] = weights && is_silent(rows + t * length) ? silent : std::numeric_limits<float>::infinity();
   }
   for (std::int64_t i = 1; i < n; ++i) {
     const float* const latest = rows + chosen[i - 1] * length;
@@ -121,16 +122,16 @@ inline void choose_farthest_points(const float* rows, std::int64_t Tq, std::int6
   }
 }
 
-/// The rows that a rule keeps, where it keeps fewer than `Tq`. `rows` as in reference::choose_rows.
-inline void choose_rows(const query_rule& rule, const float* rows, std::int64_t Tq, std::int64_t D, std::int64_t Tk,
-                        const choose_scratch& scratch, std::int32_t* chosen) {
+/// The rows that a rule keeps, where it keeps fewer than `Tq`. `rows` as in
+/// reference::choose_rows, `weights` as in choose_lowest_cosine.
+inline void choose_rows(const query_rule& rule, const float* rows, const float* weights, std::int64_t Tq,
+                        std::int64_t D, std::int64_t Tk, const choose_scratch& scratch, std::int32_t* chosen) {
   switch (rule.choice) {
     case query_choice::lowest_cosine:
-      return choose_lowest_cosine(rows, scratch.weights, Tq, D, rule.n, scratch, chosen);
     case query_choice::group_lowest_cosine:
-      return choose_lowest_cosine(rows, nullptr, Tq, D, rule.n, scratch, chosen);
+      return choose_lowest_cosine(rows, weights, Tq, D, rule.n, scratch, chosen);
     case query_choice::farthest_point:
-      return choose_farthest_points(rows, Tq, D, rule.n, scratch, chosen);
+      return choose_farthest_points(rows, weights, Tq, D, rule.n, scratch, chosen);
     case query_choice::random:
       queries::draw_tokens(rule, Tq, Tk, scratch.shuffled);
       for (std::int64_t i = 0; i < rule.n; ++i) chosen[i] = scratch.shuffled[i];
@@ -150,14 +151,17 @@ SKIM_INLINE void weigh_queries(std::int64_t Tq, const choose_scratch& scratch) {
     if (scratch.inverse[t] > 0 && scratch.exponents[t] > most) most = scratch.exponents[t];
   }
   for (std::int64_t t = 0; t < Tq; ++t) {
-    scratch.weights[t] = scratch.inverse[t] > 0 ? std::ldexp(1.0f, scratch.exponents[t] - most) : 0.0f;
+    const bool counts = scratch.inverse[t] > 0, less = scratch.exponents[t] != most;
+    scratch.weights[t] = !counts ? 0.0f : less ? std::ldexp(1.0f, scratch.exponents[t] - most) : 1.0f;
   }
 }
 
 /// One query head's queries, widened, padded with zeros, those of unusual size scaled: sums of many squares stay in f32.
-SKIM_INLINE void widen_queries(const attention_args& args, const attention_sequence& sequence, std::int64_t h,
+/// Returns whether there are such, and then weighs them.
+SKIM_INLINE bool widen_queries(const attention_args& args, const attention_sequence& sequence, std::int64_t h,
                                const choose_scratch& scratch) {
   const std::int64_t D = args.q.extents[2], length = padded_row(D);
+  bool unusual = false;
   for (std::int64_t t = 0; t < sequence.Tq; ++t) {
     float* const row = scratch.rows + t * length;
     simd::store(row + length - simd::lanes, simd::floats(0.0f));
@@ -165,10 +169,12 @@ SKIM_INLINE void widen_queries(const attention_args& args, const attention_seque
     scratch.inverse[t] = inverse_length(row, length);
     scratch.exponents[t] = 0;
     if (scratch.inverse[t] > 1e-8f && scratch.inverse[t] < 1e8f) continue;
+    unusual = true;
     scratch.inverse[t] = scale_to_one(row, length, scratch.exponents + t);
     if (std::isnan(scratch.inverse[t])) silence(row);
   }
-  weigh_queries(sequence.Tq, scratch);
+  if (unusual) weigh_queries(sequence.Tq, scratch);
+  return unusual;
 }
 
 /// qbar [kept, padded D] of one KV head; a row for which no query of the group has a say is marked.
@@ -185,20 +191,24 @@ SKIM_NOINLINE inline void choose_queries(const query_rule& rule, const attention
     silence(means + i * length);
   }
   const float share = 1.0f / static_cast<float>(G);
+  bool some_unusual = false;
   for (std::int64_t g = 0; g < G; ++g) {
-    widen_queries(args, block, head * G + g, scratch);
-    if (by_head) choose_rows(rule, scratch.rows, Tq, D, block.Tk(), scratch, scratch.chosen);
+    const bool unusual = widen_queries(args, block, head * G + g, scratch);
+    some_unusual |= unusual;
+    if (by_head)
+      choose_rows(rule, scratch.rows, unusual ? scratch.weights : nullptr, Tq, D, block.Tk(), scratch, scratch.chosen);
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::int64_t t = by_head ? scratch.chosen[i] : i;
       const float* const row = scratch.rows + t * length;
       float* const mean = means + i * length;
-      if (is_silent(row)) continue;
+      if (unusual && is_silent(row)) continue;
       if (is_silent(mean)) mean[0] = 0;
       add_scaled_of(row, scratch.inverse[t] * share, mean, length);
     }
   }
   if (!chooses || by_head) return;
-  choose_rows(rule, means, Tq, D, block.Tk(), scratch, scratch.chosen);
+  for (std::int64_t t = 0; t < Tq; ++t) scratch.weights[t] = 1;
+  choose_rows(rule, means, some_unusual ? scratch.weights : nullptr, Tq, D, block.Tk(), scratch, scratch.chosen);
   for (std::int64_t i = 0; i < kept; ++i) {
     std::memcpy(qbar + i * length, means + scratch.chosen[i] * length,
                 static_cast<std::size_t>(length) * sizeof(float));

@@ -16,6 +16,16 @@ inline constexpr std::int64_t fewest_packed_queries = 4;
 inline constexpr std::int64_t keys_of_tile = 64;  // widened together: within the first-level cache up to D = 128
 inline constexpr std::int64_t score_keys = 2048;  // keys of a work unit: packing the queries costs under 2 % of it
 
+/// Whether `is_usable` holds for the factors of a tile: one answer, which a loop over its keys does not have to wait for.
+SKIM_INLINE bool all_usable(const float* factors) {
+  bool all = true;
+  for (std::int64_t i = 0; i < keys_of_tile; i += simd::lanes) {
+    const simd::floats factor = simd::load(factors + i);
+    all &= xsimd::all(factor > simd::floats(least_inverse) && factor < simd::floats(most_inverse));
+  }
+  return all;
+}
+
 /// Scratch for scoring, one a worker.
 struct score_scratch {
   float* packed;  // [D, queries rounded up to lanes], or [queries, padded D] for fewer than four
@@ -48,20 +58,23 @@ inline packed_queries pack_queries(reduction reduce, const float* qbar, std::int
     }
     return {target, 1, D, false};
   }
-  const bool in_lanes = count >= fewest_packed_queries;
-  const std::int64_t width = in_lanes ? padded_row(count) : count;
-  std::int64_t lane = 0, last = 0;
-  for (std::int64_t i = 0; lane < width; ++i) {  // lanes beyond the last query repeat it, which no maximum notices
-    const std::int64_t at = i < n ? i : last;
-    const float* const row = qbar + at * length;
-    if (is_silent(row)) continue;
-    last = at;
-    for (std::int64_t d = 0; d < (in_lanes ? D : length); ++d) {
-      target[in_lanes ? d * width + lane : lane * length + d] = row[d];
+  if (count < fewest_packed_queries) {
+    float* row = target;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (is_silent(qbar + i * length)) continue;
+      std::memcpy(row, qbar + i * length, static_cast<std::size_t>(length) * sizeof(float));
+      row += length;
     }
-    ++lane;
+    return {target, count, D, false};
   }
-  return {target, width, D, in_lanes};
+  const std::int64_t width = padded_row(count);
+  const float* row = qbar;
+  for (std::int64_t lane = 0, i = 0; lane < width; ++lane) {
+    while (i < n && is_silent(qbar + i * length)) ++i;
+    if (i < n) row = qbar + i++ * length;  // lanes beyond the last query repeat it, which no maximum notices
+    for (std::int64_t d = 0; d < D; ++d) target[d * width + lane] = row[d];
+  }
+  return {target, width, D, true};
 }
 
 /// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys. A NaN key makes every product NaN, and the
@@ -107,16 +120,6 @@ SKIM_NOINLINE inline void score_keys_of_tile(const packed_queries& queries, cons
   }
 }
 
-/// The factor that turns q . k into the similarity: 1 / |k|, or 1. A key of unusual size is scaled first, whatever norm is
-/// stored for it.
-SKIM_INLINE float key_factor(similarity measure, const kv_view& kv, std::int64_t head, std::int64_t slot, float* key) {
-  if (measure == similarity::dot) return 1;
-  const std::int64_t length = padded_row(kv.k.dim);
-  const float inverse = kv.inverse_norms ? kv.inverse_norms[head * kv.inverse_norms_stride + kv.metadata_row(slot)]
-                                         : inverse_length(key, length);
-  return is_usable(inverse) ? inverse : scale_to_one(key, length);
-}
-
 /// Past keys of one head that a unit scores, and what the whole chunk sees.
 struct score_job {
   const kv_view* kv;
@@ -133,6 +136,24 @@ SKIM_INLINE bool out_of_sight(const score_job& job, std::int64_t begin, std::int
     out &= position < job.seen.begin || position >= job.seen.end;
   }
   return out;
+}
+
+/// factors [64] = what turns q . k into the similarity for a tile's widened keys: 1 / |k|, or 1. Keys of unusual size are
+/// scaled for that, whatever norm is stored for them.
+SKIM_NOINLINE inline void find_factors(const score_job& job, similarity measure, std::int64_t begin, std::int64_t count,
+                                       float* keys, float* factors) {
+  const kv_view& kv = *job.kv;
+  const std::int64_t stride = padded_row(kv.k.dim);
+  for (std::int64_t i = 0; i < keys_of_tile; i += simd::lanes) simd::store(factors + i, simd::floats(1.0f));
+  if (measure == similarity::dot) return;
+  const float* const stored = kv.inverse_norms ? kv.inverse_norms + job.head * kv.inverse_norms_stride : nullptr;
+  for (std::int64_t i = 0; i < count; ++i) {
+    factors[i] = stored ? stored[kv.metadata_row(begin + i)] : inverse_length(keys + i * stride, stride);
+  }
+  if (all_usable(factors)) return;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (!is_usable(factors[i])) factors[i] = scale_to_one(keys + i * stride, stride);
+  }
 }
 
 /// scores [slot] for the job's slots; -inf, unread, where a whole tile lies outside every window.
@@ -152,9 +173,9 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
       float* const key = scratch.keys + i * stride;
       simd::store(key + stride - simd::lanes, simd::floats(0.0f));
       widen_here(rows.at(kv.place(begin + i)), D, key);
-      factors[i] = key_factor(measure, kv, job.head, begin + i, key);
     }
     for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
+    find_factors(job, measure, begin, count, scratch.keys, factors);
     score_keys_of_tile(queries, scratch.keys, count, dots);
     for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = dots[i] * factors[i];
   }

@@ -108,9 +108,30 @@ SKIM_INLINE floats fma(floats a, floats b, floats c) {
 #endif
 }
 
-/// The larger; b where a is NaN. xsimd's own max changed its NaN rule between versions.
+/// The larger; b where one is NaN. xsimd's own max changed its NaN rule between versions.
 SKIM_INLINE floats larger(floats a, floats b) {
+#if XSIMD_WITH_AVX512F
+  return floats(_mm512_max_ps(a, b));
+#elif XSIMD_WITH_AVX
+  return floats(_mm256_max_ps(a, b));
+#elif XSIMD_WITH_SSE2
+  return floats(_mm_max_ps(a, b));
+#else
   return xsimd::select(a > b, a, b);
+#endif
+}
+
+/// The smaller; b where one is NaN.
+SKIM_INLINE floats smaller(floats a, floats b) {
+#if XSIMD_WITH_AVX512F
+  return floats(_mm512_min_ps(a, b));
+#elif XSIMD_WITH_AVX
+  return floats(_mm256_min_ps(a, b));
+#elif XSIMD_WITH_SSE2
+  return floats(_mm_min_ps(a, b));
+#else
+  return xsimd::select(a < b, a, b);
+#endif
 }
 
 SKIM_INLINE ints as_ints(floats x) {

@@ -11,7 +11,7 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 /// 2^x = 2^n 2^r with n the nearest integer and a degree-6 polynomial in r on [-1/2, 1/2]: the minimax fit of the
 /// relative error (2.0e-9) with the constant term held at 1, rounded to f32 (7.9e-8 with fused multiply-add).
 SKIM_INLINE floats exp2_nonpositive(floats x) {
-  const floats clamped = xsimd::select(x < floats(-126.0f), floats(-126.0f), x);
+  const floats clamped = larger(floats(-126.0f), x);
   const ints n = round_to_ints(clamped);
   const floats r = clamped - xsimd::to_float(n);
   floats p = floats(1.5353362e-4f);
