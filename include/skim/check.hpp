@@ -66,21 +66,19 @@ SKIM_INLINE constexpr bool reaches(std::int64_t extent, std::int64_t stride) {
 }
 
 /// The axis whose stride brings an element onto another, -1 if all lie apart, as what is written must: from the smallest
-/// stride on, each steps over all that those before it reach. `checked` axes only.
-template <int Rank>
-SKIM_LOCAL constexpr int overlapping_axis(const std::int64_t (&extents)[Rank], const std::int64_t (&strides)[Rank]) {
-  bool done[Rank] = {};
-  std::uint64_t reach = 0;
-  for (const std::int64_t extent : extents) {
-    if (extent == 0) return -1;
+/// stride on, each steps over all that those before it reach.
+SKIM_LOCAL constexpr int overlapping_axis(const std::int64_t* extents, const std::int64_t* strides, int rank) {
+  for (int axis = 0; axis < rank; ++axis) {
+    if (extents[axis] == 0) return -1;
   }
-  for (int round = 0; round < Rank; ++round) {
+  std::uint64_t reach = 0;
+  for (unsigned done = 0; done != (1u << rank) - 1;) {
     int next = -1;
-    for (int axis = 0; axis < Rank; ++axis) {
-      if (!done[axis] && (next < 0 || size_of(strides[axis]) < size_of(strides[next]))) next = axis;
+    for (int axis = 0; axis < rank; ++axis) {
+      if ((done >> axis & 1) == 0 && (next < 0 || size_of(strides[axis]) < size_of(strides[next]))) next = axis;
     }
-    done[next] = true;
-    if (extents[next] <= 1) continue;
+    done |= 1u << next;
+    if (extents[next] == 1) continue;
     if (size_of(strides[next]) <= reach) return next;
     reach += size_of(strides[next]) * static_cast<std::uint64_t>(extents[next] - 1);
   }
@@ -183,7 +181,7 @@ SKIM_LOCAL constexpr report check_extent(const tensor_view<T, Rank>& view, int a
 /// What is written has no two elements at one address.
 template <class T, int Rank>
 SKIM_LOCAL constexpr report check_apart(const tensor_view<T, Rank>& view, const char* name) {
-  const int axis = overlapping_axis(view.extents, view.strides);
+  const int axis = overlapping_axis(view.extents, view.strides, Rank);
   if (axis < 0) return {};
   return part_fault(status::bad_stride, name, part::strides, axis, view.strides[axis], lies_apart);
 }
@@ -371,13 +369,12 @@ SKIM_LOCAL constexpr report check_apart(const kv_cache& view, const kv_cache_ten
   const std::int64_t extents[] = {view.heads, paged ? view.page_size : view.capacity, paged ? view.pages : 1,
                                   tensor.dim};
   const std::int64_t strides[] = {tensor.head_stride, tensor.row_stride, tensor.page_stride, 1};
-  const std::int64_t scale_strides[] = {tensor.scale_head_stride, tensor.scale_row_stride, tensor.scale_page_stride, 1};
+  const std::int64_t scale_strides[] = {tensor.scale_head_stride, tensor.scale_row_stride, tensor.scale_page_stride};
   const char* const stride_names[] = {names.head_stride, names.row_stride, names.page_stride, names.dim_stride};
-  if (const int axis = overlapping_axis(extents, strides); axis >= 0) {
+  if (const int axis = overlapping_axis(extents, strides, 4); axis >= 0) {
     return fault(status::bad_stride, stride_names[axis], strides[axis], lies_apart);
   }
-  const std::int64_t scales[] = {extents[0], extents[1], extents[2], 1};
-  const int axis = tensor.scales ? overlapping_axis(scales, scale_strides) : -1;
+  const int axis = tensor.scales ? overlapping_axis(extents, scale_strides, 3) : -1;
   return axis < 0 ? report{} : fault(status::bad_stride, names.scale_strides, scale_strides[axis], lies_apart);
 }
 SKIM_LOCAL constexpr report check_apart(const kv_cache& view) {

@@ -209,7 +209,7 @@ TEST(Append, IndicesAreReadByCheckIndices) {
   const std::int32_t lengths[] = {15, 4};
   run.args.kv.lengths = lengths;
   EXPECT_TRUE(check(run.args).ok()) << "follows no pointer";
-  expect_report(check_indices(run.args), {status::bad_index, "kv.lengths[h]", "4"});
+  expect_report(check_indices(run.args), {skim::status::bad_index, "kv.lengths[h]", "4"});
 }
 
 TEST(Append, RefusesBadInputAndWritesNothing) {
