@@ -283,6 +283,9 @@ TEST(Quoka, QueriesWithANanOrAnInfinityHaveNoSay) {
       aligned_memory workspace(op.workspace_bytes(inputs.args(), 1));
       ASSERT_TRUE(op.select(inputs.args(), selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
       lists.push_back(selected.row(0));
+      const skim::attention_args args = inputs.args();
+      EXPECT_EQ(lists.back(), skim::reference::select(op.selector, args, skim::sequence_at(args, 0), 0))
+          << "no near ties here: the list of every processor";
     }
     EXPECT_NE(lists[0].back(), 49) << "the first slots say that nothing was chosen";
     EXPECT_EQ(lists[0], lists[1]);
