@@ -37,9 +37,11 @@ bench::shape parse_shape(const std::string& text) {
     }
     const std::string number = colon == std::string::npos ? "" : part.substr(colon + 1);
     const bool digits = !number.empty() && number.find_first_not_of("0123456789") == std::string::npos;
-    if (!target || !digits || number.size() > 9) {
+    const bool nothing = target != &of.Tk && number == "0";  // only the past may be empty
+    if (!target || !digits || number.size() > 9 || nothing) {
       throw CLI::ValidationError(
-          "--shape", "'" + part + "' in '" + text + "' is not one of Hq:N, Hk:N, D:N, Tq:N, Tk:N joined by '/'");
+          "--shape", "'" + part + "' in '" + text +
+                         "' is not one of Hq:N, Hk:N, D:N, Tq:N, Tk:N joined by '/', N at least 1, of Tk 0");
     }
     *target = std::stoll(number);
   }
@@ -160,5 +162,8 @@ int main(int argc, char** argv) {
     return run(chosen);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "not enough memory for these shapes\n";
+    return 2;
   }
 }

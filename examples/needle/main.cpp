@@ -54,7 +54,9 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   command->add_option("--rank", settings.rank, "width of the predictors' hidden layer")
       ->check(CLI::Range(std::int64_t{1}, most_tokens))
       ->capture_default_str();
-  command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")->capture_default_str();
+  command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")
+      ->check(CLI::NonNegativeNumber)  // -1 would be a large one
+      ->capture_default_str();
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   command->add_option("--out", line.out, "file to write; default: fastforward.safetensors in the model's directory");
   return command;
@@ -70,7 +72,7 @@ void add_options(CLI::App& app, command_line& line) {
   app.add_option("--needles", settings.shape.needles, "facts hidden in a prompt");
   app.add_option("--chunk", settings.chunk, "tokens prefilled at a time")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
-  app.add_option("--seed", settings.seed, "the same seed, the same prompts");
+  app.add_option("--seed", settings.seed, "the same seed, the same prompts")->check(CLI::NonNegativeNumber);
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--generate", settings.generate,

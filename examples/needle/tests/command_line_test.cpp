@@ -148,6 +148,7 @@ TEST_F(command, refuses_bad_calibrations) {
   const std::string years = calibrate + "--context 5000 --prompts 1000000 ";
   expect_refusal(years + "--keep nan", "keep is nan");
   expect_refusal(years + "--keep inf", "--keep");
+  expect_refusal(years + "--seed -1", "--seed");
   expect_refusal(years + "--out /nonexistent/file", "/nonexistent/file: cannot be written");
   std::filesystem::create_directory(folder_.path() / "there");
   expect_refusal(years + "--out '" + path("there") + "'", "there: is there and is no file");
@@ -220,6 +221,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--chunk 0", "--chunk");
   expect_refusal("--threads 0", "--threads");
   expect_refusal("--seed x", "--seed");
+  expect_refusal("--seed -1 --prompts 1000000", "--seed");
   expect_refusal("--kv f64", "f64");
   expect_refusal("--questions 17", "expected 1 to the number of needles, 16");
   expect_refusal("--needles 300", "expected 1 to 256");
