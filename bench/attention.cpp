@@ -144,6 +144,9 @@ class registrar {
     }
     if (!complaint_.empty()) return;
     store_->reserve(r.of, r.type);
+    const double rows = static_cast<double>(r.of.Tq) * static_cast<double>(r.of.Hq * r.of.D);
+    call_bytes_ =
+        std::max(call_bytes_, 3 * sizeof(float) * rows);  // queries, output, the output that errors are seen in
     benchmark::RegisterBenchmark(r.name.c_str(),
                                  [op, r, store = store_, executor = executor_](benchmark::State& state) {
                                    measure(state, op, r, store->get(r.of, r.type), executor);
@@ -155,14 +158,16 @@ class registrar {
   std::string complaint() const {
     if (!complaint_.empty()) return complaint_;
     const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-    if (store_->bytes() < 0.9 * memory) return "";
-    return "the caches of these shapes need " + std::to_string(static_cast<std::int64_t>(store_->bytes() / 1e9)) +
+    const double needed = store_->bytes() + call_bytes_;
+    if (needed < 0.9 * memory) return "";
+    return "these shapes need " + std::to_string(static_cast<std::int64_t>(needed / 1e9)) +
            " GB, more than this machine has";
   }
 
  private:
   skim::tbb_executor executor_;
   std::shared_ptr<layer_store> store_;
+  double call_bytes_ = 0;
   std::string complaint_;
 };
 

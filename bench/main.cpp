@@ -6,6 +6,8 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -35,9 +37,11 @@ bench::shape parse_shape(const std::string& text) {
     }
     const std::string number = colon == std::string::npos ? "" : part.substr(colon + 1);
     const bool digits = !number.empty() && number.find_first_not_of("0123456789") == std::string::npos;
-    if (!target || !digits || number.size() > 9) {
+    const bool nothing = target != &of.Tk && number == "0";  // only the past may be empty
+    if (!target || !digits || number.size() > 9 || nothing) {
       throw CLI::ValidationError(
-          "--shape", "'" + part + "' in '" + text + "' is not one of Hq:N, Hk:N, D:N, Tq:N, Tk:N joined by '/'");
+          "--shape", "'" + part + "' in '" + text +
+                         "' is not one of Hq:N, Hk:N, D:N, Tq:N, Tk:N joined by '/', N at least 1, of Tk 0");
     }
     *target = std::stoll(number);
   }
@@ -95,14 +99,21 @@ bool initialize(const settings& from) {
   return !benchmark::ReportUnrecognizedArguments(argc, argv.data());
 }
 
+/// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.
+bool can_write(const std::filesystem::path& path) {
+  std::error_code code;
+  const bool there = std::filesystem::exists(path, code);
+  const bool good = std::ofstream(path, std::ios::app).good();
+  if (!there) std::filesystem::remove(path, code);
+  return good;
+}
+
 int run(const settings& from) {
-  std::ofstream file;
-  if (!from.json_path.empty()) {
-    file.open(from.json_path, std::ios::app);  // before the work, not after; keeps an older result until then
-    if (!file) {
-      std::cerr << from.json_path << ": cannot be written\n";
-      return 2;
-    }
+  if (std::isnan(from.min_time))
+    throw CLI::ValidationError("--min-time", "nan is no number of seconds");  // nor out of range
+  if (!from.json_path.empty() && !can_write(from.json_path)) {
+    std::cerr << from.json_path << ": cannot be written\n";
+    return 2;
   }
   if (!initialize(from)) return 2;
   tbb::task_arena arena(from.threads);
@@ -128,9 +139,8 @@ int run(const settings& from) {
   if (count == 0) return 2;
   const nlohmann::ordered_json result = bench::complete(written.str());
   bench::print_table(result);
-  if (file.is_open()) {
-    file.close();
-    file.open(from.json_path, std::ios::trunc);
+  if (!from.json_path.empty()) {
+    std::ofstream file(from.json_path);
     file << result.dump(2) << "\n";
     if (!file.flush()) {
       std::cerr << from.json_path << ": cannot be written\n";
@@ -152,5 +162,8 @@ int main(int argc, char** argv) {
     return run(chosen);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::bad_alloc&) {
+    std::cerr << "not enough memory for these shapes\n";
+    return 2;
   }
 }

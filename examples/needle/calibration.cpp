@@ -92,6 +92,9 @@ skim::calibrate::ffn_layer ffn_weights_of(const layer_weights& layer) {
 calibration calibrate(const model& weights, const calibration_settings& settings, const executor& threads,
                       const progress& report) {
   if (settings.prompts < 2) throw error("calibration needs at least 2 prompts: some judge what the others teach");
+  if (!(settings.keep > 0 && settings.keep <= 1)) {  // NaN passes the command line's range
+    throw error("keep is " + std::to_string(settings.keep) + ", expected a number above 0 and at most 1");
+  }
   if (settings.shape.tokens <= 2 * settings.chunk + 1) {
     throw error("a prompt of " + std::to_string(settings.shape.tokens) +
                 " tokens has no chunk between its first and its last");

@@ -11,7 +11,7 @@
 
 #include <unistd.h>
 
-#include <algorithm>
+#include <csignal>
 #include <fstream>
 #include <iostream>
 
@@ -54,7 +54,9 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   command->add_option("--rank", settings.rank, "width of the predictors' hidden layer")
       ->check(CLI::Range(std::int64_t{1}, most_tokens))
       ->capture_default_str();
-  command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")->capture_default_str();
+  command->add_option("--seed", settings.seed, "the same seed, the same prompts and parts")
+      ->check(CLI::NonNegativeNumber)  // -1 would be a large one
+      ->capture_default_str();
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   command->add_option("--out", line.out, "file to write; default: fastforward.safetensors in the model's directory");
   return command;
@@ -70,7 +72,7 @@ void add_options(CLI::App& app, command_line& line) {
   app.add_option("--needles", settings.shape.needles, "facts hidden in a prompt");
   app.add_option("--chunk", settings.chunk, "tokens prefilled at a time")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
-  app.add_option("--seed", settings.seed, "the same seed, the same prompts");
+  app.add_option("--seed", settings.seed, "the same seed, the same prompts")->check(CLI::NonNegativeNumber);
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--generate", settings.generate,
@@ -141,11 +143,7 @@ void run(command_line line) {
     throw error("the model knows " + std::to_string(weights.config.vocabulary) + " tokens, needle prompts use " +
                 std::to_string(vocabulary::size));
   }
-  std::ofstream json;
-  if (!line.json.empty()) {
-    json.open(line.json);  // before the work, not after it
-    if (!json) throw error(line.json + ": cannot be written");
-  }
+  if (!line.json.empty() && !can_write(line.json)) throw error(line.json + ": cannot be written");
 
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
@@ -155,6 +153,7 @@ void run(command_line line) {
   const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
   print_table(std::cout, results);
   if (!line.json.empty()) {
+    std::ofstream json(line.json);
     json << to_json(settings_json(line), results).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
     if (!json.flush()) throw error(line.json + ": cannot be written");
   }
@@ -165,24 +164,34 @@ void run(const calibration_line& line) {
   const std::filesystem::path directory = directory_of(line.model);
   const std::filesystem::path path = line.out.empty() ? directory / fitted_file : std::filesystem::path(line.out);
   const std::filesystem::path unfinished = path.string() + ".part";
-  if (!std::ofstream(unfinished)) throw error(path.string() + ": cannot be written");  // before the work, not after it
+  std::error_code code;
+  if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code)) {
+    throw error(path.string() + ": is there and is no file, expected a file to write or to replace");
+  }
+  if (!can_write(unfinished)) throw error(path.string() + ": cannot be written");
   const model weights = read_model(directory);
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "step");
   const calibration fitted = calibrate(weights, line.settings, executor(arena), progress);
   print_calibration(std::cout, fitted);
-  if (const std::string problem = skim::save_fastforward(unfinished, fitted.model); !problem.empty()) {
+  // From here on it takes milliseconds, in which nobody may leave half a file behind.
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
+  std::string problem = skim::save_fastforward(unfinished, fitted.model);
+  if (problem.empty()) {
+    std::filesystem::rename(unfinished, path, code);
+    if (code) problem = code.message();
+  }
+  if (!problem.empty()) {
+    std::filesystem::remove(unfinished, code);
     throw error(path.string() + ": " + problem);
   }
-  std::filesystem::rename(unfinished, path);
-  std::cout << "wrote " << path.string() << '\n';
+  std::cout << one_line("wrote " + path.string()) << '\n';
 }
 
 /// Says what is wrong, in one line.
-int complain(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  std::cerr << "needle: " << text << '\n';
+int complain(const std::string& text) {
+  std::cerr << one_line("needle: " + text) << '\n';
   return 2;
 }
 

@@ -132,6 +132,31 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
   return {{"machine", machine}, {"settings", settings}, {"results", rows}};
 }
 
+bool can_write(const std::filesystem::path& path) {
+  std::error_code code;
+  const std::filesystem::file_status before = std::filesystem::status(path, code);
+  const bool there = std::filesystem::exists(before);
+  if (there && !std::filesystem::is_regular_file(before)) return !std::filesystem::is_directory(before);  // a pipe
+  const bool good = std::ofstream(path, std::ios::app).good();
+  if (!there) std::filesystem::remove(path, code);
+  return good;
+}
+
+std::string one_line(std::string text) {
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const unsigned char c = static_cast<unsigned char>(text[i]),
+                        before = i > 0 ? static_cast<unsigned char>(text[i - 1]) : 0;
+    const bool upper_control = before == 0xc2 && c >= 0x80 && c < 0xa0;  // U+0080 to U+009F, in UTF-8
+    if (c == '\n') {
+      text[i] = ' ';
+    } else if (c < ' ' || c == 0x7f || upper_control) {
+      text[i] = '?';
+      if (upper_control) text[i - 1] = '?';
+    }
+  }
+  return text;
+}
+
 progress_line::progress_line(std::ostream& out, bool terminal, const char* unit)
     : out_(out), terminal_(terminal), unit_(unit) {}
 

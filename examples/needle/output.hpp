@@ -7,6 +7,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include <chrono>
+#include <filesystem>
 #include <iosfwd>
 
 namespace needle {
@@ -22,6 +23,12 @@ void print_question(std::ostream& out, const shown_question& shown);
 /// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run,
 /// `decode_ms_per_token` where nothing was generated.
 nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results);
+
+/// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.
+bool can_write(const std::filesystem::path& path);
+
+/// One line for a terminal: what would steer it stands as '?', a line break as a blank.
+std::string one_line(std::string text);
 
 /// One line that rewrites itself on a terminal; elsewhere a line every now and then.
 class progress_line {

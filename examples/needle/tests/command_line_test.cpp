@@ -31,9 +31,10 @@ class command : public testing::Test {
 
   std::string path(const std::string& name) const { return (folder_.path() / name).string(); }
 
-  outcome run(const std::string& arguments) const {
-    const std::string line = std::string("'") + NEEDLE_PROGRAM + "' " + arguments + " >'" + path("out") + "' 2>'" +
-                             path("err") + "' </dev/null";
+  /// Killed after `seconds`: what it has to tell before its work is told by then.
+  outcome run(const std::string& arguments, const char* seconds = "300") const {
+    const std::string line = std::string("timeout -s KILL ") + seconds + " '" + NEEDLE_PROGRAM + "' " + arguments +
+                             " >'" + path("out") + "' 2>'" + path("err") + "' </dev/null";
     outcome result;
     const int status = std::system(line.c_str());
     result.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -52,7 +53,8 @@ class command : public testing::Test {
     EXPECT_EQ(result.status, 2) << arguments;
     EXPECT_EQ(result.out, "") << arguments;
     EXPECT_EQ(result.err.rfind("needle: ", 0), 0u) << arguments << ": " << result.err;
-    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << arguments << ": " << result.err;
+    EXPECT_EQ(std::count_if(result.err.begin(), result.err.end(), [](char c) { return c < ' ' || c > '~'; }), 1)
+        << arguments << ": " << result.err;  // the line's end
     EXPECT_NE(result.err.find(complaint), std::string::npos) << arguments << ": " << result.err;
   }
 };
@@ -143,7 +145,31 @@ TEST_F(command, refuses_bad_calibrations) {
   expect_refusal(calibrate + "--context 257", "no chunk between its first and its last");
   expect_refusal(calibrate + "--keep 0", "--keep");
   expect_refusal(calibrate + "--method dense", "--method");
-  expect_refusal(calibrate + "--context 500 --prompts 2 --out /nonexistent/file", "/nonexistent/file");
+  const std::string years = calibrate + "--context 5000 --prompts 1000000 ";
+  expect_refusal(years + "--keep nan", "keep is nan");
+  expect_refusal(years + "--keep inf", "--keep");
+  expect_refusal(years + "--seed -1", "--seed");
+  expect_refusal(years + "--out /nonexistent/file", "/nonexistent/file: cannot be written");
+  std::filesystem::create_directory(folder_.path() / "there");
+  expect_refusal(years + "--out '" + path("there") + "'", "there: is there and is no file");
+  expect_refusal(years + "--out /dev/null", "/dev/null: is there and is no file");
+}
+
+TEST_F(command, leaves_nothing_behind_when_it_is_killed) {
+  tiny_model().write(folder_.path());
+  std::ofstream(path("older")) << "kept";
+  const std::string model = "--model '" + folder_.path().string() + "' --prompts 1000000 --context ";
+  EXPECT_EQ(run("calibrate " + model + "5000", "2").status, 128 + 9);
+  EXPECT_EQ(run("calibrate " + model + "5000 --out '" + path("older") + "'", "2").status, 128 + 9);
+  EXPECT_EQ(run(model + "8192 --json '" + path("json") + "'", "2").status, 128 + 9);
+  EXPECT_EQ(run(model + "8192 --json '" + path("older") + "'", "2").status, 128 + 9);
+  std::vector<std::string> names;
+  for (const auto& each : std::filesystem::directory_iterator(folder_.path())) {
+    names.push_back(each.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "err", "model.safetensors", "older", "out"}));
+  EXPECT_EQ(text_of(path("older")), "kept");
 }
 
 TEST_F(command, shows_a_question_and_each_answer) {
@@ -185,6 +211,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--nonsense", "--nonsense");
   expect_refusal("nonsense", "nonsense");
   expect_refusal("--model nonsense", "model 'nonsense' is not qwen2, llama or a directory");
+  expect_refusal("--model \"$(printf 'no\\033[31m\\302\\233m\\rsuch')\"", "model 'no?[31m??m?such' is not");
   expect_refusal("--context many", "--context");
   expect_refusal("--context 0", "--context");
   expect_refusal("--context -5", "--context");
@@ -194,6 +221,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--chunk 0", "--chunk");
   expect_refusal("--threads 0", "--threads");
   expect_refusal("--seed x", "--seed");
+  expect_refusal("--seed -1 --prompts 1000000", "--seed");
   expect_refusal("--kv f64", "f64");
   expect_refusal("--questions 17", "expected 1 to the number of needles, 16");
   expect_refusal("--needles 300", "expected 1 to 256");
