@@ -214,6 +214,7 @@ TEST(method, complaints_list_what_is_valid) {
       {"evict(random):sinks=3", "there is no 'sinks', valid are: budget, seed, compaction"},
       {"oracle+static_set", "says twice which neurons a chunk computes"},
       {"oracle:keep=0", "method oracle: keep is '0', valid are numbers above 0"},
+      {"oracle:keep=\n0.5", "keep is '\n0.5', valid are numbers above 0"},
       {"oracle:compensate=on", "there is no 'compensate', valid are: keep, schedule, decode"},
       {"fastforward:schedule=best", "schedule is 'best', valid are: uniform, attention"},
       {"calibrated_set:compensate=yes", "compensate is 'yes', valid are: on, off"},
