@@ -11,10 +11,10 @@ using namespace needle;
 
 /// A cache of `Tk + 128` keys, and a chunk of 128 on it; operations check that there is memory, and touch none.
 skim::kv_cache cache_of(std::int64_t Tk) {
-  static float keys, values;
+  static float keys[64], values[64];  // a row of each: rows that overlap are refused
   static std::int32_t nothing;
-  skim::kv_cache kv = skim::contiguous_cache({&keys, {Tk + 128, 2, 64}, skim::element::f32},
-                                             {&values, {Tk + 128, 2, 64}, skim::element::f32}, Tk + 128);
+  skim::kv_cache kv = skim::contiguous_cache({keys, {Tk + 128, 2, 64}, skim::element::f32},
+                                             {values, {Tk + 128, 2, 64}, skim::element::f32}, Tk + 128);
   kv.positions = &nothing;
   kv.positions_stride = Tk + 128;
   return kv;
