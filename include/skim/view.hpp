@@ -87,7 +87,7 @@ tensor_view(T*, const std::int64_t (&)[Rank], const std::int64_t (&)[Rank], elem
 /// Entries [first, first + count) of the first axis.
 template <class T, int Rank>
 SKIM_HD SKIM_INLINE tensor_view<T, Rank> rows(tensor_view<T, Rank> view, std::int64_t first, std::int64_t count) {
-  if (view.data) view.data = view.at(first);
+  if (view.data && count > 0) view.data = view.at(first);  // behind the last row there may be no address
   view.extents[0] = count;
   return view;
 }
