@@ -2,7 +2,7 @@
 /// \file Writing a chunk's keys and values into the cache: arguments, `check`, `cost`.
 #pragma once
 
-#include <skim/check.hpp>
+#include <skim/check_kv.hpp>
 
 namespace skim { inline namespace v0_2 {
 

@@ -5,24 +5,13 @@
 /// `Hk` KV heads, `G = Hq / Hk`, `D` and `Dv` head dimensions of q.k and of v. Query head h reads KV head h / G.
 #pragma once
 
-#include <skim/check.hpp>
+#include <skim/check_kv.hpp>
 #include <skim/math/mask.hpp>
 #include <skim/retention.hpp>
 
 #include <cmath>
 
 namespace skim { inline namespace v0_2 {
-
-/// Several sequences of one pool, in arrays that a device can read. `attention_args::kv` is the pool, paged, without a table
-/// of its own: its `tokens` are the most that a sequence has, its `capacity` what a table has room for.
-struct kv_batch {
-  std::int64_t sequences = 0;                  ///< 0: no batch
-  const std::int32_t* block_tables = nullptr;  ///< [sequences, table_stride]: each sequence's pages, in order
-  std::int64_t table_stride = 0;               ///< at least capacity / page_size
-  const std::int32_t* tokens = nullptr;        ///< [sequences]: Tk + Tq of each
-  const std::int32_t* offsets = nullptr;       ///< [sequences + 1]: rows of q of each, from 0, ascending
-  std::int64_t most_rows = 0;                  ///< the most rows of q that a sequence has
-};
 
 /// Arguments of one attention call: one layer, one chunk, one sequence or several. Plain values and views.
 ///
@@ -80,21 +69,6 @@ SKIM_HD SKIM_LOCAL attention_sequence sequence_at(const attention_args& args, st
   sequence.kv.block_table = args.batch.block_tables + s * args.batch.table_stride;
   sequence.kv.tokens = args.batch.tokens[s];
   return sequence;
-}
-
-/// Sequences [first, first + count) of a call, in the same q and out. `offsets` do not begin at 0.
-SKIM_HD SKIM_LOCAL attention_args part_of(attention_args args, std::int64_t first, std::int64_t count) {
-  if (args.sequences) {
-    args.sequences += first;
-    args.offsets += first;
-    args.sequence_count = count;
-  } else if (args.batch.sequences > 0) {
-    args.batch.block_tables += first * args.batch.table_stride;
-    args.batch.tokens += first;
-    args.batch.offsets += first;
-    args.batch.sequences = count;
-  }
-  return args;
 }
 
 /// A view that says what all sequences have in common: heads, dimensions, types.

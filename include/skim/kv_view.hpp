@@ -195,6 +195,17 @@ using kv_view = basic_kv_view<const void>;
 using kv_cache_tensor = basic_kv_tensor<void>;
 using kv_cache = basic_kv_view<void>;
 
+/// Several sequences of one pool, in arrays that a device can read. `attention_args::kv` is the pool, paged, without a table
+/// of its own: its `tokens` are the most that a sequence has, its `capacity` what a table has room for.
+struct kv_batch {
+  std::int64_t sequences = 0;                  ///< 0: no batch
+  const std::int32_t* block_tables = nullptr;  ///< [sequences, table_stride]: each sequence's pages, in order
+  std::int64_t table_stride = 0;               ///< at least capacity / page_size
+  const std::int32_t* tokens = nullptr;        ///< [sequences]: Tk + Tq of each
+  const std::int32_t* offsets = nullptr;       ///< [sequences + 1]: rows of q of each, from 0, ascending
+  std::int64_t most_rows = 0;                  ///< the most rows of q that a sequence has
+};
+
 namespace detail {
 
 template <class Void, int Rank>

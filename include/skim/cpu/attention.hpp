@@ -219,6 +219,21 @@ struct attention {
     return detail::greater(detail::saturated(one, detail::greater(busy, 2)), 1 << 18);
   }
 
+  /// Sequences [first, first + count) of a call, in the same q and out. `offsets` do not begin at 0.
+  static attention_args part_of(attention_args args, std::int64_t first, std::int64_t count) {
+    if (args.sequences) {
+      args.sequences += first;
+      args.offsets += first;
+      args.sequence_count = count;
+    } else if (args.batch.sequences > 0) {
+      args.batch.block_tables += first * args.batch.table_stride;
+      args.batch.tokens += first;
+      args.batch.offsets += first;
+      args.batch.sequences = count;
+    }
+    return args;
+  }
+
   /// Calls `body(part, blocks before it)` for runs of sequences: scores and lists are laid out by the longest of a run, and
   /// one long prompt must not make all short ones as long.
   template <class Body>
