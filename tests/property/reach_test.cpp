@@ -261,6 +261,27 @@ void draw_calls(const char* name, draws of, const Body& body) {
 
 constexpr std::size_t most_bytes = 1 << 21;
 
+/// The steps that calls have in common; false where the call ends here.
+template <class Op, class Args>
+bool shape_is_taken(tally& seen, const Op& op, const Args& args) {
+  if (op.check_shape(args)) return true;
+  EXPECT_EQ(op.workspace_bytes(args, 3), 0u);
+  ++seen.refused;
+  return false;
+}
+bool is_ready(tally& seen, const exact_memory& memory, bool accepted) {
+  if (!memory.given()) {
+    ++seen.large;
+  } else if (!accepted) {
+    ++seen.refused;
+  }
+  return memory.given() && accepted;
+}
+void finish(tally& seen, const exact_memory& memory) {
+  EXPECT_TRUE(memory.guards_intact());
+  ++seen.ran;
+}
+
 skim::attention_args attention_of(dice& d) {
   const std::int64_t Hk = d.in(1, 4), G = d.in(1, 5), D = d.in(1, 40), Dv = d.in(1, 40), Tq = d.in(0, 20);
   const std::int64_t tokens = Tq + (d.one_in(8) ? 0 : d.in(0, 150));
@@ -301,23 +322,12 @@ skim::index_lists lists_of(exact_memory& to, std::int64_t rows, std::int64_t cap
 
 template <class Op>
 void run_attention(dice& d, tally& seen, const Op& op, skim::attention_args args) {
-  if (!op.check_shape(args)) {
-    EXPECT_EQ(op.workspace_bytes(args, 3), 0u);
-    ++seen.refused;
-    return;
-  }
+  if (!shape_is_taken(seen, op, args)) return;
   exact_memory memory(most_bytes);
   const std::size_t bytes = op.workspace_bytes(args, 1);
   give(d, memory, args);
   const skim::memory workspace{memory.block(bytes), bytes};
-  if (!memory.given()) {
-    ++seen.large;
-    return;
-  }
-  if (!op.check(args) || !check_indices(args)) {
-    ++seen.refused;
-    return;
-  }
+  if (!is_ready(seen, memory, memory.given() && op.check(args).ok() && check_indices(args).ok())) return;
   const skim::serial_executor serial;
   const skim::report answer = op.run(args, {}, workspace, serial);
   char line[200];
@@ -340,8 +350,7 @@ void run_attention(dice& d, tally& seen, const Op& op, skim::attention_args args
       }
     }
   }
-  EXPECT_TRUE(memory.guards_intact());
-  ++seen.ran;
+  finish(seen, memory);
 }
 
 void attention_calls(draws of) {
@@ -402,17 +411,9 @@ void append_calls(draws of) {
     memory.give(args.k);
     memory.give(args.v);
     give(d, memory, args.kv, args.k.extents[0], false);
-    if (!memory.given()) {
-      ++seen.large;
-      return;
-    }
-    if (!check_indices(args)) {
-      ++seen.refused;
-      return;
-    }
+    if (!is_ready(seen, memory, memory.given() && check_indices(args).ok())) return;
     EXPECT_TRUE(skim::cpu::append(args, skim::serial_executor{}).ok());
-    EXPECT_TRUE(memory.guards_intact());
-    ++seen.ran;
+    finish(seen, memory);
   });
 }
 
@@ -444,21 +445,15 @@ void run_eviction(dice& d, tally& seen, Policy policy, skim::eviction_args args)
   const std::size_t bytes = op.workspace_bytes(args, 1), kept = op.state_bytes(args);
   const skim::memory workspace{memory.block(bytes), bytes}, state{memory.block(kept), kept};
   const skim::index_lists lists = lists_of(memory, skim::list_rows(args), op.list_capacity(args), 0);
-  if (!memory.given()) {
-    ++seen.large;
+  if (!is_ready(seen, memory,
+                memory.given() && op.check(args).ok() && check_indices(args, kept_by(policy, args), op.needs()).ok()))
     return;
-  }
-  if (!op.check(args) || !check_indices(args, kept_by(policy, args), op.needs())) {
-    ++seen.refused;
-    return;
-  }
   const skim::serial_executor serial;
   EXPECT_TRUE(op.reset(args, state, serial).ok());
   char line[200];
   const skim::report answer = op.run(args, lists, state, workspace, serial);
   EXPECT_TRUE(answer.ok()) << describe(answer, line, sizeof line);
-  EXPECT_TRUE(memory.guards_intact());
-  ++seen.ran;
+  finish(seen, memory);
 }
 
 template <class Policy>
@@ -539,11 +534,7 @@ void note(dice& d, skim::ffn_args& args) {
 
 template <class Policy, class GivePolicy>
 void run_ffn(tally& seen, Policy policy, skim::ffn_args args, const GivePolicy& give_policy) {
-  if (const skim::cpu::ffn<Policy> op{policy}; !op.check_shape(args)) {
-    EXPECT_EQ(op.workspace_bytes(args, 3), 0u);
-    ++seen.refused;
-    return;
-  }
+  if (!shape_is_taken(seen, skim::cpu::ffn<Policy>{policy}, args)) return;
   exact_memory memory(most_bytes);
   memory.give(args.x);
   memory.give(args.up);
@@ -554,19 +545,11 @@ void run_ffn(tally& seen, Policy policy, skim::ffn_args args, const GivePolicy& 
   const skim::cpu::ffn<Policy> op{policy};
   const std::size_t bytes = op.workspace_bytes(args, 1), kept = op.state_bytes(args);
   const skim::memory workspace{memory.block(bytes), bytes}, state{memory.block(kept), kept};
-  if (!memory.given()) {
-    ++seen.large;
-    return;
-  }
-  if (!op.check(args)) {
-    ++seen.refused;
-    return;
-  }
+  if (!is_ready(seen, memory, memory.given() && op.check(args).ok())) return;
   const skim::serial_executor serial;
   EXPECT_TRUE(op.reset(args, state, serial).ok());
   EXPECT_TRUE(op.run(args, state, workspace, serial).ok());
-  EXPECT_TRUE(memory.guards_intact());
-  ++seen.ran;
+  finish(seen, memory);
 }
 
 template <class Policy>
@@ -634,11 +617,7 @@ void ffn_calls(draws of) {
     d.note(args.out);
     d.spoil();
     const skim::cpu::linear<> op;
-    if (!op.check_shape(args)) {
-      EXPECT_EQ(op.workspace_bytes(args, 3), 0u);
-      ++seen.refused;
-      return;
-    }
+    if (!shape_is_taken(seen, op, args)) return;
     exact_memory memory(most_bytes);
     memory.give(args.x);
     memory.give(args.weight);
@@ -646,17 +625,9 @@ void ffn_calls(draws of) {
     if (args.bias.extents[0] > 0) memory.give(args.bias);
     const std::size_t bytes = op.workspace_bytes(args, 1);
     const skim::memory workspace{memory.block(bytes), bytes};
-    if (!memory.given()) {
-      ++seen.large;
-      return;
-    }
-    if (!op.check(args)) {
-      ++seen.refused;
-      return;
-    }
+    if (!is_ready(seen, memory, memory.given() && op.check(args).ok())) return;
     EXPECT_TRUE(op.run(args, workspace, skim::serial_executor{}).ok());
-    EXPECT_TRUE(memory.guards_intact());
-    ++seen.ran;
+    finish(seen, memory);
   });
 }
 
