@@ -87,7 +87,11 @@ tensor_view(T*, const std::int64_t (&)[Rank], const std::int64_t (&)[Rank], elem
 /// Entries [first, first + count) of the first axis.
 template <class T, int Rank>
 SKIM_HD SKIM_INLINE tensor_view<T, Rank> rows(tensor_view<T, Rank> view, std::int64_t first, std::int64_t count) {
-  if (view.data && count > 0) view.data = view.at(first);  // behind the last row there may be no address
+  if (view.data && count > 0) view.data = view.at(first);
+  if (view.data && count == 0) {  // perhaps behind the last row, where no pointer may point: a number, never followed
+    const auto bytes = static_cast<std::uintptr_t>(bytes_of(view.type, view.offset(first)));
+    view.data = reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(view.data) + bytes);
+  }
   view.extents[0] = count;
   return view;
 }
