@@ -186,7 +186,7 @@ void add_methods(registrar& to, row r, const char* variant, const attention_rows
   to.add(skim::cpu::attention{skim::dense{}, Accumulate{}}, r);
   for (const std::int64_t budget : rows.budgets) {
     r.name = name_of("quoka", r, variant, budget, threads);
-    to.add(skim::cpu::attention{skim::quoka{skim::queries::lowest_cosine(16), skim::retention::budget(budget)},
+    to.add(skim::cpu::attention{skim::quoka::paper(skim::queries::lowest_cosine(16), skim::retention::budget(budget)),
                                 Accumulate{}},
            r);
   }

@@ -106,8 +106,9 @@ void session::reserve_longest() {
   const unsigned workers = threads_.concurrency();
   const skim::attention_args longest = attention_of(cache, options_.chunk, cache_capacity_);
   demand(cache.selector->check(longest));
-  slots_.resize(heads * static_cast<std::size_t>(cache.selector->list_capacity(longest)));
-  counts_of_head_.resize(heads);
+  const std::size_t rows = static_cast<std::size_t>(list_rows(longest, cache.selector->block_rows()));
+  slots_.resize(rows * static_cast<std::size_t>(cache.selector->list_capacity(longest)));
+  counts_of_head_.resize(rows);
   scratch_.reserve(cache.selector->workspace_bytes(longest, workers));
   scratch_.reserve(skim::cpu::attention<>{}.workspace_bytes(longest, workers));
   for (std::size_t layer = 0; layer < ffns_.size(); ++layer) {
@@ -222,9 +223,11 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
   skim::index_lists lists;
   lists.indices = slots_.data();
   lists.counts = counts_of_head_.data();
-  lists.rows = c.kv_heads;
-  lists.capacity = static_cast<std::int64_t>(slots_.size()) / c.kv_heads;
-  const bool sparse = cache.selector->keys_read(past) < past;
+  lists.block_rows = cache.selector->block_rows();
+  lists.rows = list_rows(args, lists.block_rows);
+  lists.capacity = static_cast<std::int64_t>(slots_.size() / counts_of_head_.size());
+  const std::int64_t longest = longest_past(args, lists.block_rows);  // with the call's earlier blocks
+  const bool sparse = cache.selector->keys_read(longest) < longest;
   if (sparse) {
     const stopwatch timed(counts_.select_ms);
     demand(cache.selector->select(args, lists, scratch_, threads_));
@@ -236,8 +239,9 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
     demand(sparse ? listed.run(args, lists, scratch_, threads_) : all.run(args, {}, scratch_, threads_));
   }
   if (attention_listener_) attention_listener_(layer, args);
-  counts_.reads += static_cast<double>(c.kv_heads);
-  for (const std::int32_t listed : counts_of_head_) counts_.keys_read += static_cast<double>(sparse ? listed : past);
+  const std::int64_t reads = sparse ? lists.rows : c.kv_heads;
+  counts_.reads += static_cast<double>(reads);
+  for (std::int64_t r = 0; r < reads; ++r) counts_.keys_read += static_cast<double>(sparse ? lists.counts[r] : past);
   if (cache.evictor) evict(cache, args, sparse ? &lists : nullptr);
 }
 

@@ -38,7 +38,7 @@ skim::retention parse_kept(const parameters& given, method& result, std::int64_t
   const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
   result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
   const auto keep = skim::retention::budget(result.budget, given.count("sinks", 0, sinks), given.count("recent", 0, 0));
-  given.check(keep);
+  given.check(skim::check(keep));
   return keep;
 }
 

@@ -21,8 +21,7 @@ using namespace needle;
 
 struct command_line {
   std::string model = "qwen2", kv = "bf16", json;
-  std::vector<std::string> methods = {"dense", "quoka:queries=lowest_cosine,n=16,budget=512",
-                                      "quoka:queries=farthest_point,n=16,budget=512,recent=128,sinks=4"};
+  std::vector<std::string> methods = {"dense", "quoka:budget=512", "quoka:queries=lowest_cosine,n=16,budget=512"};
   evaluation_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
   bool show = false;
@@ -79,12 +78,15 @@ void add_options(CLI::App& app, command_line& line) {
                  "tokens to decode greedily after each prompt: reports the time of one; --show prints them")
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
   app.add_option("--method", line.methods,
-                 "repeats; default: dense, the paper's rule and farthest point with 128 recent keys and\n"
-                 "4 sinks. table:select, table:evict, table:ffn = the rows of models/README.md, table = all.\n"
+                 "repeats; default: dense, QUOKA by our rule and by the paper's. table:select,\n"
+                 "table:evict, table:ffn = the rows of models/README.md, table = all.\n"
                  "Else a part of each kind, joined by +. What a chunk reads:\n"
                  "dense\n"
+                 "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
+                 "  score=standardised|cosine|dot,reduce=max|mean\n"
                  "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
-                 "  budget=1024 or fraction=0.25,sinks=0,recent=0,score=cosine|dot,reduce=max|mean,seed=0\n"
+                 "  rows=group_means|own,seed=0, then as above but for budget=1024,sinks=0,recent=0,every=0,\n"
+                 "  smooth=1,score=cosine (lowest_cosine is the paper's rule)\n"
                  "sink_window:budget=1024 or fraction=0.25,sinks=4\n"
                  "What the cache keeps (all: budget=1024,compaction=refill|stable):\n"
                  "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"

@@ -10,6 +10,8 @@ namespace {
 /// What a prompt's chunks read.
 constexpr const char* select_rows[] = {
     "dense",
+    "quoka:budget=512",
+    "quoka:n=32,budget=512",
     "quoka:queries=all,budget=512",
     "quoka:queries=lowest_cosine,n=16,budget=512",
     "quoka:queries=group_lowest_cosine,n=16,budget=512",

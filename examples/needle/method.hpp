@@ -35,6 +35,8 @@ class layer_selector : public layer_operation<skim::attention_args> {
  public:
   virtual skim::policy_needs needs() const = 0;
   virtual std::int64_t list_capacity(const skim::attention_args& args) const = 0;
+  /// Rows of a chunk that share a choice; 0 = all.
+  virtual std::int64_t block_rows() const = 0;
   /// The past keys that a KV head will read; all of them = there is nothing to select.
   virtual std::int64_t keys_read(std::int64_t past) const = 0;
   virtual skim::report select(const skim::attention_args& args, const skim::index_lists& lists, skim::memory workspace,

@@ -73,11 +73,9 @@ void parameters::refuse(const std::string& key, const std::string& reason) const
   if (has(key)) complain(key + " " + reason);
 }
 
-void parameters::check(const skim::retention& keep) const {
-  if (const skim::report answer = skim::check(keep); !answer) {
-    char text[200];
-    complain(skim::describe(answer, text, sizeof text));
-  }
+void parameters::check(const skim::report& answer) const {
+  char text[200];
+  if (!answer) complain(skim::describe(answer, text, sizeof text));
 }
 
 void parameters::complain(const std::string& problem) const {

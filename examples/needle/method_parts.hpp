@@ -29,7 +29,7 @@ class parameters {
   double fraction(const std::string& key, const char* otherwise = "1") const;
 
   void refuse(const std::string& key, const std::string& reason) const;
-  void check(const skim::retention& keep) const;
+  void check(const skim::report& answer) const;
   [[noreturn]] void complain(const std::string& problem) const;
 
  private:

@@ -18,6 +18,7 @@ class selector_of final : public operation_of<layer_selector, skim::cpu::attenti
 
   skim::policy_needs needs() const override { return this->op_.needs(); }
   std::int64_t list_capacity(const skim::attention_args& args) const override { return this->op_.list_capacity(args); }
+  std::int64_t block_rows() const override { return this->op_.block_rows(); }
   std::int64_t keys_read(std::int64_t past) const override {
     return std::min(past, skim::kept_by(this->op_.selector, past).keys(past));
   }
@@ -32,23 +33,17 @@ std::unique_ptr<layer_selector> make(const Selector& selector) {
   return std::make_unique<selector_of<Selector>>(skim::cpu::attention<Selector>{selector});
 }
 
-skim::retention parse_retention(const parameters& given, std::int64_t sinks, std::int64_t recent) {
+void parse_amount(const parameters& given, skim::retention& keep, std::int64_t budget) {
   if (given.has("budget")) given.refuse("fraction", "and budget exclude each other");
-  skim::retention keep;
-  if (given.has("fraction")) {
-    keep.fraction = given.fraction("fraction");
-  }
-  if (keep.fraction == 0) keep.count = given.count("budget", 1, 1024);
-  keep.sinks = sinks;
-  keep.recent = recent;
+  if (given.has("fraction")) keep.fraction = given.fraction("fraction");
+  keep.count = keep.fraction == 0 ? given.count("budget", 1, budget) : 0;
   keep.dense_below = 0;  // the method decides, so that its accuracy and its speed are its own
-  given.check(keep);
-  return keep;
 }
 
 skim::query_rule parse_queries(const parameters& given) {
   using choice = skim::query_choice;
-  const std::pair<const char*, choice> rules[] = {{"lowest_cosine", choice::lowest_cosine},
+  const std::pair<const char*, choice> rules[] = {{"needed", choice::needed},
+                                                  {"lowest_cosine", choice::lowest_cosine},
                                                   {"group_lowest_cosine", choice::group_lowest_cosine},
                                                   {"farthest_point", choice::farthest_point},
                                                   {"random", choice::random},
@@ -61,20 +56,38 @@ skim::query_rule parse_queries(const parameters& given) {
   for (const auto& [name, rule] : rules) {
     if (chosen == name) queries.choice = rule;
   }
+  const bool needed = queries.choice == choice::needed;
+  const char* const rows = needed ? "own" : "group_means";
+  queries.rows = given.choice("rows", {rows, needed ? "group_means" : "own"}) == "own" ? skim::query_rows::own
+                                                                                        : skim::query_rows::group_means;
   if (queries.choice == choice::all) given.refuse("n", "has no meaning with queries=all");
   if (queries.choice != choice::random) given.refuse("seed", "has a meaning with queries=random only");
-  queries.n = given.count("n", 1, 16);
+  queries.n = given.count("n", 1, needed ? 64 : 16);
   queries.seed = static_cast<std::uint64_t>(given.count("seed", 0, 0));
   return queries;
 }
 
+/// Our rule's settings with its queries, the paper's with all others.
 void parse_quoka(const parameters& given, method& result) {
-  skim::quoka selector;
-  selector.similarity =
-      given.choice("score", {"cosine", "dot"}) == "dot" ? skim::similarity::dot : skim::similarity::cosine;
+  const skim::query_rule queries = parse_queries(given);
+  const bool ours = queries.choice == skim::query_choice::needed;
+  skim::quoka selector = ours ? skim::quoka{} : skim::quoka::paper();
+  selector.queries = queries;
+  const std::string score = given.choice("score", ours ? names{"standardised", "cosine", "dot"}
+                                                       : names{"cosine", "dot", "standardised"});
+  selector.similarity = score == "dot"      ? skim::similarity::dot
+                        : score == "cosine" ? skim::similarity::cosine
+                                            : skim::similarity::standardised;
   selector.reduce = given.choice("reduce", {"max", "mean"}) == "mean" ? skim::reduction::mean : skim::reduction::max;
-  selector.keep = parse_retention(given, given.count("sinks", 0, 0), given.count("recent", 0, 0));
-  selector.queries = parse_queries(given);
+  selector.smooth = given.count("smooth", 1, selector.smooth);
+  skim::retention& keep = selector.keep;
+  parse_amount(given, keep, keep.count);
+  keep.shrinks = ours && !given.has("sinks") && !given.has("recent");
+  keep.sinks = given.count("sinks", 0, keep.sinks);
+  keep.recent = given.count("recent", 0, keep.recent);
+  keep.every = given.count("every", 0, keep.every);
+  given.check(skim::check(skim::kept_by(selector, 0)));
+  given.check(selector.check({}));
   result.make_selector = [selector](std::uint64_t stream) {
     skim::quoka own = selector;
     own.queries.seed = skim::draw(selector.queries.seed, stream);
@@ -83,7 +96,10 @@ void parse_quoka(const parameters& given, method& result) {
 }
 
 void parse_sink_window(const parameters& given, method& result) {
-  const skim::sink_window selector{parse_retention(given, given.count("sinks", 0, 4), 0)};
+  skim::sink_window selector{};
+  parse_amount(given, selector.keep, 1024);
+  selector.keep.sinks = given.count("sinks", 0, 4);
+  given.check(skim::check(selector.keep));
   result.make_selector = [selector](std::uint64_t) { return make(selector); };
 }
 
@@ -96,7 +112,9 @@ selector_maker make_dense() {
 std::vector<part_kind> selector_parts() {
   return {
       {"dense", {}, [](const parameters&, method& result) { result.make_selector = make_dense(); }},
-      {"quoka", {"queries", "n", "seed", "budget", "fraction", "sinks", "recent", "score", "reduce"}, parse_quoka},
+      {"quoka",
+       {"queries", "rows", "n", "seed", "budget", "fraction", "sinks", "recent", "every", "score", "reduce", "smooth"},
+       parse_quoka},
       {"sink_window", {"budget", "fraction", "sinks"}, parse_sink_window},
   };
 }

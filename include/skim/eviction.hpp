@@ -64,7 +64,7 @@ SKIM_HD SKIM_INLINE attention_args attended_call(const eviction_args& args) {
 template <class Policy>
 SKIM_INLINE retention kept_by(const Policy& policy, const eviction_args& args) {
   if constexpr (scores_alike<Policy> && detail::has<detail::keep_member, Policy>) {
-    retention keep = policy.keep;
+    retention keep = policy.keep.among(args.kv.tokens);
     keep.recent = 0;
     return keep;
   } else {

@@ -108,8 +108,7 @@ SKIM_INLINE retention kept_by(const Policy& policy, std::int64_t tokens) {
   if constexpr (detail::has<detail::kept_member, Policy>) {
     return policy.kept(tokens);
   } else {
-    static_cast<void>(tokens);
-    return policy.keep;
+    return policy.keep.among(tokens);
   }
 }
 

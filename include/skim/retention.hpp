@@ -44,12 +44,18 @@ struct retention {
       -1;  ///< blocks with a shorter past are dense; -1 = the back-end's measured crossing, 0 = none
   std::int64_t rows_below = 0;  ///< blocks of fewer rows of q are dense; -1 and 0 likewise
 
+  bool shrinks = false;  ///< sinks and recent give way, recent first, where they fill more than half of what is kept
+
   static constexpr retention budget(std::int64_t tokens, std::int64_t sinks = 0, std::int64_t recent = 0) {
     return {tokens, 0, sinks, recent};
   }
   static constexpr retention share(double fraction, std::int64_t sinks = 0, std::int64_t recent = 0) {
     return {0, fraction, sinks, recent};
   }
+
+  /// What QUOKA's own rule was measured with: 4 sinks and the newest 128 inside, a choice for every 128 rows.
+  SKIM_HD static constexpr retention preset(std::int64_t tokens) { return {tokens, 0, 4, 128, 128, -1, 0, true}; }
+  SKIM_HD static constexpr retention preset_share(double fraction) { return {0, fraction, 4, 128, 128, -1, 0, true}; }
 
   /// The same, with other bounds below which blocks are dense: `retention::budget(512).dense_under(0)` never is.
   SKIM_HD constexpr retention dense_under(std::int64_t past, std::int64_t rows = 0) const {
@@ -70,7 +76,17 @@ struct retention {
     if (count > 0) return count;
     const std::int64_t share = detail::share_of(fraction, n), most = detail::largest_index;
     const bool sound = sinks >= 0 && sinks <= most && recent >= 0 && recent <= most;  // else `check` refuses
-    return sound && share < sinks + recent ? sinks + recent : share;
+    return sound && !shrinks && share < sinks + recent ? sinks + recent : share;
+  }
+
+  /// The same for `n` tokens: with as many sinks and recent ones as stay of those that may shrink.
+  SKIM_HD SKIM_INLINE constexpr retention among(std::int64_t n) const {
+    retention other = *this;
+    if (!shrinks || count < 0 || sinks < 0 || recent < 0) return other;  // what `check` refuses stays as it is
+    const std::int64_t half = keys(n) / 2;
+    if (other.sinks > half) other.sinks = half;
+    if (other.recent > half - other.sinks) other.recent = half - other.sinks;
+    return other;
   }
 };
 
@@ -88,6 +104,19 @@ SKIM_LOCAL constexpr report check(const retention& keep) {
   if (report r = check_range("keep.dense_below", keep.dense_below, -1, largest_index, status::bad_value); !r) return r;
   return check_range("keep.rows_below", keep.rows_below, -1, largest_index, status::bad_value);
 }
+
+namespace detail {
+
+inline constexpr std::int64_t widest_smooth = 63;
+
+/// Of the number of neighbouring tokens whose scores are averaged.
+SKIM_LOCAL constexpr report check_smooth(std::int64_t width) {
+  if (report r = check_range("smooth", width, 1, widest_smooth, status::bad_value); !r) return r;
+  if (width % 2 == 0) return fault(status::bad_value, "smooth", width, width + 1, "an odd number, for instance");
+  return {};
+}
+
+}  // namespace detail
 
 /// From how long a past and from how many rows of q on a back-end's sparse path is faster than its dense one.
 struct dense_crossing {

@@ -17,9 +17,9 @@ TEST(Budget, ThatCoversEverythingIsDenseBitForBit) {
     if (c.Tq == 0) return;
     attention_inputs dense_inputs(c), inputs(c), share_inputs(c);
     const result expected = attend(skim::cpu::attention<>{}, c, dense_inputs);
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1)}};
+    const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1))};
     EXPECT_EQ(attend(op, c, inputs), expected);
-    const skim::cpu::attention share{skim::quoka{skim::queries::newest(4), skim::retention::share(1).dense_under(0)}};
+    const skim::cpu::attention share{skim::quoka::paper(skim::queries::newest(4), skim::retention::share(1).dense_under(0))};
     EXPECT_EQ(attend(share, c, share_inputs), expected);
   });
 }
@@ -35,7 +35,7 @@ TEST(Budget, ThatCoversOneOfTwoSequencesLeavesThatOneExact) {
     attention_inputs inputs(c);
     skim::attention_args args = inputs.args();
     const skim::cpu::attention op{
-        skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(1600).dense_under(0)}};
+        skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(1600).dense_under(0))};
     attend(op, c, inputs);
     const auto truth = skim::testing::attend_exactly(args);
     const std::int64_t first = args.offsets[2], Tq = args.offsets[3] - first;
@@ -76,7 +76,7 @@ TEST(Run, IsSelectThenAttend) {
     for (const std::int64_t every : {0, 8}) {
       SCOPED_TRACE(testing::Message() << "Tk " << Tk << ", every " << every);
       const skim::retention keep = skim::retention::budget(80, 4, 16).dense_under(120).for_every(every);
-      const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(6), keep}};
+      const skim::cpu::attention op{skim::quoka::paper(skim::queries::farthest_point(6), keep)};
       attention_inputs inputs(c), again(c);
       const result expected = attend(op, c, inputs);
       const skim::attention_args args = again.args();

@@ -223,7 +223,7 @@ TEST(Leaks, HiddenKeysDoNotChangeASelection) {
       }
       ASSERT_GT(hidden, c.Hk * Tq);
       const skim::cpu::attention op{
-          skim::quoka{skim::queries::farthest_point(8), skim::retention::budget(60, 2, 5).dense_under(0)}};
+          skim::quoka::paper(skim::queries::farthest_point(8), skim::retention::budget(60, 2, 5).dense_under(0))};
       aligned_memory workspace(op.workspace_bytes(args, 1));
       std::vector<std::int32_t> indices[2], counts[2];
       for (int run = 0; run < 2; ++run) {

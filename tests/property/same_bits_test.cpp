@@ -95,11 +95,11 @@ void expect_same_selection(const Selector& selector, executor_choice choice) {
 TEST_P(executor_bits, of_selections_are_the_serial_ones) {
   namespace queries = skim::queries;
   const skim::retention keep = skim::retention::budget(200, 4, 30);
-  expect_same_selection(skim::quoka{queries::lowest_cosine(16), keep.dense_under(2000).for_every(16)}, GetParam());
-  expect_same_selection(skim::quoka{queries::lowest_cosine(16), keep}, GetParam());
-  expect_same_selection(skim::quoka{queries::farthest_point(5), keep, skim::similarity::dot}, GetParam());
-  expect_same_selection(skim::quoka{queries::random(3, 9), keep}, GetParam());
-  expect_same_selection(skim::quoka{queries::all(), keep, skim::similarity::cosine, skim::reduction::mean}, GetParam());
+  expect_same_selection(skim::quoka::paper(queries::lowest_cosine(16), keep.dense_under(2000).for_every(16)), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::lowest_cosine(16), keep), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::farthest_point(5), keep, skim::similarity::dot), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::random(3, 9), keep), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::all(), keep, skim::similarity::cosine, skim::reduction::mean), GetParam());
   expect_same_selection(skim::sink_window{skim::retention::budget(200, 4)}, GetParam());
 }
 
@@ -123,7 +123,7 @@ TEST(WorkspaceBits, DoNotMatterToSelections) {
   c.mask = skim::mask::window(2300);
   c.positions = positions_kind::shuffled;
   const skim::cpu::attention op{
-      skim::quoka{skim::queries::farthest_point(7), skim::retention::budget(100, 3, 9).dense_under(0)}};
+      skim::quoka::paper(skim::queries::farthest_point(7), skim::retention::budget(100, 3, 9).dense_under(0))};
   attention_inputs inputs(c);
   const result expected = attend(op, c, inputs);
   for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
@@ -169,7 +169,7 @@ TEST(LayoutBits, OfSelectionsAreTheContiguousOnes) {
     c.positions = positions_kind::holes;
     c.kv_type = skim::element::bf16;
     const skim::cpu::attention op{
-        skim::quoka{skim::queries::lowest_cosine(7), skim::retention::budget(100, 3, 9).dense_under(0)}};
+        skim::quoka::paper(skim::queries::lowest_cosine(7), skim::retention::budget(100, 3, 9).dense_under(0))};
     attention_inputs inputs(c);
     const result expected = attend(op, c, inputs);
     for (const cache_form form : sampled_forms) {
@@ -225,8 +225,8 @@ void expect_listed_parts(const attention_case& c) {
   EXPECT_EQ(result_of(again), expected);
 }
 
-const skim::quoka thins{skim::queries::farthest_point(5), skim::retention::budget(60, 2, 9).dense_under(0)};
-const skim::quoka keeps_all{skim::queries::all(), skim::retention::share(1)};  // dense, in blocks of its own
+const skim::quoka thins = skim::quoka::paper(skim::queries::farthest_point(5), skim::retention::budget(60, 2, 9).dense_under(0));
+const skim::quoka keeps_all = skim::quoka::paper(skim::queries::all(), skim::retention::share(1));  // dense, in blocks of its own
 
 TEST(PartBits, AreThoseOfTheWholeCall) {
   for_sampled_calls(3, [](const attention_case& sampled) {

@@ -104,7 +104,7 @@ class unequal_sequences {
 };
 
 skim::cpu::attention<skim::quoka> keeps(std::int64_t budget, std::int64_t every = 0) {
-  return {skim::quoka{skim::queries::farthest_point(4), skim::retention::budget(budget, 2, 5).for_every(every)}};
+  return {skim::quoka::paper(skim::queries::farthest_point(4), skim::retention::budget(budget, 2, 5).for_every(every))};
 }
 
 /// Around twice the budget, where the measured crossing lies, beside a long one: short ones stay dense.
@@ -150,7 +150,7 @@ TEST(UnequalSequences, NeedTheLargestCallsScratchAndTheirSums) {
   one.sequences = nullptr;
   one.sequence_count = 1;
   for (const skim::retention keep : {skim::retention::budget(1024), skim::retention::share(0.5)}) {
-    const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(16), keep}};
+    const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(16), keep)};
     ASSERT_TRUE(op.check_shape(args).ok() && op.check_shape(one).ok());
     const double together = static_cast<double>(op.workspace_bytes(args, 4)),
                  alone = static_cast<double>(op.workspace_bytes(one, 4));

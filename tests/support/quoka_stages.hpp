@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention_case.hpp"
+#include "rule_stages.hpp"
 #include "values.hpp"
 
 #include <skim/cpu/attention.hpp>
@@ -43,8 +44,12 @@ struct choice {
 /// The chosen rows are the lowest cosines, ascending, within the bounds.
 inline void expect_lowest_cosines(const choice& from, const std::vector<std::int64_t>& chosen) {
   const std::vector<double> center = reference::finite_mean(from.rows);
-  const double bound = 2 * from.cosine_error();
-  std::vector<double> cosines;
+  std::vector<double> cosines, bounds;  // a row that nearly cancelled has any direction
+  for (const auto& row : from.rows) {
+    const double size = reference::is_finite(row) ? reference::length(row) : 1;
+    const double own = from.row_error == 0 ? 0 : size > 0 ? from.row_error / size : 2;
+    bounds.push_back(2 * (from.cosine_error() + own));
+  }
   for (const auto& row : from.rows) {
     cosines.push_back(reference::is_finite(row) ? reference::cosine(row, center)
                                                 : std::numeric_limits<double>::infinity());
@@ -56,11 +61,11 @@ inline void expect_lowest_cosines(const choice& from, const std::vector<std::int
     const std::size_t at = static_cast<std::size_t>(t);
     ASSERT_FALSE(is_chosen[at]) << "token " << t << " twice";
     is_chosen[at] = true;
-    ASSERT_GE(cosines[at], largest - bound) << "token " << t << " is out of order";
-    largest = std::max(largest, cosines[at]);
+    ASSERT_GE(cosines[at] + bounds[at], largest) << "token " << t << " is out of order";
+    largest = std::max(largest, cosines[at] - bounds[at]);
   }
   for (std::size_t t = 0; t < cosines.size(); ++t) {
-    ASSERT_TRUE(is_chosen[t] || cosines[t] >= largest - bound) << "token " << t << " was left out";
+    ASSERT_TRUE(is_chosen[t] || cosines[t] + bounds[t] >= largest) << "token " << t << " was left out";
   }
 }
 
@@ -106,7 +111,7 @@ struct chosen_queries {
   chosen_queries(const skim::query_rule& rule, const skim::attention_args& args, const skim::attention_sequence& block,
                  std::int64_t head) {
     using namespace skim::cpu::detail;
-    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq), length = padded_row(D);
+    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq, skim::group_size(args)), length = padded_row(D);
     skim::detail::arena measure;
     choose_scratch(measure, block.Tq, D);
     aligned_memory memory(measure.used()), rows(static_cast<std::size_t>(kept * length) * sizeof(float));
@@ -129,7 +134,7 @@ struct stage_check {
   const skim::attention_sequence& block;
   std::int64_t head;
 
-  bool chooses() const { return policy.queries.kept(block.Tq) < block.Tq; }
+  bool chooses() const { return policy.queries.kept(block.Tq, G()) < policy.queries.all(block.Tq, G()); }
   bool by_query_head() const { return policy.queries.per_query_head() && chooses(); }
   std::int64_t G() const { return skim::group_size(args); }
   double unit_error() const {
@@ -195,33 +200,140 @@ struct stage_check {
     }
   }
 
-  /// Candidates, their exact scores for the kernel's qbar, and the documented bounds.
-  skim::testing::scored_slots exact_scores(const chosen_queries& chosen) const {
-    skim::testing::scored_slots exact;
-    exact.candidates = reference::candidates(args, block, head);
-    const double bound = unit_error() + 4 * f32_roundoff;
-    for (const std::int64_t slot : exact.candidates) {
-      exact.scores.push_back(reference::score_key(policy, block, head, slot, chosen.qbar));
+  /// The queries of a head's own rows, as they score: what the kernel left, with its own stages checked.
+  reference::vector_list expect_own_queries(const std::vector<std::int64_t>& slot_ids) const {
+    const own_stages stages(policy.queries, args, block, head);
+    if (!stages.needs.empty()) {
+      own_rule_check{policy.queries, args, block, head}.expect_stages(stages, slot_ids);
+    } else {
+      const auto exact = reference::choose_own_queries(policy.queries, args, block, head, slot_ids);
+      EXPECT_EQ(stages.queries.size(), exact.size());
+      for (std::size_t i = 0; i < std::min(exact.size(), stages.queries.size()); ++i) {
+        for (std::size_t d = 0; d < exact[i].size(); ++d) {
+          EXPECT_NEAR(stages.queries[i][d], exact[i][d], 2 * f32_roundoff * std::fabs(exact[i][d]) + 0x1p-149);
+        }
+      }
+    }
+    reference::vector_list queries = stages.queries;
+    if (policy.similarity == skim::similarity::cosine) {
+      for (auto& query : queries) query = reference::unit(query);
+    }
+    return queries;
+  }
+
+  /// How far the kernel's score of each candidate may be off, before it is smoothed.
+  std::vector<double> raw_bounds(const reference::vector_list& queries, const std::vector<double>& raw,
+                                 const std::vector<std::int64_t>& slot_ids) const {
+    if (policy.similarity == skim::similarity::standardised) return standardised_bounds(queries, raw, slot_ids);
+    std::vector<double> bounds;
+    double longest = 1;
+    for (const auto& query : queries) {
+      if (reference::is_finite(query)) longest = std::max(longest, reference::length(query));
+    }
+    const double bound = (unit_error() + 4 * f32_roundoff) * longest;
+    for (const std::int64_t slot : slot_ids) {
       const bool cosine = policy.similarity == skim::similarity::cosine;
-      exact.bounds.push_back(cosine ? bound
-                                    : bound * reference::length(reference::row_of(block.kv, block.kv.k, head, slot)) +
-                                          0x1p-149 * static_cast<double>(block.kv.k.dim));
+      bounds.push_back(cosine ? bound
+                              : bound * reference::length(reference::row_of(block.kv, block.kv.k, head, slot)) +
+                                    0x1p-149 * static_cast<double>(block.kv.k.dim));
+    }
+    return bounds;
+  }
+
+  /// Of (p - m) / s: the products' own error E, that of m, at most as large, and of s, at most 1.5 as large (a deviation is
+  /// no further off than its numbers are, but for its divisor). Infinite where s is so near its limit that E decides.
+  std::vector<double> standardised_bounds(const reference::vector_list& queries, const std::vector<double>& raw,
+                                          const std::vector<std::int64_t>& slot_ids) const {
+    const double sums = f32_roundoff * (static_cast<double>(block.kv.k.dim) + 40);
+    std::vector<reference::vector_list> keys(1);
+    for (const std::int64_t slot : slot_ids) keys[0].push_back(reference::row_of(block.kv, block.kv.k, head, slot));
+    const auto places = reference::moment_places(static_cast<std::int64_t>(slot_ids.size()));
+    std::vector<double> bounds(slot_ids.size(), 0.0);
+    for (const auto& query : queries) {
+      if (!reference::is_finite(query)) continue;
+      const auto size = [&](const std::vector<double>& key) {
+        double sum = 0;
+        for (std::size_t d = 0; d < key.size(); ++d) sum += std::fabs(query[d] * key[d]);
+        return std::isfinite(sum) ? sum : 0;
+      };
+      double sampled = 0, root = 0;
+      std::vector<double> products;
+      for (const std::int64_t place : places) {
+        const auto& key = keys[0][static_cast<std::size_t>(place)];
+        sampled = std::max(sampled, size(key));
+        products.push_back(reference::dot(query, key));
+        if (std::isfinite(products.back())) root = std::max(root, std::fabs(products.back()));
+      }
+      const double s = reference::moments_of(products).deviation, near_limit = 1e-6 * root + 4 * sums * sampled;
+      if (s > 0 && s <= 2 * near_limit) return std::vector<double>(slot_ids.size(), std::numeric_limits<double>::infinity());
+      if (s == 0 && sampled > 0 && products.size() > 1 && ambiguous(products, near_limit)) {
+        return std::vector<double>(slot_ids.size(), std::numeric_limits<double>::infinity());
+      }
+      for (std::size_t i = 0; s > 0 && i < bounds.size(); ++i) {
+        const double error = sums * std::max(sampled, size(keys[0][i])), z = std::isfinite(raw[i]) ? std::fabs(raw[i]) : 0;
+        bounds[i] = std::max(bounds[i], error * (4 + 2 * z) / s + 8 * f32_roundoff * z);
+      }
+    }
+    return bounds;
+  }
+
+  /// Whether numbers that count as all alike are not quite.
+  static bool ambiguous(const std::vector<double>& products, double limit) {
+    double low = std::numeric_limits<double>::infinity(), high = -low;
+    for (const double p : products) {
+      if (!std::isfinite(p)) continue;
+      low = std::min(low, p);
+      high = std::max(high, p);
+    }
+    return high > low && limit > 0;
+  }
+
+  /// Candidates by slot, their exact scores for the kernel's queries, and the documented bounds.
+  skim::testing::scored_slots exact_scores(const reference::vector_list& queries) const {
+    const auto ordered = reference::candidates_in_order(args, block, head);
+    const bool rounds = policy.similarity == skim::similarity::standardised;
+    const auto scoring = rounds ? reference::rounded_for(block.kv.k.type, queries) : queries;
+    const auto raw = reference::raw_scores(policy, block, head, scoring, ordered);
+    const auto final = reference::final_scores(policy, raw);
+    std::vector<double> bounds = raw_bounds(scoring, raw, ordered);
+    if (policy.smooth > 1) {  // a mean is no further off than what it is of, and its own sum
+      const std::vector<double> before = bounds;
+      const std::int64_t n = static_cast<std::int64_t>(bounds.size()), half = policy.smooth / 2;
+      for (std::int64_t i = 0; i < n; ++i) {
+        double& bound = bounds[static_cast<std::size_t>(i)];
+        for (std::int64_t j = std::max(i - half, std::int64_t{0}); j <= std::min(i + half, n - 1); ++j) {
+          const std::size_t at = static_cast<std::size_t>(j);
+          const double size = std::isfinite(raw[at]) ? std::fabs(raw[at]) : 0;
+          bound = std::max(bound, before[at] + static_cast<double>(policy.smooth) * f32_roundoff * size);
+        }
+      }
+    }
+    std::vector<std::size_t> by_slot(ordered.size());
+    std::iota(by_slot.begin(), by_slot.end(), std::size_t{0});
+    std::sort(by_slot.begin(), by_slot.end(), [&](std::size_t a, std::size_t b) { return ordered[a] < ordered[b]; });
+    skim::testing::scored_slots exact;
+    for (const std::size_t i : by_slot) {
+      exact.candidates.push_back(ordered[i]);
+      exact.scores.push_back(final[i]);
+      exact.bounds.push_back(bounds[i]);
     }
     return exact;
   }
 
   /// The scores of those queries and, from the scores, the list.
-  void expect_scores_and_list(const chosen_queries& chosen, const float* scores,
+  void expect_scores_and_list(const reference::vector_list& queries, const float* scores,
                               const std::vector<std::int64_t>& list) const {
-    const skim::testing::scored_slots exact = exact_scores(chosen);
+    const skim::testing::scored_slots exact = exact_scores(queries);
     std::vector<double> own;
     for (std::size_t i = 0; i < exact.candidates.size(); ++i) {
       own.push_back(static_cast<double>(scores[exact.candidates[i]]));
-      if (std::isnan(exact.scores[i])) continue;
+      if (std::isnan(exact.scores[i]) || std::isinf(exact.bounds[i])) continue;
       ASSERT_NEAR(own.back(), exact.scores[i], exact.bounds[i]) << "slot " << exact.candidates[i];
     }
     EXPECT_EQ(list, reference::top_k(policy.keep, block, head, exact.candidates, own));
-    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(policy.keep, block, head, exact)));
+    if (!exact.bounds.empty() && std::isinf(exact.bounds.front())) return;
+    const skim::retention keep = policy.keep.among(block.past(head));
+    EXPECT_TRUE(skim::testing::satisfies(list, skim::testing::matches_top_k(keep, block, head, exact)));
   }
 
   void expect_stages(const float* scores, const std::vector<std::int64_t>& list) const {
@@ -234,11 +346,16 @@ struct stage_check {
       EXPECT_EQ(list, reference::candidates(args, block, head));
       return;
     }
+    if (policy.queries.rows == skim::query_rows::own) {
+      const auto queries = expect_own_queries(reference::candidates_in_order(args, block, head));
+      if (testing::Test::HasFatalFailure()) return;
+      return expect_scores_and_list(queries, scores, list);
+    }
     const chosen_queries chosen(policy.queries, args, block, head);
     const auto tokens = expect_tokens(chosen);
     if (testing::Test::HasFatalFailure()) return;
     expect_qbar(chosen, tokens);
-    expect_scores_and_list(chosen, scores, list);
+    expect_scores_and_list(chosen.qbar, scores, list);
   }
 };
 

@@ -373,7 +373,7 @@ TEST_P(attention_faults, are_named_and_nothing_is_written) {
   const skim::cpu::attention dense_op;
   const skim::cpu::attend attend_op;
   const skim::cpu::attention sparse_op{
-      skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0)}};
+      skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0))};
   ASSERT_TRUE(sparse_op.check(args).ok());
   aligned_memory workspace(1 << 22);
   GetParam().make(args);
@@ -610,7 +610,7 @@ TEST(Attention, CheckFollowsNoPointer) {
   nowhere(args.kv.positions);
   nowhere(args.kv.inverse_norms);
   const skim::cpu::attention op{
-      skim::quoka{skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0)}};
+      skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0))};
   EXPECT_TRUE(op.check(args).ok());
   EXPECT_GT(op.workspace_bytes(args, 2), 0u);
   EXPECT_EQ(op.list_capacity(args), 10);
@@ -909,12 +909,12 @@ TEST(Selectors, ParametersAreChecked) {
     EXPECT_EQ(inputs.out().bytes(), untouched);
   };
   const skim::retention ten = skim::retention::budget(10);
-  skim::quoka policy{skim::queries::lowest_cosine(4), ten};
-  expect_fault(skim::quoka{skim::queries::lowest_cosine(0), ten}, "queries.n", "0");
-  expect_fault(skim::quoka{skim::queries::farthest_point(-1), ten}, "queries.n", "-1");
-  expect_fault(skim::quoka{skim::queries::all(), skim::retention::budget(0)}, "keep.count", "0");
-  expect_fault(skim::quoka{skim::queries::all(), skim::retention::share(1.5)}, "keep.fraction", "1.5");
-  expect_fault(skim::quoka{skim::queries::all(), ten.for_every(-3)}, "keep.every", "-3");
+  skim::quoka policy = skim::quoka::paper(skim::queries::lowest_cosine(4), ten);
+  expect_fault(skim::quoka::paper(skim::queries::lowest_cosine(0), ten), "queries.n", "0");
+  expect_fault(skim::quoka::paper(skim::queries::farthest_point(-1), ten), "queries.n", "-1");
+  expect_fault(skim::quoka::paper(skim::queries::all(), skim::retention::budget(0)), "keep.count", "0");
+  expect_fault(skim::quoka::paper(skim::queries::all(), skim::retention::share(1.5)), "keep.fraction", "1.5");
+  expect_fault(skim::quoka::paper(skim::queries::all(), ten.for_every(-3)), "keep.every", "-3");
   policy.queries.choice = static_cast<skim::query_choice>(9);
   expect_fault(policy, "queries.choice", "9");
   policy = {skim::queries::lowest_cosine(4), ten, static_cast<skim::similarity>(2)};

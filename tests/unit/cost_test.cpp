@@ -46,7 +46,7 @@ TEST(Cost, OfFullAttentionCountsTheWholeChunk) {
 TEST(Cost, OfQuokaIsScoringAndTheBudget) {
   attention_inputs inputs(call());
   const skim::cpu::attention op{
-      skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(30).dense_under(0)}};
+      skim::quoka::paper(skim::queries::lowest_cosine(2), skim::retention::budget(30).dense_under(0))};
   const skim::cost_estimate cost = op.cost(inputs.args());
   const double scoring = 2 * 2 * 2 * 8 * 100, choosing = 6 * 4 * 6 * 8;
   EXPECT_EQ(cost.flops, scoring + choosing + 2 * 6 * (8 + 6) * (4 * 30 + 10));
@@ -64,7 +64,7 @@ TEST(Cost, OfValuesInKeysReadsThemOnce) {
 TEST(Cost, OfBlocksIsTheirSum) {
   attention_inputs inputs(call());
   const skim::retention keep = skim::retention::budget(30).dense_under(0).for_every(2);
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), keep}};
+  const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(2), keep)};
   // Two blocks of 2 rows: behind 100 and behind 102 keys, 30 of which each reads.
   const double scoring = 2 * 2 * 2 * 8 * (100 + 102), choosing = 6 * 4 * 6 * 8;
   EXPECT_EQ(op.cost(inputs.args()).flops, scoring + choosing + 2 * 6 * (8 + 6) * 2 * (2 * 30 + 3));
@@ -80,7 +80,7 @@ TEST(Cost, OfAttendIsThatOfFullLists) {
 
 TEST(Cost, OfACallThatRunsDenseIsTheDenseOne) {
   attention_inputs inputs(call());
-  const skim::cpu::attention op{skim::quoka{skim::queries::lowest_cosine(2), skim::retention::budget(100)}};
+  const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(2), skim::retention::budget(100))};
   EXPECT_EQ(op.cost(inputs.args()).flops, skim::cpu::attention<>{}.cost(inputs.args()).flops);
   EXPECT_EQ(op.cost(inputs.args()).bytes, skim::cpu::attention<>{}.cost(inputs.args()).bytes);
 }
@@ -160,7 +160,7 @@ const std::vector<size_function>& every_size() {
     for (const retention& keep : keeps) {
       for (const std::int64_t every : {0, 7, 128}) {
         for (const skim::query_rule rule : {skim::queries::farthest_point(9), skim::queries::all()}) {
-          add(skim::cpu::attention{skim::quoka{rule, keep.for_every(every)}});
+          add(skim::cpu::attention{skim::quoka::paper(rule, keep.for_every(every))});
         }
       }
     }
@@ -244,7 +244,7 @@ TEST(Sizes, ReservedForTheLargestCallServeAll) {
   c.Tk = 2000;
   c.lse = true;
   const skim::retention keep = skim::retention::budget(300, 4, 20).for_every(64);
-  const skim::cpu::attention op{skim::quoka{skim::queries::farthest_point(9), keep}};
+  const skim::cpu::attention op{skim::quoka::paper(skim::queries::farthest_point(9), keep)};
   const skim::cpu::attention<> dense_op;
   const skim::cpu::attend<> listed;
   attention_inputs largest(c);

@@ -20,12 +20,30 @@ struct quoka_case {
 
 const std::vector<retention> sampled_retentions{
     retention::budget(1),         retention::budget(40),  retention::budget(40, 4),    retention::budget(40, 0, 9),
-    retention::budget(20, 4, 16), retention::share(0.25), retention::share(0.1, 2, 5), retention::budget(300, 4, 128)};
+    retention::budget(20, 4, 16), retention::share(0.25), retention::preset(50),  retention::preset_share(0.1), retention::share(0.1, 2, 5), retention::budget(300, 4, 128)};
 
-constexpr skim::query_choice every_choice[] = {
-    skim::query_choice::lowest_cosine,  skim::query_choice::group_lowest_cosine,
-    skim::query_choice::farthest_point, skim::query_choice::random,
-    skim::query_choice::newest,         skim::query_choice::all};
+struct rule_kind {
+  skim::query_choice choice;
+  skim::query_rows rows;
+};
+using skim::query_choice;
+constexpr rule_kind every_kind[] = {{query_choice::lowest_cosine, skim::query_rows::group_means},
+                                    {query_choice::group_lowest_cosine, skim::query_rows::group_means},
+                                    {query_choice::farthest_point, skim::query_rows::group_means},
+                                    {query_choice::random, skim::query_rows::group_means},
+                                    {query_choice::newest, skim::query_rows::group_means},
+                                    {query_choice::all, skim::query_rows::group_means},
+                                    {query_choice::needed, skim::query_rows::own},
+                                    {query_choice::random, skim::query_rows::own},
+                                    {query_choice::newest, skim::query_rows::own},
+                                    {query_choice::all, skim::query_rows::own}};
+
+/// Makes of what does not go together what does.
+void make_valid(skim::quoka& policy) {
+  if (policy.similarity != skim::similarity::standardised) return;
+  if (policy.queries.choice == query_choice::lowest_cosine) policy.queries = queries::needed(policy.queries.n);
+  policy.reduce = skim::reduction::max;
+}
 
 std::vector<quoka_case> quoka_sample() {
   const std::vector<head_dims> dims = sampled_dims();
@@ -33,9 +51,10 @@ std::vector<quoka_case> quoka_sample() {
   const std::vector<std::int64_t> n{1, 2, 3, 4, 16, 17, 33}, groups{1, 3, 4, 7}, every{0, 3, 50};
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
   const int masks = count(sampled_masks), forms = count(sampled_forms);
-  const pairwise_sample sample({count(every_choice),
+  const pairwise_sample sample({count(every_kind),
+                                3,
                                 2,
-                                2,
+                                3,
                                 count(n),
                                 count(sampled_retentions),
                                 3,
@@ -60,10 +79,13 @@ std::vector<quoka_case> quoka_sample() {
     const int* next = row.data();
     const auto take = [&next] { return static_cast<std::size_t>(*next++); };
     quoka_case c;
-    c.policy.queries.choice = every_choice[take()];
+    const rule_kind kind = every_kind[take()];
+    c.policy.queries.choice = kind.choice;
+    c.policy.queries.rows = kind.rows;
     c.policy.queries.seed = 5;
     c.policy.similarity = static_cast<skim::similarity>(take());
     c.policy.reduce = static_cast<skim::reduction>(take());
+    c.policy.smooth = std::int64_t{1} + 2 * static_cast<std::int64_t>(take());
     c.policy.queries.n = n[take()];
     const retention keep = sampled_retentions[take()];
     const std::size_t bounds = take();  // below which blocks are dense: none, measured, given
@@ -91,6 +113,7 @@ std::vector<quoka_case> quoka_sample() {
     c.call.sequences = sequences == 0 ? 1 : 3;
     c.call.batch = sequences == 2;
     make_valid(c.call);
+    make_valid(c.policy);
     // Every block scores all keys, and the reference takes its time: short blocks of long calls have a short past.
     if (c.policy.keep.every == 3 && c.call.Tk > 1000 && c.call.Tq > 17) c.call.Tk = 300;
     cases.push_back(c);
@@ -100,7 +123,8 @@ std::vector<quoka_case> quoka_sample() {
 
 std::ostream& operator<<(std::ostream& to, const quoka_case& c) {
   const retention& keep = c.policy.keep;
-  return to << "rule " << static_cast<int>(c.policy.queries.choice) << ", n " << c.policy.queries.n << ", similarity "
+  return to << "rule " << static_cast<int>(c.policy.queries.choice) << " of rows "
+            << static_cast<int>(c.policy.queries.rows) << ", smooth " << c.policy.smooth << ", n " << c.policy.queries.n << ", similarity "
             << static_cast<int>(c.policy.similarity) << ", reduction " << static_cast<int>(c.policy.reduce) << ", keep "
             << keep.count << " or " << keep.fraction << ", sinks " << keep.sinks << ", recent " << keep.recent
             << ", every " << keep.every << ", dense below " << keep.dense_below << " and " << keep.rows_below << "; "
@@ -136,15 +160,19 @@ attention_case plain_call() {
 
 /// Every policy, choosing some of the tokens and some of the keys.
 void expect_every_policy(const skim::attention_args& args) {
-  for (const skim::query_choice choice : every_choice) {
-    for (const skim::similarity measure : {skim::similarity::cosine, skim::similarity::dot}) {
+  for (const rule_kind kind : every_kind) {
+    for (const skim::similarity measure :
+         {skim::similarity::cosine, skim::similarity::dot, skim::similarity::standardised}) {
       for (const skim::reduction reduce : {skim::reduction::max, skim::reduction::mean}) {
         for (const std::int64_t n : {1, 5, 12}) {
           SCOPED_TRACE(testing::Message()
-                       << "rule " << static_cast<int>(choice) << ", similarity " << static_cast<int>(measure)
+                       << "rule " << static_cast<int>(kind.choice) << ", similarity " << static_cast<int>(measure)
                        << ", reduction " << static_cast<int>(reduce) << ", n " << n);
           const retention keep = retention::budget(20, 2, 3).dense_under(0);
-          expect_selection(skim::quoka{{choice, n, 5}, keep, measure, reduce}, args);
+          skim::quoka policy = skim::quoka::paper({kind.choice, n, 5, kind.rows}, keep, measure, reduce);
+          make_valid(policy);
+          if (measure == skim::similarity::standardised) policy.smooth = 3;
+          expect_selection(policy, args);
         }
       }
     }
@@ -191,7 +219,7 @@ TEST(Quoka, EqualQueriesTieToTheLowerToken) {
   expect_every_policy(args);
 
   // Three distinct queries, four times each: ties are exact, so the choice is the reference's own.
-  const skim::quoka policy{queries::lowest_cosine(5), retention::budget(20)};
+  const skim::quoka policy = skim::quoka::paper(queries::lowest_cosine(5), retention::budget(20));
   const skim::attention_sequence sequence = skim::sequence_at(args, 0);
   for (std::int64_t h = 0; h < 4; ++h) {
     const auto expected = skim::reference::lowest_cosine_rows(skim::reference::queries_of(args, sequence, h), 5);
@@ -278,7 +306,7 @@ TEST(Quoka, QueriesWithANanOrAnInfinityHaveNoSay) {
       for (const std::int64_t t : {0, 7, 20, 31}) scale_queries(inputs, t, bad, only);
       expect_every_policy(inputs.args());
 
-      const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(30), retention::budget(50).dense_under(0)}};
+      const skim::cpu::attention op{skim::quoka::paper(queries::lowest_cosine(30), retention::budget(50).dense_under(0))};
       selected_lists selected(op, inputs.args());
       aligned_memory workspace(op.workspace_bytes(inputs.args(), 1));
       ASSERT_TRUE(op.select(inputs.args(), selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
@@ -317,7 +345,7 @@ TEST(Quoka, NanRanksBelowMinusInfinity) {
   for (std::int64_t i = 0; i < 13; ++i) expected.push_back(3 * i + 1);
   for (const skim::query_rule rule : {queries::all(), queries::newest(2), queries::newest(12)}) {
     const retention keep = retention::budget(13).dense_under(0);
-    const skim::cpu::attention op{skim::quoka{rule, keep, skim::similarity::dot}};
+    const skim::cpu::attention op{skim::quoka::paper(rule, keep, skim::similarity::dot)};
     selected_lists selected(op, args);
     aligned_memory workspace(op.workspace_bytes(args, 1));
     ASSERT_TRUE(op.select(args, selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
@@ -334,10 +362,10 @@ TEST(Quoka, AnEmptyChunkSelectsNothing) {
 
 TEST(Quoka, RandomTokensDependOnSeedAndPlaceOnly) {
   std::vector<std::int32_t> a(50), b(50), c(50), d(50);
-  queries::draw_tokens(queries::random(8, 1), 50, 100, a.data());
-  queries::draw_tokens(queries::random(8, 1), 50, 100, b.data());
-  queries::draw_tokens(queries::random(8, 2), 50, 100, c.data());
-  queries::draw_tokens(queries::random(8, 1), 50, 228, d.data());
+  queries::draw_rows(queries::random(8, 1), 50, 100, a.data());
+  queries::draw_rows(queries::random(8, 1), 50, 100, b.data());
+  queries::draw_rows(queries::random(8, 2), 50, 100, c.data());
+  queries::draw_rows(queries::random(8, 1), 50, 228, d.data());
   for (auto* tokens : {&a, &b, &c, &d}) {
     tokens->resize(8);
     std::sort(tokens->begin(), tokens->end());
@@ -351,7 +379,7 @@ TEST(Quoka, RandomTokensDependOnSeedAndPlaceOnly) {
 /// Which way a call with this retention goes.
 skim::path path_taken(attention_inputs& inputs, const retention& keep) {
   const skim::attention_args args = inputs.args();
-  const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(4), keep}};
+  const skim::cpu::attention op{skim::quoka::paper(queries::lowest_cosine(4), keep)};
   aligned_memory workspace(op.workspace_bytes(args, 1));
   const skim::report r = op.run(args, {}, workspace.get(), skim::serial_executor{});
   EXPECT_TRUE(r.ok());
@@ -392,7 +420,7 @@ TEST(DenseBlocks, AreToldBlockByBlock) {
   attention_inputs inputs(c);
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention op{
-      skim::quoka{queries::lowest_cosine(4), retention::budget(30).dense_under(111).for_every(10)}};
+      skim::quoka::paper(queries::lowest_cosine(4), retention::budget(30).dense_under(111).for_every(10))};
   selected_lists selected(op, args);
   EXPECT_EQ(selected.lists.rows, 4 * 2);
   EXPECT_EQ(selected.lists.capacity, 110) << "below which nothing is thinned";
@@ -413,7 +441,7 @@ TEST(DenseBlocks, OfGenerationStandBesideAPrompt) {
   const std::int64_t offsets[] = {0, 12, 12, 13};  // the last has one row: what a model generates
   args.offsets = offsets;
   args.q.extents[0] = args.out.extents[0] = 13;
-  const skim::cpu::attention op{skim::quoka{queries::lowest_cosine(4), retention::budget(50).dense_under(0, 4)}};
+  const skim::cpu::attention op{skim::quoka::paper(queries::lowest_cosine(4), retention::budget(50).dense_under(0, 4))};
   ASSERT_TRUE(op.check(args).ok());
   selected_lists selected(op, args);
   aligned_memory workspace(op.workspace_bytes(args, 1));

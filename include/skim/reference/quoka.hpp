@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file QUOKA in plain double loops, one function per stage of Algorithm 1 (arXiv 2602.08722), so that a kernel can be
-/// compared stage by stage. One block of rows (see `index_lists`), one KV head at a time. Allocates.
+/// \file QUOKA in plain double loops, one function per stage, so that a kernel can be compared stage by stage: Algorithm 1 of
+/// the paper (arXiv 2602.08722) and what our rule shares with it; the rest of ours is in needed_queries.hpp. One block of
+/// rows (see `index_lists`), one KV head at a time. Allocates.
 #pragma once
 
 #include <skim/attention.hpp>
 #include <skim/reference/attention.hpp>
+#include <skim/reference/needed_queries.hpp>
 #include <skim/reference/vectors.hpp>
 #include <skim/retention.hpp>
 #include <skim/selector/queries.hpp>
@@ -74,12 +76,13 @@ inline std::vector<std::int64_t> choose_rows(const query_rule& rule, const vecto
       return farthest_point_rows(rows, rule.n);
     case query_choice::random: {
       std::vector<std::int32_t> drawn(rows.size());
-      queries::draw_tokens(rule, Tq, Tk, drawn.data());
+      queries::draw_rows(rule, Tq, Tk, drawn.data());
       return {drawn.begin(), drawn.begin() + rule.n};
     }
     case query_choice::newest:
       return {tokens.end() - rule.n, tokens.end()};
     case query_choice::all:
+    case query_choice::needed:  // not a choice among means
       break;
   }
   return tokens;
@@ -94,7 +97,7 @@ inline std::vector<double> group_mean(const vector_list& units) {
 inline vector_list choose_queries(const query_rule& rule, const attention_args& args, const attention_sequence& block,
                                   std::int64_t head) {
   const std::int64_t G = group_size(args);
-  const bool choose = rule.kept(block.Tq) < block.Tq;
+  const bool choose = rule.kept(block.Tq, G) < block.Tq;
   std::vector<vector_list> units;  // [G][n or Tq][D]
   for (std::int64_t h = head * G; h < (head + 1) * G; ++h) {
     const vector_list raw = queries_of(args, block, h);
@@ -119,20 +122,6 @@ inline vector_list choose_queries(const query_rule& rule, const attention_args& 
   return chosen;
 }
 
-/// Step 4: the score of the key in `slot`.
-inline double score_key(const quoka& policy, const attention_sequence& block, std::int64_t head, std::int64_t slot,
-                        const vector_list& qbar) {
-  std::vector<double> key = row_of(block.kv, block.kv.k, head, slot);
-  if (policy.similarity == similarity::cosine) key = unit(key);
-  std::vector<double> values;
-  for (const auto& query : qbar) {
-    if (is_finite(query)) values.push_back(dot(query, key));
-  }
-  if (values.empty()) values.push_back(dot(std::vector<double>(key.size(), 0.0), key));
-  if (policy.reduce == reduction::max) return *std::max_element(values.begin(), values.end());
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
 /// Past slots of one head that the mask lets some query of the block see.
 inline std::vector<std::int64_t> candidates(const attention_args& args, const attention_sequence& block,
                                             std::int64_t head) {
@@ -147,11 +136,75 @@ inline std::vector<std::int64_t> candidates(const attention_args& args, const at
   return slot_ids;
 }
 
+/// The same by ascending position.
+inline std::vector<std::int64_t> candidates_in_order(const attention_args& args, const attention_sequence& block,
+                                                     std::int64_t head) {
+  std::vector<std::int64_t> slot_ids = candidates(args, block, head);
+  std::stable_sort(slot_ids.begin(), slot_ids.end(), [&](std::int64_t a, std::int64_t b) {
+    return block.kv.position(head, a) < block.kv.position(head, b);
+  });
+  return slot_ids;
+}
+
+/// Steps 1 to 3 of any rule: the queries that score. `slot_ids`: the candidates, in order of position.
+inline vector_list scoring_queries(const quoka& policy, const attention_args& args, const attention_sequence& block,
+                                   std::int64_t head, const std::vector<std::int64_t>& slot_ids) {
+  vector_list queries = policy.queries.rows == query_rows::own
+                            ? choose_own_queries(policy.queries, args, block, head, slot_ids)
+                            : choose_queries(policy.queries, args, block, head);
+  if (policy.similarity == similarity::standardised) return rounded_for(block.kv.k.type, queries);
+  if (policy.queries.rows != query_rows::own || policy.similarity != similarity::cosine) return queries;
+  for (auto& query : queries) query = unit(query);
+  return queries;
+}
+
+/// Step 4: the score of the key in `slot`.
+inline double score_key(const quoka& policy, const attention_sequence& block, std::int64_t head, std::int64_t slot,
+                        const vector_list& qbar) {
+  std::vector<double> key = row_of(block.kv, block.kv.k, head, slot);
+  if (policy.similarity == similarity::cosine) key = unit(key);
+  std::vector<double> values;
+  for (const auto& query : qbar) {
+    if (is_finite(query)) values.push_back(dot(query, key));
+  }
+  if (values.empty()) values.push_back(dot(std::vector<double>(key.size(), 0.0), key));
+  if (policy.reduce == reduction::max) return *std::max_element(values.begin(), values.end());
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+/// Step 4 and what follows it: the scores of the candidates, in order of position, before they are smoothed. Standardised
+/// ones where no query scores: by age, the newest 0.
+inline std::vector<double> raw_scores(const quoka& policy, const attention_sequence& block, std::int64_t head,
+                                      const vector_list& queries, const std::vector<std::int64_t>& slot_ids) {
+  std::vector<double> scores;
+  if (policy.similarity != similarity::standardised) {
+    for (const std::int64_t slot : slot_ids) scores.push_back(score_key(policy, block, head, slot, queries));
+    return scores;
+  }
+  vector_list finite;
+  for (const auto& query : queries) {
+    if (is_finite(query)) finite.push_back(query);
+  }
+  const std::vector<moments> of = moments_of_queries(block, head, finite, slot_ids);
+  const bool some = std::any_of(of.begin(), of.end(), [](const moments& m) { return m.deviation > 0; });
+  for (std::size_t i = 0; i < slot_ids.size(); ++i) {
+    const auto key = row_of(block.kv, block.kv.k, head, slot_ids[i]);
+    scores.push_back(some ? standardised_score(key, finite, of) : static_cast<double>(i + 1) - static_cast<double>(slot_ids.size()));
+  }
+  return scores;
+}
+
+/// The scores as they rank.
+inline std::vector<double> final_scores(const quoka& policy, const std::vector<double>& raw) {
+  return policy.smooth > 1 ? smoothed(raw, policy.smooth) : raw;
+}
+
 /// Step 5: of `slots`, the sinks (lowest positions), the recent (highest) and the highest scores, `keep.keys(Tk)` in all;
 /// ascending by slot. `scores [slots.size()]`.
-inline std::vector<std::int64_t> top_k(const retention& keep, const attention_sequence& block, std::int64_t head,
+inline std::vector<std::int64_t> top_k(const retention& given, const attention_sequence& block, std::int64_t head,
                                        const std::vector<std::int64_t>& slot_ids, const std::vector<double>& scores) {
   const kv_view& kv = block.kv;
+  const retention keep = given.among(block.past(head));
   const std::size_t budget = static_cast<std::size_t>(keep.keys(block.past(head)));
   if (slot_ids.size() <= budget) return slot_ids;
   std::vector<std::size_t> order(slot_ids.size());
@@ -188,11 +241,10 @@ inline std::vector<std::int64_t> select(const quoka& policy, const attention_arg
                                         const attention_sequence& block, std::int64_t head,
                                         dense_crossing measured = {}) {
   if (lists_all(policy.keep, block, measured)) return all_past(block, head);
-  const auto slot_ids = candidates(args, block, head);
-  if (block.Tq == 0) return slot_ids;
-  const vector_list qbar = choose_queries(policy.queries, args, block, head);
-  std::vector<double> scores;
-  for (const std::int64_t slot : slot_ids) scores.push_back(score_key(policy, block, head, slot, qbar));
+  if (block.Tq == 0) return candidates(args, block, head);
+  const auto slot_ids = candidates_in_order(args, block, head);
+  const vector_list queries = scoring_queries(policy, args, block, head, slot_ids);
+  const auto scores = final_scores(policy, raw_scores(policy, block, head, queries, slot_ids));
   return top_k(policy.keep, block, head, slot_ids, scores);
 }
 
@@ -202,7 +254,7 @@ inline std::vector<std::int64_t> select(const sink_window& policy, const attenti
                                         dense_crossing measured = {}) {
   if (lists_all(policy.keep, block, measured)) return all_past(block, head);
   const auto slot_ids = candidates(args, block, head);
-  retention keep = policy.keep;
+  retention keep = policy.keep.among(block.past(head));
   keep.recent = keep.keys(block.past(head)) - keep.sinks;
   return top_k(keep, block, head, slot_ids, std::vector<double>(slot_ids.size(), 0.0));
 }

@@ -133,13 +133,14 @@ inline void choose_rows(const query_rule& rule, const float* rows, const float* 
     case query_choice::farthest_point:
       return choose_farthest_points(rows, weights, Tq, D, rule.n, scratch, chosen);
     case query_choice::random:
-      queries::draw_tokens(rule, Tq, Tk, scratch.shuffled);
+      queries::draw_rows(rule, Tq, Tk, scratch.shuffled);
       for (std::int64_t i = 0; i < rule.n; ++i) chosen[i] = scratch.shuffled[i];
       return;
     case query_choice::newest:
       for (std::int64_t i = 0; i < rule.n; ++i) chosen[i] = static_cast<std::int32_t>(Tq - rule.n + i);
       return;
     case query_choice::all:  // keeps every row
+    case query_choice::needed:  // not among means
       return;
   }
 }
@@ -182,7 +183,7 @@ SKIM_NOINLINE inline void choose_queries(const query_rule& rule, const attention
                                          const attention_sequence& block, std::int64_t head,
                                          const choose_scratch& scratch, float* qbar) {
   const std::int64_t D = args.q.extents[2], length = padded_row(D), G = group_size(args), Tq = block.Tq;
-  const std::int64_t kept = rule.kept(Tq);
+  const std::int64_t kept = rule.kept(Tq, G);
   const bool chooses = kept < Tq, by_head = rule.per_query_head() && chooses;
   float* const means = chooses && !by_head ? scratch.means : qbar;
   const std::int64_t rows = by_head ? kept : Tq;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file QUOKA's step 4 on the CPU: one score per key, streaming K once.
+/// \file QUOKA's scores on the CPU: one per key, streaming K once.
 ///
 /// The chosen queries lie in the SIMD lanes and keys are broadcast against them, as in attend_tile.hpp, with a running
 /// maximum instead of a `[n, Tk]` matrix. One to three queries (decode, or the mean) leave most lanes idle; then D lies in
-/// the lanes instead.
+/// the lanes instead. What standardises a product is a factor and an offset, applied to the finished sum.
 #pragma once
 
 #include <skim/cpu/kernel/multiply_tile.hpp>
@@ -26,96 +26,119 @@ SKIM_INLINE bool all_usable(const float* factors) {
   return all;
 }
 
-/// Scratch for scoring, one a worker.
-struct score_scratch {
-  float* packed;  // [D, queries rounded up to lanes], or [queries, padded D] for fewer than four
-  float* keys;    // [64, padded D]
-
-  score_scratch(arena& arena, std::int64_t n, std::int64_t D) {
-    packed = arena.take<float>(padded_row(greater(n, fewest_packed_queries)) * padded_row(D));
-    keys = arena.take<float>(keys_of_tile * padded_row(D));
-  }
-};
-
-/// Queries ready to meet keys.
+/// Queries ready to meet keys: those of one KV head and block.
 struct packed_queries {
-  const float* data;
-  std::int64_t n;  // as few as 1; rounded up to lanes where they are packed
+  void* data;      // in lanes: steps of D [n lanes by `row_lanes`, a multiple]; else f32 rows [n, padded D]
+  float* factors;  // [n rounded up to lanes]: standardised = product * factor + offset; null: the product
+  float* offsets;
+  std::int64_t n;  // as few as 1; rounded up to lanes where they are in lanes; 0: none scores
   std::int64_t D;
   bool in_lanes;
+
+  /// Floats of room for `n` queries.
+  SKIM_INLINE static std::int64_t lanes_of(std::int64_t n) { return padded_row(greater(n, fewest_packed_queries)); }
 };
 
-/// Of the `n` rows of qbar those that have a say; a row of zeros if none has.
-inline packed_queries pack_queries(reduction reduce, const float* qbar, std::int64_t n, std::int64_t D, float* target) {
-  const std::int64_t length = padded_row(D);
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < n; ++i) count += is_silent(qbar + i * length) ? 0 : 1;
-  if (count == 0 || reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
-    clear_row(target, length);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float* const row = qbar + i * length;
-      if (!is_silent(row)) add_scaled_of(row, 1.0f / static_cast<float>(count), target, length);
-    }
-    return {target, 1, D, false};
+/// Packs row by row; lanes beyond the last query repeat it, which no maximum notices.
+template <class Math>
+SKIM_INLINE void pack_lanes(const float* rows, std::int64_t n, const packed_queries& target) {
+  using step = typename Math::step;
+  const std::int64_t length = padded_row(target.D), steps = (target.D + Math::values - 1) / Math::values;
+  const float* row = rows;
+  for (std::int64_t lane = 0, i = 0; lane < target.n; ++lane) {
+    while (i < n && is_silent(rows + i * length)) ++i;
+    if (i < n) row = rows + i++ * length;
+    const row_lanes place = row_lanes::of(lane, target.n);
+    Math::pack_lane(row, target.D, 1.0f, static_cast<step*>(target.data) + place.offset(lane, steps, 0), place.width);
   }
-  if (count < fewest_packed_queries) {
-    float* row = target;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (is_silent(qbar + i * length)) continue;
-      std::memcpy(row, qbar + i * length, static_cast<std::size_t>(length) * sizeof(float));
-      row += length;
-    }
-    return {target, count, D, false};
-  }
-  const std::int64_t width = padded_row(count);
-  const float* row = qbar;
-  for (std::int64_t lane = 0, i = 0; lane < width; ++lane) {
-    while (i < n && is_silent(qbar + i * length)) ++i;
-    if (i < n) row = qbar + i++ * length;  // lanes beyond the last query repeat it, which no maximum notices
-    for (std::int64_t d = 0; d < D; ++d) target[d * width + lane] = row[d];
-  }
-  return {target, width, D, true};
 }
 
-/// best[i] = max over the packed queries of q . keys[i], for `broadcasts` keys. A NaN key makes every product NaN, and the
-/// maximum with them.
-template <int Vectors>
-SKIM_INLINE void score_packed(const packed_queries& queries, std::int64_t first, const float* keys,
-                              std::int64_t key_stride, simd::floats (&best)[broadcasts]) {
+/// Of the `n` rows those that have a say; a row of zeros if none has. `target` says where to.
+template <class Math>
+SKIM_NOINLINE packed_queries pack_queries(reduction reduce, const float* rows, std::int64_t n, packed_queries target) {
+  const std::int64_t length = padded_row(target.D);
+  float* const plain = static_cast<float*>(target.data);
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) count += is_silent(rows + i * length) ? 0 : 1;
+  target.in_lanes = count >= fewest_packed_queries && reduce != reduction::mean;
+  target.n = target.in_lanes ? padded_row(count) : count;
+  if (target.in_lanes) {
+    pack_lanes<Math>(rows, n, target);
+  } else if (count == 0 || reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
+    target.n = 1;
+    clear_row(plain, length);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float* const row = rows + i * length;
+      if (!is_silent(row)) add_scaled_of(row, 1.0f / static_cast<float>(count), plain, length);
+    }
+  } else {
+    float* row = plain;
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (is_silent(rows + i * length)) continue;
+      std::memcpy(row, rows + i * length, static_cast<std::size_t>(length) * sizeof(float));
+      row += length;
+    }
+  }
+  return target;
+}
+
+/// Calls `take(i, v, sums)` with the products of `broadcasts` keys and Vectors vectors of queries from lane `first` on.
+template <class Math, int Vectors, class Take>
+SKIM_INLINE void multiply_packed(const packed_queries& queries, std::int64_t first, const typename Math::step* keys,
+                                 std::int64_t key_stride, const Take& take) {
+  const std::int64_t steps = (queries.D + Math::values - 1) / Math::values;
   simd::vectors<Vectors> acc[broadcasts];
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });
-  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(keys, key_stride, unit_stride{}, queries.data + first,
-                                                                 queries.n, queries.D, acc);
+  multiply_tile<Math, Vectors>(keys, key_stride, unit_stride{},
+                               static_cast<const typename Math::step*>(queries.data) + first * steps,
+                               width_constant<Vectors>{}, steps, acc);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { best[i] = simd::larger(best[i], acc[i][v]); });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, first + v * simd::lanes, acc[i][v]); });
   });
 }
-
-/// dots [round_up(count, broadcasts)] = max over queries of q . key for a tile of widened keys.
-SKIM_NOINLINE inline void score_keys_of_tile(const packed_queries& queries, const float* keys, std::int64_t count,
-                                             float* dots) {
-  const std::int64_t stride = padded_row(queries.D);
-  if (!queries.in_lanes) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      float best = dot_of(queries.data, keys + i * stride, stride);
-      for (std::int64_t j = 1; j < queries.n; ++j) {
-        const float dot = dot_of(queries.data + j * stride, keys + i * stride, stride);
-        best = dot > best ? dot : best;
-      }
-      dots[i] = best;
-    }
-    return;
+template <class Math, class Take>
+SKIM_INLINE void multiply_all_packed(const packed_queries& queries, const typename Math::step* keys,
+                                     std::int64_t key_stride, const Take& take) {
+  std::int64_t first = 0;
+  for (; first + row_vectors * simd::lanes <= queries.n; first += row_vectors * simd::lanes) {
+    multiply_packed<Math, row_vectors>(queries, first, keys, key_stride, take);
   }
+  for (; first < queries.n; first += simd::lanes) multiply_packed<Math, 1>(queries, first, keys, key_stride, take);
+}
+
+/// The largest product with one key where there are few queries. A NaN key makes every product NaN, and the maximum with
+/// them; standardised ones that are NaN are left out.
+SKIM_INLINE float score_key(const packed_queries& queries, const float* key, std::int64_t length) {
+  const float* const rows = static_cast<const float*>(queries.data);
+  float best = queries.factors ? minus_infinity : dot_of(rows, key, length);
+  for (std::int64_t j = queries.factors ? 0 : 1; j < queries.n; ++j) {
+    float dot = dot_of(rows + j * length, key, length);
+    if (queries.factors) dot = dot * queries.factors[j] + queries.offsets[j];
+    best = dot > best ? dot : best;
+  }
+  return best;
+}
+
+/// dots [round_up(count, broadcasts)] = max over queries of q . key, standardised or not, for a tile of loaded keys.
+template <class Math, bool Standardised>
+SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typename Math::step* keys,
+                                      std::int64_t stride, std::int64_t count, float* dots) {
   for (std::int64_t i = 0; i < count; i += broadcasts) {
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
-    std::int64_t first = 0;
-    for (; first + row_vectors * simd::lanes <= queries.n; first += row_vectors * simd::lanes) {
-      score_packed<row_vectors>(queries, first, keys + i * stride, stride, best);
-    }
-    for (; first < queries.n; first += simd::lanes) score_packed<1>(queries, first, keys + i * stride, stride, best);
+    multiply_all_packed<Math>(queries, keys + i * stride, stride,
+                              [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
+                                if constexpr (Standardised) {
+                                  const simd::floats z = simd::fma(dot, simd::load(queries.factors + lane),
+                                                                   simd::load(queries.offsets + lane));
+                                  best[j] = simd::larger(z, best[j]);
+                                } else {
+                                  static_cast<void>(lane);
+                                  best[j] = simd::larger(best[j], dot);
+                                }
+                              });
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { dots[i + j] = simd::max_lane(best[j]); });
   }
 }
@@ -145,7 +168,7 @@ SKIM_NOINLINE inline void find_factors(const score_job& job, similarity measure,
   const kv_view& kv = *job.kv;
   const std::int64_t stride = padded_row(kv.k.dim);
   for (std::int64_t i = 0; i < keys_of_tile; i += simd::lanes) simd::store(factors + i, simd::floats(1.0f));
-  if (measure == similarity::dot) return;
+  if (measure != similarity::cosine) return;
   const float* const stored = kv.inverse_norms ? kv.inverse_norms + job.head * kv.inverse_norms_stride : nullptr;
   for (std::int64_t i = 0; i < count; ++i) {
     factors[i] = stored ? stored[kv.metadata_row(begin + i)] : inverse_length(keys + i * stride, stride);
@@ -156,12 +179,30 @@ SKIM_NOINLINE inline void find_factors(const score_job& job, similarity measure,
   }
 }
 
+/// Loads the keys of `count` slots, `slot(i)`, as rows of steps; rows up to a whole broadcast are zeros.
+template <class Math, class Slot>
+SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_t count, const Slot& slot,
+                           typename Math::step* keys) {
+  const std::int64_t stride = padded_row(kv.k.dim);
+  for (std::int64_t i = 0; i < count; ++i) {
+    typename Math::step* const key = keys + i * stride;
+    if constexpr (Math::values == 1) simd::store(key + stride - simd::lanes, simd::floats(0.0f));
+    load_row<Math>(rows.at(kv.place(slot(i))), kv.k.dim, key);
+  }
+  for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) {
+    std::memset(keys + i * stride, 0, static_cast<std::size_t>(stride) * sizeof(*keys));
+  }
+}
+
 /// scores [slot] for the job's slots; -inf, unread, where a whole tile lies outside every window.
-SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, const packed_queries& queries,
-                                      const score_scratch& scratch, float* scores) {
+template <class Math>
+SKIM_NOINLINE void score_slots(const score_job& job, similarity measure, const packed_queries& queries, float* scratch,
+                               float* scores) {
+  using step = typename Math::step;
   const kv_view& kv = *job.kv;
-  const std::int64_t D = kv.k.dim, stride = padded_row(D);
+  const std::int64_t stride = padded_row(kv.k.dim);
   const head_rows rows(kv, kv.k, job.head);
+  step* const keys = reinterpret_cast<step*>(scratch);
   float dots[keys_of_tile], factors[keys_of_tile];
   for (std::int64_t begin = job.begin; begin < job.end; begin += keys_of_tile) {
     const std::int64_t count = smaller(keys_of_tile, job.end - begin);
@@ -169,15 +210,21 @@ SKIM_NOINLINE inline void score_slots(const score_job& job, similarity measure, 
       for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
       continue;
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-      float* const key = scratch.keys + i * stride;
-      simd::store(key + stride - simd::lanes, simd::floats(0.0f));
-      widen_here(rows.at(kv.place(begin + i)), D, key);
+    load_keys<Math>(kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
+    if constexpr (Math::values == 1) find_factors(job, measure, begin, count, keys, factors);
+    if (!queries.in_lanes) {
+      for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
+    } else if (queries.factors) {
+      score_keys_of_tile<Math, true>(queries, keys, stride, count, dots);
+    } else {
+      score_keys_of_tile<Math, false>(queries, keys, stride, count, dots);
     }
-    for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) clear_row(scratch.keys + i * stride, stride);
-    find_factors(job, measure, begin, count, scratch.keys, factors);
-    score_keys_of_tile(queries, scratch.keys, count, dots);
-    for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = dots[i] * factors[i];
+    if constexpr (Math::values == 1) {
+      if (measure == similarity::cosine) {
+        for (std::int64_t i = 0; i < count; ++i) dots[i] *= factors[i];
+      }
+    }
+    std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
   }
 }
 

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file QUOKA's queries from a KV head's own rows, on the CPU: `query_choice::needed`, and the plain choices among rows. In
+/// f32.
+///
+/// Everything is a small matrix product: rows are broadcast, 8 (or 4) at a time, against keys or picked rows in the lanes,
+/// two vectors at a time, as in attend_tile.hpp but the other way round. There are fewer keys than rows to pack, and a row's
+/// sums end in one register.
+#pragma once
+
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/position_order.hpp>
+#include <skim/cpu/selector/quoka_queries.hpp>
+#include <skim/cpu/simd/math.hpp>
+
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
+
+inline constexpr std::int64_t rows_weighed = 64;  // whose logits are kept at once: the keys' lanes are read as often
+static_assert(rows_weighed % broadcasts == 0);
+
+/// Rows of other memory in the lanes: blocks of two vectors, see `row_lanes`.
+struct lane_rows {
+  float* data;         // [D, stride] by `row_lanes`
+  std::int64_t D, stride;
+
+  SKIM_INLINE void put(std::int64_t lane, const float* row) const {
+    const row_lanes place = row_lanes::of(lane, stride);
+    float* const target = data + place.offset(lane, D, 0);
+    for (std::int64_t d = 0; d < D; ++d) target[d * place.width] = row ? row[d] : 0.0f;
+  }
+};
+
+/// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows from `rows` on and the
+/// lanes [begin, begin + Vectors * lanes).
+template <int Vectors, class Take>
+SKIM_INLINE void multiply_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes, std::int64_t begin,
+                                const Take& take) {
+  simd::vectors<Vectors> acc[broadcasts];
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
+  });
+  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(rows, row_stride, unit_stride{},
+                                                                 lanes.data + begin * lanes.D, width_constant<Vectors>{},
+                                                                 lanes.D, acc);
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
+  });
+}
+template <class Take>
+SKIM_INLINE void multiply_all_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes, std::int64_t begin,
+                                    std::int64_t end, const Take& take) {
+  constexpr std::int64_t wide = row_vectors * simd::lanes;
+  for (; begin + wide <= end; begin += wide) multiply_lanes<row_vectors>(rows, row_stride, lanes, begin, take);
+  for (; begin < end; begin += simd::lanes) multiply_lanes<1>(rows, row_stride, lanes, begin, take);
+}
+
+/// Scratch for the choice of one KV head, one a worker. Rows are padded, and their number to whole broadcasts.
+struct needed_scratch {
+  float* x;                 // [R, padded D]: scale * q
+  float* y;                 // [R, padded D]: features
+  float* row;               // [padded D]: a key; a head's mean
+  float* lanes;             // [D, samples + Tq, each padded]: keys; then [D, picked rows of a round]
+  float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
+  std::int32_t* positions;  // [Tq, padded]: of own keys
+  float* logits;            // [rows_weighed, samples + Tq, padded]
+  float* need;              // [R]
+  float* size;              // [R]: |y|^2
+  float* nearest;           // [R]: squared distance to the nearest picked row
+  std::int32_t* owner;      // [R]: which of the picked rows that is
+  std::uint64_t* heap;      // [R]
+  std::int32_t* picked;     // [R]: row numbers, in the order picked
+
+  needed_scratch(arena& arena, const query_rule& rule, std::int64_t Tq, std::int64_t G, std::int64_t D) {
+    const std::int64_t R = round_up(Tq * G, broadcasts), length = padded_row(D);
+    const bool needed = rule.choice == query_choice::needed;
+    const std::int64_t chosen = needed ? R : 0, met = needed ? most_met(rule, Tq) : 0;
+    x = arena.take<float>(saturated(R, length));
+    y = arena.take<float>(saturated(chosen, length));
+    row = arena.take<float>(length);
+    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule) : 0), length));
+    bias = arena.take<float>(met);
+    positions = arena.take<std::int32_t>(met);
+    logits = arena.take<float>(saturated(rows_weighed, met));
+    need = arena.take<float>(chosen);
+    size = arena.take<float>(chosen);
+    nearest = arena.take<float>(chosen);
+    owner = arena.take<std::int32_t>(chosen);
+    heap = arena.take<std::uint64_t>(chosen);
+    picked = arena.take<std::int32_t>(R);
+  }
+
+  /// Lanes for sampled and own keys; samples are fewer than twice as many as the rule says.
+  SKIM_INLINE static std::int64_t most_met(const query_rule& rule, std::int64_t Tq) {
+    return round_up(2 * rule.samples, simd::lanes) + round_up(Tq, simd::lanes);
+  }
+  /// Rows that a round picks, in whole lanes.
+  SKIM_INLINE static std::int64_t round_rows(const query_rule& rule) {
+    return round_up(greater(rule.n / 4, 1), simd::lanes);
+  }
+};
+
+/// One KV head of a block, for the steps below.
+struct needed_job {
+  const query_rule& rule;
+  const attention_args& args;
+  const attention_sequence& block;
+  std::int64_t head;
+  const slot_order& past;  // the candidates
+  const needed_scratch& scratch;
+  std::int64_t D, length, G, R;
+
+  SKIM_INLINE const float* x(std::int64_t r) const { return scratch.x + r * length; }
+};
+
+/// x = scale * q of all rows; those with an infinity or NaN are silenced.
+SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
+  const float scale = logit_scale(job.args);
+  for (std::int64_t r = 0; r < job.R; ++r) {
+    float* const row = job.scratch.x + r * job.length;
+    simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
+    const std::int64_t g = r / job.block.Tq, t = r % job.block.Tq;
+    widen({job.args.q.at(job.block.first_row + t, job.head * job.G + g), job.args.q.type}, job.D, row);
+    simd::floats spoilt(0.0f);
+    for (std::int64_t d = 0; d < job.length; d += simd::lanes) {
+      const simd::floats value = simd::load(row + d) * simd::floats(scale);
+      simd::store(row + d, value);
+      spoilt = simd::fma(value, simd::floats(0.0f), spoilt);
+    }
+    if (!(simd::sum(spoilt) == 0)) silence(row);
+  }
+  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r) clear_row(job.scratch.x + r * job.length, job.length);
+}
+
+/// Puts a key into a lane, or what hides it there.
+SKIM_INLINE void put_key(const needed_job& job, const lane_rows& lanes, std::int64_t lane, std::int64_t slot) {
+  const kv_view& kv = job.block.kv;
+  float* const row = job.scratch.row;
+  if (slot >= 0) {
+    simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
+    widen(kv.row(kv.k, job.head, slot), job.D, row);
+    simd::floats spoilt(0.0f);
+    for (std::int64_t d = 0; d < job.length; d += simd::lanes)
+      spoilt = simd::fma(simd::load(row + d), simd::floats(0.0f), spoilt);
+    if (!(simd::sum(spoilt) == 0)) slot = -1;
+  }
+  lanes.put(lane, slot >= 0 ? row : nullptr);
+  job.scratch.bias[lane] = slot >= 0 ? 0.0f : minus_infinity;
+}
+
+/// The largest of some logits, and the sum of 2^(logit - largest).
+struct exponential_sum {
+  float largest, sum;
+};
+
+/// Of logits [count, padded], those hidden by `bias` or not `seen(vector)` left out.
+template <class Seen>
+SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, std::int64_t count, const Seen& seen) {
+  const simd::floats scale(1.44269504f), least(minus_infinity);
+  simd::floats most = least;
+  for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    const simd::floats logit =
+        xsimd::select(seen(i), simd::fma(simd::load(logits + i), scale, simd::load(bias + i)), least);
+    simd::store(logits + i, logit);
+    most = simd::larger(logit, most);
+  }
+  const float largest = simd::max_lane(most);
+  if (largest == minus_infinity) return {largest, 0};
+  simd::floats sum(0.0f);
+  for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    sum = sum + simd::exp2_nonpositive(simd::load(logits + i) - simd::floats(largest));
+  }
+  return {largest, simd::sum(sum)};
+}
+
+/// Step 1: need of every row.
+SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
+  const kv_view& kv = job.block.kv;
+  const needed_scratch& scratch = job.scratch;
+  const std::int64_t Tq = job.block.Tq, n = job.past.count, past = job.block.past(job.head);
+  const std::int64_t step = greater(n / job.rule.samples, 1), w = n > 4 ? (n - 4 + step - 1) / step : 0;
+  const std::int64_t first_own = round_up(w, simd::lanes), width = first_own + round_up(Tq, simd::lanes);
+  const lane_rows lanes{scratch.lanes, job.D, width};
+  for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? job.past.at(4 + i * step) : -1);
+  for (std::int64_t i = 0; i < width - first_own; ++i) {
+    put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
+    scratch.positions[i] = i < Tq ? static_cast<std::int32_t>(kv.position(job.head, past + i)) : 0;
+  }
+  const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
+  for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
+    const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
+    constexpr std::int64_t wide = row_vectors * simd::lanes;
+    for (std::int64_t lane = 0; lane < width; lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
+      const std::int64_t last = smaller(lane + wide, width);
+      for (std::int64_t r = begin; r < end; r += broadcasts) {
+        float* const logits = scratch.logits + (r - begin) * width;
+        multiply_all_lanes(job.x(r), job.length, lanes, lane, last,
+                           [&](auto i, std::int64_t v, simd::floats sums)
+                               SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
+      }
+    }
+    for (std::int64_t r = begin; r < smaller(end, job.R); ++r) {
+      if (is_silent(job.x(r))) {
+        scratch.need[r] = 0;
+        continue;
+      }
+      float* const logits = scratch.logits + (r - begin) * width;
+      const std::int64_t position = kv.position(job.head, past + r % Tq);
+      const mask see = job.args.mask;
+      const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
+      const simd::ints low(clamped(position - see.left)), high(clamped(position + see.right));
+      const exponential_sum P = sum_exponentials(logits, scratch.bias, first_own, [](std::int64_t)
+                                                     SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
+      const exponential_sum O = sum_exponentials(
+          logits + first_own, scratch.bias + first_own, width - first_own, [&](std::int64_t i) SKIM_LAMBDA_INLINE {
+            const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
+            return simd::as_float_mask((low <= at) & (at <= high));
+          });
+      // sigmoid(P - O) from what exceeds the larger maximum
+      const float most = P.largest > O.largest ? P.largest : O.largest;
+      const double before = static_cast<double>(P.sum) * share * std::exp2(static_cast<double>(P.largest - most));
+      const double own = static_cast<double>(O.sum) * std::exp2(static_cast<double>(O.largest - most));
+      scratch.need[r] = P.sum > 0 && O.sum > 0 ? static_cast<float>(before / (before + own)) : 1.0f;
+    }
+  }
+}
+
+/// Step 2: features of every row, and their squared lengths. Silent rows stay silent.
+SKIM_NOINLINE inline void find_features(const needed_job& job) {
+  const needed_scratch& scratch = job.scratch;
+  const std::int64_t Tq = job.block.Tq, length = job.length;
+  float* const center = scratch.row;
+  for (std::int64_t first = 0; first < job.R; first += Tq) {
+    float largest = 0;
+    std::int64_t finite = 0;
+    for (std::int64_t r = first; r < first + Tq; ++r) {
+      if (is_silent(job.x(r))) continue;
+      ++finite;
+      for (std::int64_t d = 0; d < job.D; ++d) {
+        const float value = std::fabs(job.x(r)[d]);
+        largest = value > largest ? value : largest;
+      }
+    }
+    // Features do not change with the rows' common size, but squares of it would overflow or vanish.
+    const float unit = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) / 2)) : 1.0f;
+    const float rest = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) + std::ilogb(largest) / 2)) : 1.0f;
+    for (std::int64_t r = first; r < first + Tq; ++r) {
+      float* const y = scratch.y + r * length;
+      for (std::int64_t d = 0; d < length; d += simd::lanes) {
+        simd::store(y + d, simd::load(job.x(r) + d) * simd::floats(unit) * simd::floats(rest));
+      }
+    }
+    // The mean in two steps: what the first, rounded, leaves is small.
+    clear_row(center, length);
+    for (int pass = 0; pass < (Tq > 1 ? 2 : 0); ++pass) {
+      float* const sum = scratch.lanes;
+      clear_row(sum, length);
+      for (std::int64_t r = first; r < first + Tq; ++r) {
+        if (is_silent(job.x(r))) continue;
+        const float* const y = scratch.y + r * length;
+        for (std::int64_t d = 0; d < length; d += simd::lanes) {
+          simd::store(sum + d, simd::load(sum + d) + (simd::load(y + d) - simd::load(center + d)));
+        }
+      }
+      add_scaled_of(sum, finite > 0 ? 1 / static_cast<float>(finite) : 0.0f, center, length);
+    }
+    double spread = 0, size = 0;
+    for (std::int64_t r = first; r < first + Tq; ++r) {
+      float* const y = scratch.y + r * length;
+      if (is_silent(job.x(r))) continue;
+      size += static_cast<double>(dot_of(y, y, length));
+      for (std::int64_t d = 0; d < length; d += simd::lanes) {
+        simd::store(y + d, simd::load(y + d) - simd::load(center + d));
+      }
+      scratch.size[r] = dot_of(y, y, length);
+      spread += static_cast<double>(scratch.size[r]);
+    }
+    const bool flat = Tq > 1 && std::sqrt(spread) <= 1e-6 * std::sqrt(size);
+    const double rms = Tq > 1 ? std::sqrt(spread / static_cast<double>(greater(finite, 1))) : std::sqrt(size);
+    const float factor = flat || !(rms > 0) ? 0.0f : static_cast<float>(1 / rms);
+    for (std::int64_t r = first; r < first + Tq; ++r) {
+      float* const y = scratch.y + r * length;
+      if (is_silent(job.x(r))) continue;
+      for (std::int64_t d = 0; d < length; d += simd::lanes) simd::store(y + d, simd::load(y + d) * simd::floats(factor));
+      scratch.size[r] = scratch.size[r] * factor * factor;
+    }
+  }
+  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r) clear_row(scratch.y + r * length, length);
+}
+
+/// Brings every row's nearest picked row up to date with those in the places [begin, end).
+SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin, std::int64_t end) {
+  const needed_scratch& scratch = job.scratch;
+  constexpr std::int64_t wide = row_vectors * simd::lanes;
+  const lane_rows lanes{scratch.lanes, job.D, round_up(end - begin, simd::lanes)};
+  for (std::int64_t i = 0; i < lanes.stride; ++i) {
+    lanes.put(i, begin + i < end ? scratch.y + scratch.picked[begin + i] * job.length : nullptr);
+  }
+  for (std::int64_t lane = 0; lane < lanes.stride; lane += wide) {
+    float sizes[wide];
+    for (std::int64_t i = 0; i < wide; ++i) {
+      const std::int64_t place = begin + lane + i;
+      sizes[i] = place < end ? -scratch.size[scratch.picked[place]] : minus_infinity;
+    }
+    for (std::int64_t r = 0; r < job.R; r += broadcasts) {
+      float closeness[broadcasts][wide];  // 2 y . y_c - |y_c|^2
+      simd::floats best[broadcasts];
+      simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE { best[i] = simd::floats(minus_infinity); });
+      multiply_all_lanes(scratch.y + r * job.length, job.length, lanes, lane, smaller(lane + wide, lanes.stride),
+                         [&](auto i, std::int64_t v, simd::floats sums) SKIM_LAMBDA_INLINE {
+                           const simd::floats close = simd::fma(sums, simd::floats(2.0f), simd::load(
+                               static_cast<const float*>(sizes) + v - lane));
+                           simd::store(closeness[i] + v - lane, close);
+                           best[i] = simd::larger(close, best[i]);
+                         });
+      for (std::int64_t i = 0; i < smaller(broadcasts, job.R - r); ++i) {
+        if (is_silent(job.x(r + i))) continue;
+        const float closest = simd::max_lane(best[i]), distance = scratch.size[r + i] - closest;
+        const float squared = distance > 0 ? distance : 0;
+        if (!(squared < scratch.nearest[r + i])) continue;
+        scratch.nearest[r + i] = squared;
+        std::int64_t which = 0;
+        while (closeness[i][which] != closest) ++which;
+        scratch.owner[r + i] = static_cast<std::int32_t>(begin + lane + which);
+      }
+    }
+  }
+}
+
+/// Step 3: up to n rows, in the order picked. Returns how many: fewer where fewer are finite.
+SKIM_NOINLINE inline std::int64_t pick_needed(const needed_job& job) {
+  const needed_scratch& scratch = job.scratch;
+  const std::int64_t a_round = greater(job.rule.n / 4, 1);
+  constexpr float taken = -1;
+  std::int64_t left = 0;
+  for (std::int64_t r = 0; r < job.R; ++r) {
+    left += is_silent(job.x(r)) ? 0 : 1;
+    scratch.nearest[r] = std::numeric_limits<float>::infinity();
+    scratch.owner[r] = -1;
+  }
+  std::int64_t picked = 0;
+  const std::int64_t wanted = smaller(job.rule.n, left);
+  while (picked < wanted) {
+    const std::int64_t count = smaller(a_round, wanted - picked);
+    std::int64_t size = 0;
+    for (std::int64_t r = 0; r < job.R; ++r) {
+      if (is_silent(job.x(r)) || scratch.nearest[r] == taken) continue;
+      const float gain = scratch.need[r] * (picked == 0 ? scratch.size[r] : scratch.nearest[r]);
+      scratch.heap[size++] = std::uint64_t{~rank_bits(gain)} << 32 | static_cast<std::uint64_t>(r);
+    }
+    for (std::int64_t parent = size / 2 - 1; parent >= 0; --parent) sift_down(scratch.heap, size, parent);
+    for (std::int64_t i = 0; i < count; ++i) {
+      scratch.picked[picked + i] = static_cast<std::int32_t>(scratch.heap[0] & 0xffffffffu);
+      scratch.heap[0] = scratch.heap[--size];
+      sift_down(scratch.heap, size, 0);
+    }
+    meet_picked(job, picked, picked + count);
+    picked += count;
+    for (std::int64_t i = 0; i < picked; ++i) scratch.nearest[scratch.picked[i]] = taken;
+  }
+  return picked;
+}
+
+/// Step 4: queries [picked, padded D], the means of the picked rows' members.
+SKIM_NOINLINE inline void average_members(const needed_job& job, std::int64_t picked, float* queries) {
+  const needed_scratch& scratch = job.scratch;
+  float* const weights = scratch.size;  // which no one needs any more; [picked]
+  for (std::int64_t i = 0; i < picked; ++i) {
+    clear_row(queries + i * job.length, job.length);
+    weights[i] = 0;
+  }
+  for (std::int64_t r = 0; r < job.R; ++r) {
+    if (is_silent(job.x(r))) continue;
+    const std::int64_t i = scratch.owner[r];
+    weights[i] += scratch.need[r];
+    add_scaled_of(job.x(r), scratch.need[r], queries + i * job.length, job.length);
+  }
+  for (std::int64_t i = 0; i < picked; ++i) {
+    float* const query = queries + i * job.length;
+    if (weights[i] <= 1e-6f) {
+      std::memcpy(query, job.x(scratch.picked[i]), static_cast<std::size_t>(job.length) * sizeof(float));
+    } else {
+      scale_row(1 / weights[i], job.length, query);
+    }
+  }
+}
+
+/// queries [kept, padded D] of one KV head's own rows; places without a say are marked.
+SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const attention_args& args,
+                                             const attention_sequence& block, std::int64_t head, const slot_order& past,
+                                             const needed_scratch& scratch, float* queries) {
+  const std::int64_t D = args.q.extents[2], G = group_size(args), R = block.Tq * G, kept = rule.kept(block.Tq, G);
+  const needed_job job{rule, args, block, head, past, scratch, D, padded_row(D), G, R};
+  load_own_rows(job);
+  if (kept < R && rule.choice == query_choice::needed) {
+    weigh_rows(job);
+    find_features(job);
+    const std::int64_t picked = pick_needed(job);
+    average_members(job, picked, queries);
+    for (std::int64_t i = picked; i < kept; ++i) {
+      clear_row(queries + i * job.length, job.length);
+      silence(queries + i * job.length);
+    }
+    return;
+  }
+  if (kept < R && rule.choice == query_choice::random) queries::draw_rows(rule, R, block.Tk(), scratch.picked);
+  for (std::int64_t i = 0; i < kept; ++i) {
+    if (kept == R || rule.choice == query_choice::newest) {
+      scratch.picked[i] = static_cast<std::int32_t>(kept == R ? i : i % G * block.Tq + block.Tq - 1 - i / G);
+    }
+    std::memcpy(queries + i * job.length, job.x(scratch.picked[i]), static_cast<std::size_t>(job.length) * sizeof(float));
+  }
+}
+
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

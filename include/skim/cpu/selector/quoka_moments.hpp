@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file What standardises QUOKA's products on the CPU: mean and deviation of each query's products with sampled keys. Sums
+/// in f64, so that keys and queries of every size count.
+#pragma once
+
+#include <skim/cpu/kernel/position_order.hpp>
+#include <skim/cpu/selector/quoka_score.hpp>
+
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
+
+/// Which candidates, in order of position, moments are of: every 32nd from the 17th on, or all of few.
+struct moment_places {
+  std::int64_t first = 16, step = 32, count;
+
+  SKIM_INLINE explicit moment_places(std::int64_t n) : count(n > 16 ? (n - 16 + 31) / 32 : 0) {
+    if (count < 32) {
+      first = 0;
+      step = 1;
+      count = n;
+    }
+  }
+};
+
+/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is.
+SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_t D, element type) {
+  const std::int64_t length = padded_row(D);
+  for (std::int64_t i = 0; i < n; ++i) {
+    float* const row = rows + i * length;
+    if (is_silent(row)) continue;
+    scale_to_one(row, length);
+    for (std::int64_t d = 0; type == element::bf16 && d < D; ++d) row[d] = to_float(from_float<bf16>(row[d]));
+  }
+}
+
+/// Count, mean and summed squared deviations of one query's products.
+struct product_moments {
+  double count, mean, spread;
+
+  SKIM_INLINE void merge(double number, double center, double squares) {
+    if (number == 0) return;
+    const double all = count + number, apart = center - mean;
+    spread += squares + apart * apart * count * number / all;
+    mean += apart * number / all;
+    count = all;
+  }
+
+  /// 0 if the query does not score.
+  SKIM_INLINE double deviation() const {
+    if (count < 2) return 0;
+    const double root = std::sqrt(mean * mean + spread / count), s = std::sqrt(spread / (count - 1));
+    return s > 1e-6 * root ? s : 0;
+  }
+};
+
+/// Scratch of `find_moments`, one a worker.
+struct moment_scratch {
+  float* keys;            // [64, padded D], or as many steps
+  float* products;        // [64, queries in lanes]
+  product_moments* sums;  // [queries in lanes]
+
+  moment_scratch(arena& arena, std::int64_t n, std::int64_t D) {
+    keys = arena.take<float>(keys_of_tile * padded_row(D));
+    products = arena.take<float>(saturated(keys_of_tile, packed_queries::lanes_of(n)));
+    sums = arena.take<product_moments>(packed_queries::lanes_of(n));
+  }
+};
+
+/// Takes in a tile's products [count, lanes]: sums about the tile's own mean, in f32 and scaled so that squares neither
+/// overflow nor vanish; merged in f64.
+SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count, std::int64_t lanes,
+                                       product_moments* sums) {
+  const simd::floats zero(0.0f), one(1.0f);
+  for (std::int64_t lane = 0; lane < lanes; lane += simd::lanes) {
+    simd::floats sum = zero, number = zero, most = zero, first = zero, second = zero;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const simd::floats p = simd::load(products + i * lanes + lane);
+      const simd::float_mask finite = p * zero == zero;
+      sum = sum + xsimd::select(finite, p, zero);
+      number = number + xsimd::select(finite, one, zero);
+      most = simd::larger(xsimd::select(finite, xsimd::abs(p), zero), most);
+    }
+    const simd::floats center = sum / simd::larger(number, one);
+    const float largest = simd::max_lane(most);
+    const int power = largest > 1e-37f ? std::ilogb(largest) : -126;
+    const simd::floats scale(static_cast<float>(std::ldexp(1.0, -power)));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const simd::floats apart = (simd::load(products + i * lanes + lane) - center) * scale;
+      const simd::floats finite = xsimd::select(apart * zero == zero, apart, zero);
+      first = first + finite;
+      second = simd::fma(finite, finite, second);
+    }
+    float numbers[simd::lanes], centers[simd::lanes], firsts[simd::lanes], seconds[simd::lanes];
+    simd::store(numbers, number);
+    simd::store(centers, center);
+    simd::store(firsts, first);
+    simd::store(seconds, second);
+    const double unit = std::ldexp(1.0, power);
+    for (std::int64_t i = 0; i < simd::lanes; ++i) {
+      const double n = static_cast<double>(numbers[i]), left = static_cast<double>(firsts[i]);
+      const double shift = n > 0 ? left / n : 0, squares = static_cast<double>(seconds[i]) - left * shift;
+      sums[lane + i].merge(n, static_cast<double>(centers[i]) + shift * unit, (squares > 0 ? squares : 0) * unit * unit);
+    }
+  }
+}
+
+/// Finds factors and offsets of the packed queries, 0 and -inf for those that do not score. Returns whether any does.
+template <class Math>
+SKIM_NOINLINE bool find_moments(const attention_sequence& block, std::int64_t head, const slot_order& past,
+                                const packed_queries& queries, const moment_scratch& scratch) {
+  using step = typename Math::step;
+  const kv_view& kv = block.kv;
+  const std::int64_t stride = padded_row(kv.k.dim), lanes = padded_row(queries.n);
+  const head_rows rows(kv, kv.k, head);
+  const moment_places places(past.count);
+  for (std::int64_t j = 0; j < lanes; ++j) scratch.sums[j] = {0, 0, 0};
+  step* const keys = reinterpret_cast<step*>(scratch.keys);
+  for (std::int64_t begin = 0; begin < places.count; begin += keys_of_tile) {
+    const std::int64_t count = smaller(keys_of_tile, places.count - begin);
+    const auto slot = [&](std::int64_t i)
+                          SKIM_LAMBDA_INLINE { return past.at(places.first + (begin + i) * places.step); };
+    load_keys<Math>(kv, rows, count, slot, keys);
+    for (std::int64_t i = 0; i < count; i += broadcasts) {
+      float* const products = scratch.products + i * lanes;
+      if (queries.in_lanes) {
+        multiply_all_packed<Math>(queries, keys + i * stride, stride,
+                                  [&](auto k, std::int64_t lane, simd::floats dot)
+                                      SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
+        continue;
+      }
+      for (std::int64_t k = 0; k < broadcasts; ++k) {
+        for (std::int64_t j = 0; j < lanes; ++j) {
+          products[k * lanes + j] = j < queries.n ? dot_of(static_cast<const float*>(queries.data) + j * stride,
+                                                           scratch.keys + (i + k) * stride, stride)
+                                                  : 0.0f;
+        }
+      }
+    }
+    add_products(scratch.products, count, lanes, scratch.sums);
+  }
+  bool some = false;
+  for (std::int64_t j = 0; j < queries.n; ++j) {
+    const double s = scratch.sums[j].deviation();
+    const float factor = s > 0 ? static_cast<float>(1 / s) : 0.0f;
+    const float offset = s > 0 ? static_cast<float>(-scratch.sums[j].mean / s) : 0.0f;
+    const bool scores = factor > 0 && factor * 0 == 0 && offset * 0 == 0;
+    queries.factors[j] = scores ? factor : 0.0f;
+    queries.offsets[j] = scores ? offset : minus_infinity;
+    some |= scores;
+  }
+  return some;
+}
+
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail
