@@ -185,7 +185,12 @@ void add_methods(registrar& to, row r, const char* variant, const attention_rows
   r.name = name_of("dense", r, variant, 0, threads);
   to.add(skim::cpu::attention{skim::dense{}, Accumulate{}}, r);
   for (const std::int64_t budget : rows.budgets) {
-    r.name = name_of("quoka", r, variant, budget, threads);
+    for (const std::int64_t n : {64, 32}) {
+      r.name = name_of(n == 64 ? "quoka" : "quoka_32", r, variant, budget, threads);
+      to.add(skim::cpu::attention{skim::quoka{skim::queries::needed(n), skim::retention::preset(budget)}, Accumulate{}},
+             r);
+    }
+    r.name = name_of("quoka_paper", r, variant, budget, threads);
     to.add(skim::cpu::attention{skim::quoka::paper(skim::queries::lowest_cosine(16), skim::retention::budget(budget)),
                                 Accumulate{}},
            r);

@@ -45,6 +45,12 @@ SKIM_LOCAL constexpr report check(const append_args& args, pointers given = poin
 /// still to be written.
 SKIM_LOCAL report check_indices(const append_args& args) {
   if (report r = check(args); !r) return r;
+  for (std::int64_t head = 1; args.kv.positions && args.kv.positions_stride == 0 && head < args.kv.heads; ++head) {
+    if (args.kv.length(head) != args.kv.length(0)) {  // one row of positions says the same for all
+      return fault(status::bad_index, "kv.lengths[h] (with one row of positions)", args.kv.length(head),
+                   args.kv.length(0));
+    }
+  }
   kv_view cache = args.kv;
   cache.positions = nullptr;
   return detail::check_kv_indices(cache, args.k.extents[0]);

@@ -38,7 +38,7 @@ struct attention_args {
   skim::mask mask = skim::mask::causal();
   float scale = 0;                      ///< 0 = 1 / sqrt(D)
   float soft_cap = 0;                   ///< 0 = none
-  const float* sink_logits = nullptr;   ///< [Hq], optional: one more logit in each row's denominator, without a value
+  const float* sink_logits = nullptr;   ///< [Hq], optional: one more logit in each row's denominator, without a value; below +inf
   const float* alibi_slopes = nullptr;  ///< [Hq], optional: minus slope times the distance of positions is added
   tensor_view<const void, 3> bias;      ///< [1 or Hq, Tq, tokens], optional, any element type, by slot; -inf hides
   tensor_view<float, 2> lse;            ///< [Tq, Hq], optional: natural log of the row's denominator, sink included
@@ -209,10 +209,13 @@ SKIM_LOCAL constexpr report check_batch(const attention_args& args, pointers giv
 SKIM_LOCAL constexpr report check_sequences(const attention_args& args, pointers given) {
   if (!args.sequences) {
     if (args.batch.sequences != 0) return check_batch(args, given);
+    if (args.sequence_count < 0) return fault(status::bad_extent, "sequence_count", args.sequence_count, 0, "at least");
     if (args.sequence_count != 1) return null_fault("sequences");
     return check_kv(args.kv, args.q.extents[0], given);
   }
-  if (args.batch.sequences != 0) return fault(status::bad_value, "batch.sequences (with sequences)", 1, 0);
+  if (args.batch.sequences != 0) {
+    return fault(status::bad_value, "batch.sequences (with sequences)", args.batch.sequences, 0);
+  }
   if (report r = check_range("sequence_count", args.sequence_count, 0, largest_index); !r) return r;
   if (!args.offsets) return null_fault("offsets");
   if (report r = check_array("sequences", args.sequences); !r) return r;
@@ -251,6 +254,8 @@ SKIM_LOCAL constexpr report check_bias(const attention_args& args, pointers give
   return part_fault(status::bad_extent, "bias", part::extents, 2, args.bias.extents[2], most_tokens(args), "at least");
 }
 
+inline constexpr double largest_factor = static_cast<double>(1e30f);
+inline constexpr float least_scale = 0x1p-120f;  // whose product with log2 e has all its digits
 inline constexpr float least_soft_cap = 0x1p-126f;  // whose inverse is finite
 
 /// What `check` says of everything but the output: all that recomputing the attention's weights needs.
@@ -270,8 +275,12 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
   if (Tq > largest_index / Hq) {
     return part_fault(status::bad_extent, "q", part::extents, 0, Tq, largest_index / Hq, "at most");
   }
-  if (report r = check_real("scale", args.scale, -1e30, 1e30); !r) return r;
-  if (report r = check_real("soft_cap", args.soft_cap, 0, 1e30); !r) return r;
+  if (report r = check_real("scale", args.scale, -largest_factor, largest_factor); !r) return r;
+  if (args.scale != 0 && args.scale < least_scale && args.scale > -least_scale) {
+    return fault(status::bad_value, "scale", static_cast<double>(args.scale), static_cast<double>(least_scale),
+                 "0 or in size at least");
+  }
+  if (report r = check_real("soft_cap", args.soft_cap, 0, largest_factor); !r) return r;
   if (args.soft_cap > 0 && args.soft_cap < least_soft_cap) {
     return fault(status::bad_value, "soft_cap", static_cast<double>(args.soft_cap), static_cast<double>(least_soft_cap),
                  "0 or at least");
@@ -283,8 +292,9 @@ SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers giv
     if (report r = check_array("sink_logits", args.sink_logits); !r) return r;
     if (report r = check_array("alibi_slopes", args.alibi_slopes); !r) return r;
   }
-  if (!args.lse.data && (given == pointers::required || args.lse.extents[0] == 0)) return {};
-  if (report r = check_tensor(args.lse, "lse", given); !r) return r;
+  // A view without memory is not written; with extents it is checked all the same, as before there is memory.
+  if (!args.lse.data && args.lse.extents[0] == 0) return {};
+  if (report r = check_tensor(args.lse, "lse", args.lse.data ? given : pointers::ignored); !r) return r;
   if (report r = check_extent(args.lse, 0, Tq, "lse"); !r) return r;
   if (report r = check_extent(args.lse, 1, Hq, "lse"); !r) return r;
   return check_apart(args.lse, "lse");

@@ -84,7 +84,7 @@ SKIM_LOCAL constexpr int overlapping_axis(const std::int64_t* extents, const std
   return -1;
 }
 
-inline constexpr const char* lies_apart = "one that leaves no two elements at one address, for they are written";
+inline constexpr const char* lies_apart = "one that leaves elements, which are written, apart";
 
 /// Numbers of `bytes` lie at multiples of that.
 SKIM_INLINE report check_address(const char* name, const void* data, std::int64_t bytes) {

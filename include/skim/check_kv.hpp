@@ -89,8 +89,10 @@ SKIM_LOCAL constexpr report check_shared_values(const basic_kv_view<Void>& view)
   if (!view.values_in_keys) {
     if (!k.data || !v.data) return {};
     if (k.data == v.data) return fault(status::bad_value, "kv.v.data (that of kv.k, without values_in_keys)", 1, 0);
-    const bool strides_equal =
-        v.row_stride == k.row_stride && v.head_stride == k.head_stride && v.page_stride == k.page_stride;
+    const bool paged = view.layout == kv_layout::paged;  // a stride over one entry says nothing
+    const bool strides_equal = ((paged ? view.page_size : view.capacity) == 1 || v.row_stride == k.row_stride) &&
+                               (view.heads == 1 || v.head_stride == k.head_stride) &&
+                               (!paged || view.pages == 1 || v.page_stride == k.page_stride);
     return strides_equal && v.type == k.type ? check_apart_in_row(k.data, k.dim, v.data, v.dim, k.type) : report{};
   }
   if (v.dim > k.dim) return fault(status::bad_extent, "kv.v.dim (values_in_keys)", v.dim, k.dim, "at most");

@@ -122,7 +122,11 @@ SKIM_LOCAL constexpr report check_pages(const eviction_args& args, const retenti
                  ends * kv.page_size, "at least");
   }
   if (given == pointers::ignored || kv.tokens == 0) return {};
-  return args.block_table ? check_array("block_table", args.block_table) : null_fault("block_table");
+  if (!args.block_table) return null_fault("block_table");
+  if (args.block_table != kv.block_table) {
+    return fault(status::bad_value, "block_table (to be rewritten)", "another", "that of kv");
+  }
+  return check_array("block_table", args.block_table);
 }
 
 }  // namespace detail

@@ -54,7 +54,7 @@ class host_executor {
   using dispatch = void (*)(void* pool, std::int64_t n, task run, void* context);
 
   host_executor(void* pool, unsigned workers, dispatch function)
-      : pool_(pool), workers_(workers), dispatch_(function) {}
+      : pool_(pool), workers_(workers > 0 ? workers : 1), dispatch_(function) {}
 
   SKIM_INLINE unsigned concurrency() const { return workers_; }
 

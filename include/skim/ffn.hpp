@@ -109,16 +109,30 @@ SKIM_INLINE void for_each_block(const ffn_args& args, const Body& body) {
   }
 }
 
-/// Block `index` of the call, as a call of its own. O(prompts).
-SKIM_HD SKIM_INLINE ffn_args block_of(const ffn_args& args, std::int64_t index) {
-  std::int64_t row = 0, p = 0;
-  ffn_prompt prompt = prompt_at(args, p);
-  for (std::int64_t blocks; index >= (blocks = detail::blocks_of(prompt, args.block_tokens));) {
-    index -= blocks;
+/// The same for the blocks [first, first + count). O(prompts + count).
+template <class Body>
+SKIM_INLINE void for_some_blocks(const ffn_args& args, std::int64_t first, std::int64_t count, const Body& body) {
+  std::int64_t row = 0, index = 0;
+  for (std::int64_t p = 0; p < prompt_count(args) && index < first + count; ++p) {
+    const ffn_prompt prompt = prompt_at(args, p);
+    const std::int64_t blocks = detail::blocks_of(prompt, args.block_tokens);
+    for (std::int64_t b = first > index ? first - index : 0; b < blocks && index + b < first + count; ++b) {
+      body(detail::block_at(args, prompt, row, b), index + b);
+    }
+    index += blocks;
     row += prompt.rows;
-    prompt = prompt_at(args, ++p);
   }
-  return detail::block_at(args, prompt, row, index);
+}
+
+/// Calls `body(block, index, worker)` for the blocks of the call, on all workers.
+template <class Body>
+SKIM_INLINE void parallel_for_blocks(const ffn_args& args, executor_ref executor, const Body& body) {
+  constexpr std::int64_t most_pieces = 256;  // each walks the prompts before it
+  const std::int64_t blocks = block_count(args), piece = (blocks + most_pieces - 1) / most_pieces;
+  executor.parallel_for(piece == 0 ? 0 : (blocks + piece - 1) / piece, [&](std::int64_t unit, unsigned worker) {
+    for_some_blocks(args, unit * piece, piece,
+                    [&](const ffn_args& block, std::int64_t index) { body(block, index, worker); });
+  });
 }
 
 /// True if a call of one block computes all neurons.

@@ -39,7 +39,7 @@ struct retention {
   std::int64_t recent = 0;  ///< always keep this many of the highest surviving positions
 
   // Selectors only: which rows choose together, and which blocks of rows are not worth a choice and read everything.
-  std::int64_t every = 0;  ///< rows of q that share a choice (`index_lists::block_rows`); 0 = the whole chunk
+  std::int64_t every = 0;  ///< rows of q that share a choice and see no later ones (`index_lists::block_rows`); 0 = all
   std::int64_t dense_below =
       -1;  ///< blocks with a shorter past are dense; -1 = the back-end's measured crossing, 0 = none
   std::int64_t rows_below = 0;  ///< blocks of fewer rows of q are dense; -1 and 0 likewise
@@ -107,13 +107,12 @@ SKIM_LOCAL constexpr report check(const retention& keep) {
 
 namespace detail {
 
-inline constexpr std::int64_t widest_smooth = 63;
+inline constexpr std::int64_t widest_mean = 63;  // each token's costs as much
 
 /// Of the number of neighbouring tokens whose scores are averaged.
-SKIM_LOCAL constexpr report check_smooth(std::int64_t width) {
-  if (report r = check_range("smooth", width, 1, widest_smooth, status::bad_value); !r) return r;
-  if (width % 2 == 0) return fault(status::bad_value, "smooth", width, width + 1, "an odd number, for instance");
-  return {};
+SKIM_LOCAL constexpr report check_width_of_mean(const char* name, std::int64_t width) {
+  if (report r = check_range(name, width, 1, widest_mean, status::bad_value); !r) return r;
+  return width % 2 == 0 ? fault(status::bad_value, name, width, width + 1, "odd, such as") : report{};
 }
 
 }  // namespace detail

@@ -363,19 +363,28 @@ void attention_calls(draws of) {
   draw_calls("QUOKA", of, [](dice& d, tally& seen) {
     skim::attention_args args = attention_of(d);
     skim::quoka policy;
-    policy.queries.choice = static_cast<skim::query_choice>(d.in(0, 4));
+    policy.queries.choice = static_cast<skim::query_choice>(d.in(0, 6));
+    const bool own = policy.queries.choice == skim::query_choice::needed ||
+                     (policy.queries.choice > skim::query_choice::farthest_point && d.one_in(2));
+    policy.queries.rows = own ? skim::query_rows::own : skim::query_rows::group_means;
     policy.queries.n = d.in(1, 9);
-    policy.similarity = static_cast<skim::similarity>(d.in(0, 1));
-    policy.reduce = static_cast<skim::reduction>(d.in(0, 1));
-    policy.keep = d.one_in(3) ? skim::retention::share(0.3) : skim::retention::budget(d.in(1, 60));
+    policy.queries.samples = d.one_in(3) ? d.in(1, 70) : 64;
+    policy.similarity = static_cast<skim::similarity>(d.in(0, 2));
+    policy.reduce = static_cast<skim::reduction>(policy.similarity == skim::similarity::standardised ? 0 : d.in(0, 1));
+    policy.smooth = 2 * d.in(0, 31) + 1;
+    policy.keep = d.one_in(4)   ? skim::retention::preset(d.in(1, 60))
+                  : d.one_in(3) ? skim::retention::share(0.3) : skim::retention::budget(d.in(1, 60));
     if (d.one_in(2)) policy.keep = policy.keep.dense_under(d.in(0, 60));
     if (d.one_in(3)) policy.keep = policy.keep.for_every(d.in(1, 9));
     d.note(args);
     d.note(policy.keep);
     d.note(policy.queries.n);
     d.note(policy.queries.choice);
+    d.note(policy.queries.rows);
+    d.note(policy.queries.samples);
     d.note(policy.similarity);
     d.note(policy.reduce);
+    d.note(policy.smooth);
     d.spoil();
     run_attention(d, seen, skim::cpu::attention<skim::quoka>{policy}, args);
   });

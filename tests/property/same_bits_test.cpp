@@ -100,6 +100,9 @@ TEST_P(executor_bits, of_selections_are_the_serial_ones) {
   expect_same_selection(skim::quoka::paper(queries::farthest_point(5), keep, skim::similarity::dot), GetParam());
   expect_same_selection(skim::quoka::paper(queries::random(3, 9), keep), GetParam());
   expect_same_selection(skim::quoka::paper(queries::all(), keep, skim::similarity::cosine, skim::reduction::mean), GetParam());
+  expect_same_selection(skim::quoka{queries::needed(40), keep}, GetParam());
+  expect_same_selection(skim::quoka{queries::needed(12), skim::retention::preset(200).for_every(16)}, GetParam());
+  expect_same_selection(skim::quoka{queries::all(skim::query_rows::own), keep}, GetParam());
   expect_same_selection(skim::sink_window{skim::retention::budget(200, 4)}, GetParam());
 }
 
@@ -122,13 +125,16 @@ TEST(WorkspaceBits, DoNotMatterToSelections) {
   c.Hk = 2;
   c.mask = skim::mask::window(2300);
   c.positions = positions_kind::shuffled;
-  const skim::cpu::attention op{
-      skim::quoka::paper(skim::queries::farthest_point(7), skim::retention::budget(100, 3, 9).dense_under(0))};
-  attention_inputs inputs(c);
-  const result expected = attend(op, c, inputs);
-  for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
-    attention_inputs again(c);
-    EXPECT_EQ(attend(op, c, again, fill), expected) << "filled with " << int{fill};
+  const skim::retention keep = skim::retention::budget(100, 3, 9).dense_under(0);
+  for (const skim::quoka& policy :
+       {skim::quoka::paper(skim::queries::farthest_point(7), keep), skim::quoka{skim::queries::needed(7), keep}}) {
+    const skim::cpu::attention op{policy};
+    attention_inputs inputs(c);
+    const result expected = attend(op, c, inputs);
+    for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
+      attention_inputs again(c);
+      EXPECT_EQ(attend(op, c, again, fill), expected) << "filled with " << int{fill};
+    }
   }
 }
 
@@ -168,16 +174,19 @@ TEST(LayoutBits, OfSelectionsAreTheContiguousOnes) {
     c.inverse_norms = norms;
     c.positions = positions_kind::holes;
     c.kv_type = skim::element::bf16;
-    const skim::cpu::attention op{
-        skim::quoka::paper(skim::queries::lowest_cosine(7), skim::retention::budget(100, 3, 9).dense_under(0))};
-    attention_inputs inputs(c);
-    const result expected = attend(op, c, inputs);
-    for (const cache_form form : sampled_forms) {
-      attention_case other = c;
-      other.layout = form.layout;
-      other.page_size = form.page_size;
-      attention_inputs again(other);
-      EXPECT_EQ(attend(op, other, again), expected) << other;
+    const skim::retention keep = skim::retention::budget(100, 3, 9).dense_under(0);
+    for (const skim::quoka& policy :
+         {skim::quoka::paper(skim::queries::lowest_cosine(7), keep), skim::quoka{skim::queries::needed(7), keep}}) {
+      const skim::cpu::attention op{policy};
+      attention_inputs inputs(c);
+      const result expected = attend(op, c, inputs);
+      for (const cache_form form : sampled_forms) {
+        attention_case other = c;
+        other.layout = form.layout;
+        other.page_size = form.page_size;
+        attention_inputs again(other);
+        EXPECT_EQ(attend(op, other, again), expected) << other;
+      }
     }
   }
 }
@@ -226,6 +235,7 @@ void expect_listed_parts(const attention_case& c) {
 }
 
 const skim::quoka thins = skim::quoka::paper(skim::queries::farthest_point(5), skim::retention::budget(60, 2, 9).dense_under(0));
+const skim::quoka ours{skim::queries::needed(9), skim::retention::budget(60, 2, 9).dense_under(0)};
 const skim::quoka keeps_all = skim::quoka::paper(skim::queries::all(), skim::retention::share(1));  // dense, in blocks of its own
 
 TEST(PartBits, AreThoseOfTheWholeCall) {
@@ -239,6 +249,9 @@ TEST(PartBits, AreThoseOfTheWholeCall) {
       selector = thins;
       selector.keep.every = every;
       selector.keep.dense_below = 100;  // some blocks run dense beside others that do not
+      expect_parts(selector, c);
+      selector = ours;
+      selector.keep.every = every;
       expect_parts(selector, c);
     }
   });
@@ -300,6 +313,7 @@ TEST(PartBits, OfFourBlocksAreThoseOfFourCalls) {
         SCOPED_TRACE(testing::Message() << c);
         skim::quoka selector = thins;
         expect_chunks(selector, c);
+        expect_chunks(ours, c);
         selector.queries = skim::queries::random(8, 3);
         expect_chunks(selector, c);
         expect_chunks(keeps_all, c);

@@ -98,6 +98,18 @@ const std::vector<attention_fault> tensor_faults{
     {"negative out", [](auto& a) { a.out.extents[2] = -4; }, {status::bad_extent, "out.extents[2]", "-4"}},
     {"lse tokens", [](auto& a) { a.lse.extents[0] = 8; }, {status::bad_extent, "lse.extents[0]", "8"}},
     {"lse heads", [](auto& a) { a.lse.extents[1] = 7; }, {status::bad_extent, "lse.extents[1]", "7"}},
+    {"lse tokens, without memory",
+     [](auto& a) {
+       a.lse.data = nullptr;
+       a.lse.extents[0] = 128;
+     },
+     {status::bad_extent, "lse.extents[0]", "128"}},
+    {"lse stride, without memory",
+     [](auto& a) {
+       a.lse.data = nullptr;
+       a.lse.strides[0] = huge;
+     },
+     {status::bad_stride, "lse.strides[0]", ""}},
     {"lse inner stride", [](auto& a) { a.lse.strides[1] = 2; }, {status::bad_stride, "lse.strides[1]", "2"}},
     {"lse reach", [](auto& a) { a.lse.strides[0] = huge; }, {status::bad_stride, "lse.strides[0]", ""}},
 };
@@ -422,6 +434,48 @@ TEST(Attention, KeysAndValuesMayDifferInTypeOrShareMemory) {
   EXPECT_TRUE(check(args).ok());
 }
 
+/// A view that is not written may have its extents all the same; what `check` accepts, sizes are stated for.
+TEST(Attention, AnLseWithoutMemoryIsNotWritten) {
+  attention_inputs inputs(good_case());
+  skim::attention_args args = inputs.args();
+  const skim::cpu::attention<> op;
+  const std::size_t bytes = op.workspace_bytes(args, 1);
+  args.lse.data = nullptr;
+  EXPECT_TRUE(op.check(args).ok());
+  EXPECT_EQ(op.workspace_bytes(args, 1), bytes);
+  args.lse.extents[0] = 128;
+  aligned_memory workspace(64);
+  EXPECT_EQ(op.run(args, {}, workspace.get(), skim::serial_executor{}).code, status::bad_extent);
+}
+
+/// Of one head there is no stride from head to head: what it says does not hide that values lie inside keys.
+TEST(Attention, ValuesInsideKeysOfOneHeadAreRefused) {
+  std::vector<float> memory(40 * 24);
+  skim::attention_args args;
+  args.q = skim::tensor_view<const float, 3>(memory.data(), {4, 1, 24});
+  args.out = skim::tensor_view<float, 3>(memory.data(), {4, 1, 16});
+  args.kv = skim::contiguous_kv(skim::tensor_view<const float, 3>(memory.data(), {40, 1, 24}),
+                                skim::tensor_view<const float, 3>(memory.data() + 8, {40, 1, 16}, {24, 16, 1}), 40);
+  expect_report(check(args), {status::bad_value, "kv.v.data (inside rows of kv.k; bytes behind it)", "32"});
+}
+
+TEST(Attention, ScalesWithoutAllTheirDigitsAreRefused) {
+  attention_inputs inputs(good_case());
+  skim::attention_args args = inputs.args();
+  for (const float scale : {1e-40f, -1e-45f, 0x1p-121f}) {
+    args.scale = scale;
+    EXPECT_EQ(check(args).code, status::bad_value) << scale;
+    EXPECT_STREQ(check(args).argument, "scale");
+  }
+  for (const float scale : {0x1p-120f, -0x1p-120f, 1e30f, -1e30f}) {
+    args.scale = scale;
+    EXPECT_TRUE(check(args).ok()) << scale;
+  }
+  args.scale = 0;
+  args.soft_cap = 1e30f;
+  EXPECT_TRUE(check(args).ok());
+}
+
 // Several sequences.
 
 const std::vector<attention_fault> sequence_faults{
@@ -429,8 +483,14 @@ const std::vector<attention_fault> sequence_faults{
     {"offsets null", [](auto& a) { a.offsets = nullptr; }, {status::null_pointer, "offsets", ""}},
     {"a batch too",
      [](auto& a) { a.batch.sequences = 3; },
-     {status::bad_value, "batch.sequences (with sequences)", ""}},
+     {status::bad_value, "batch.sequences (with sequences)", "3"}},
     {"no sequences", [](auto& a) { a.sequences = nullptr; }, {status::null_pointer, "sequences", ""}},
+    {"negative count without sequences",
+     [](auto& a) {
+       a.sequences = nullptr;
+       a.sequence_count = -5;
+     },
+     {status::bad_extent, "sequence_count", "-5"}},
     {"rows left over", [](auto& a) { a.sequence_count = 2; }, {status::bad_value, "offsets[sequence_count]", "7"}},
 };
 
@@ -717,7 +777,7 @@ class short_memory : public testing::Test {
   attention_inputs inputs_{good_case()};
   skim::attention_args args_ = inputs_.args();
   const skim::cpu::attention<skim::quoka> op_{
-      {skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0)}};
+      skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0))};
   const std::size_t bytes_ = op_.workspace_bytes(args_, 1);
   aligned_memory workspace_{bytes_ + 64};
   std::vector<unsigned char> untouched_ = inputs_.out().bytes();
@@ -917,10 +977,35 @@ TEST(Selectors, ParametersAreChecked) {
   expect_fault(skim::quoka::paper(skim::queries::all(), ten.for_every(-3)), "keep.every", "-3");
   policy.queries.choice = static_cast<skim::query_choice>(9);
   expect_fault(policy, "queries.choice", "9");
-  policy = {skim::queries::lowest_cosine(4), ten, static_cast<skim::similarity>(2)};
-  expect_fault(policy, "similarity", "2");
-  policy = {skim::queries::lowest_cosine(4), ten, skim::similarity::dot, static_cast<skim::reduction>(3)};
+  policy = skim::quoka::paper(skim::queries::lowest_cosine(4), ten, static_cast<skim::similarity>(3));
+  expect_fault(policy, "similarity", "3");
+  policy = skim::quoka::paper(skim::queries::lowest_cosine(4), ten, skim::similarity::dot, static_cast<skim::reduction>(3));
   expect_fault(policy, "reduce", "3");
+  for (const std::int64_t width : {-1, 0, 4, 65}) {
+    policy = skim::quoka{};
+    policy.smooth = width;
+    expect_fault(policy, "smooth", std::to_string(width).c_str());
+  }
+  policy = skim::quoka{};
+  policy.queries.samples = 0;
+  expect_fault(policy, "queries.samples", "0");
+  policy = skim::quoka{};
+  policy.queries.rows = static_cast<skim::query_rows>(2);
+  expect_fault(policy, "queries.rows", "2");
+  policy.queries.rows = skim::query_rows::group_means;
+  expect_fault(policy, "queries.rows (need is of a head's own rows)", "group_means");
+  policy.queries = {skim::query_choice::farthest_point, 4};
+  expect_fault(policy, "queries.rows (this choice is made on group means)", "own");
+  policy.queries = skim::queries::lowest_cosine(4);
+  expect_fault(policy, "similarity (the paper's choice pairs queries of different tokens)", "standardised");
+  policy.queries = skim::queries::needed(4);
+  policy.reduce = skim::reduction::mean;
+  expect_fault(policy, "reduce (with standardised scores)", "mean");
+  policy = skim::quoka{};
+  policy.keep = skim::retention::preset(0);
+  expect_fault(policy, "keep.count", "0");
+  policy.keep = skim::retention::budget(100, 4, 128);  // what a host sets does not shrink
+  expect_fault(policy, "keep.recent", "128");
   expect_fault(skim::sink_window{skim::retention::budget(0)}, "keep.count", "0");
   expect_fault(skim::sink_window{skim::retention::budget(10, 11)}, "keep.sinks", "11");
   expect_fault(skim::sink_window{skim::retention::budget(10, 1, 2)}, "keep.recent (sink_window derives it)", "2");

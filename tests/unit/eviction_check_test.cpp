@@ -155,6 +155,13 @@ const std::vector<eviction_fault> argument_faults{
        a.block_table = nullptr;
      },
      {status::null_pointer, "block_table", ""}},
+    {"pages with another table",
+     [](auto& a) {
+       a.how = compaction::pages;
+       a.share_heads = true;
+       ++a.block_table;
+     },
+     {status::bad_value, "block_table (to be rewritten)", ""}},
 };
 
 const std::vector<std::int32_t> some_budgets{20, 10};
@@ -244,6 +251,7 @@ TEST(EvictionCheck, PoliciesAreNamed) {
   expect_policy_refused(snapkv{retention::budget(20, 4), huge, 5}, {status::bad_value, "window", ""});
   expect_policy_refused(snapkv{retention::budget(20), 4, 0}, {status::bad_value, "pool", "0"});
   expect_policy_refused(snapkv{retention::budget(20), 4, 4}, {status::bad_value, "pool", "4"});
+  expect_policy_refused(snapkv{retention::budget(20), 4, 65}, {status::bad_value, "pool", "65"});
   expect_policy_refused(snapkv{retention::budget(20), 4, huge + 1}, {status::bad_value, "pool", ""});
   expect_policy_refused(snapkv{retention::budget(20, least), 4, 5},
                         {status::bad_value, "keep.sinks", "-9223372036854775808"});

@@ -195,8 +195,8 @@ TEST(AttentionWeights, OfHugeLogitsAreAtMostOne) {
   }
 }
 
-/// A row whose log-sum-exp is NaN knows nothing of the keys that it may not see.
-TEST(AttentionWeights, OfMaskedKeysAreZeroBesideNan) {
+/// A row whose log-sum-exp is NaN has no say: the others' weights are what they would be without it.
+TEST(AttentionWeights, OfRowsThatAreLostAreZero) {
   eviction_case c = small_case();
   c.call.positions = positions_kind::holes;
   c.call.mask = skim::mask::window(9);
@@ -205,17 +205,13 @@ TEST(AttentionWeights, OfMaskedKeysAreZeroBesideNan) {
   for (std::int64_t h = 0; h < 4; ++h) *args.attended.lse.at(7, h) = not_a_number;
   eviction_run<skim::h2o> run(skim::h2o{retention::budget(30)}, args);
   run.observe();
-  std::int64_t undefined = 0;
   for (std::int64_t h = 0; h < 2; ++h) {
     const std::vector<double> got = run.scores_of(h);
     const std::vector<double> exact = reference::observe(skim::h2o{}, args, h, std::vector<double>(90, 0.0));
     for (std::size_t slot = 0; slot < got.size(); ++slot) {
-      EXPECT_EQ(std::isnan(got[slot]), std::isnan(exact[slot])) << "slot " << slot;
-      undefined += std::isnan(got[slot]);
+      EXPECT_NEAR(got[slot], exact[slot], 1e-5) << "slot " << slot;
     }
   }
-  EXPECT_GT(undefined, 0);
-  EXPECT_LT(undefined, 40);
 }
 
 }  // namespace

@@ -250,7 +250,13 @@ std::vector<block_place> blocks_of(const skim::ffn_args& args) {
   skim::for_each_block(args, [&](const skim::ffn_args& block, std::int64_t index) {
     EXPECT_EQ(index, static_cast<std::int64_t>(places.size()));
     places.push_back(place_of(block));
-    EXPECT_EQ(place_of(block_of(args, index)), places.back());
+    std::int64_t found = 0;
+    skim::for_some_blocks(args, index, 1, [&](const skim::ffn_args& alone, std::int64_t of) {
+      EXPECT_EQ(of, index);
+      EXPECT_EQ(place_of(alone), places.back());
+      ++found;
+    });
+    EXPECT_EQ(found, 1);
   });
   EXPECT_EQ(block_count(args), static_cast<std::int64_t>(places.size()));
   return places;

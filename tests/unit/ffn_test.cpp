@@ -314,6 +314,39 @@ TEST(FastForward, PicksTheNeuronsThatItsPredictorNames) {
   EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::ffn_matcher(truth, {})));
 }
 
+/// A token with a NaN or an infinity loses its own output; the neurons are those that the others ask for.
+TEST(FastForward, TokensThatAreLostHaveNoSay) {
+  constexpr std::int64_t M = 9, d = 24, f = 50;
+  ffn_case c;
+  c.M = M;
+  c.d = d;
+  c.f = f;
+  ffn_inputs inputs(c);
+  std::vector<float> x(M * d), out(M * d);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = skim::draw_uniform(3, i) - 0.5f;
+  const auto scores_of = [&](std::int64_t rows) {
+    skim::ffn_args args = inputs.args();
+    args.x = skim::tensor_view<const float, 2>(x.data(), {rows, d});
+    args.out = skim::tensor_view<float, 2>(out.data(), {rows, d});
+    args.first_block = 3;
+    skim::fastforward selector;
+    selector.keep = neuron_retention::budget(7);
+    selector.predictor = inputs.predictor();
+    const skim::cpu::ffn op{selector};
+    aligned_memory workspace(op.workspace_bytes(args, 1));
+    std::vector<float> scores(f);
+    EXPECT_TRUE(op.score(args, {scores.data(), {1, f}}, {}, workspace.get(), serial).ok());
+    return scores;
+  };
+  const std::vector<float> expected = scores_of(M - 1);
+  for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    x[(M - 1) * d + 5] = value;
+    EXPECT_EQ(scores_of(M), expected) << value;
+  }
+  for (std::int64_t t = 0; t < M; ++t) x[static_cast<std::size_t>(t * d)] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(scores_of(M), std::vector<float>(f, 0.0f));
+}
+
 TEST(FastForward, IsDenseAtThePromptsEdgesAndInDecoding) {
   ffn_case c;
   ffn_inputs inputs(c);

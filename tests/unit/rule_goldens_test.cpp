@@ -2,7 +2,7 @@
 /// \file QUOKA's own rule on layers of two real models: the reference and the kernel against every stage as an independent
 /// implementation computed it (goldens/README.md), each given the stage before.
 
-#include "rule_stages.hpp"
+#include "support/rule_stages.hpp"
 
 #include <skim/interop/safetensors.hpp>
 

@@ -72,6 +72,7 @@ TEST_P(team, selects_and_attends) {
   const skim::retention keep = skim::retention::budget(100, 4, 20).for_every(5);
   expect_serial_bits(skim::cpu::attention{skim::quoka::paper(skim::queries::lowest_cosine(4), keep)}, c, GetParam());
   expect_serial_bits(skim::cpu::attention{skim::quoka::paper(skim::queries::farthest_point(4), keep)}, c, GetParam());
+  expect_serial_bits(skim::cpu::attention{skim::quoka{skim::queries::needed(4), keep}}, c, GetParam());
   expect_serial_bits(skim::cpu::attention{skim::sink_window{skim::retention::budget(100, 4)}}, c, GetParam());
 }
 

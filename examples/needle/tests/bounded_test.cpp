@@ -160,7 +160,7 @@ TEST(bounded, holds_the_same_whatever_is_fed) {
       {"keydiff:budget=40,anchor=mean", kv + positions + norms},
       {"fast_caote(keydiff):budget=40", kv + positions + norms + sums},
       {"caote(h2o):budget=40", kv + positions + weights_of_tokens},
-      {"snapkv:budget=40+quoka:budget=8", kv + positions + norms + weights_of_tokens},
+      {"snapkv:budget=40+quoka:budget=8,score=cosine", kv + positions + norms + weights_of_tokens},
   };
   for (const auto& [text, bytes] : examples) {
     const method how = parse_method(text);

@@ -229,7 +229,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--generate -1", "--generate");
   expect_refusal("--method best", "valid are: dense, quoka, sink_window, keydiff, ");
   expect_refusal("--method random", "write evict(random) for an evictor");
-  expect_refusal("--method quoka:queries=best", "valid are: lowest_cosine,");
+  expect_refusal("--method quoka:queries=best", "valid are: needed, lowest_cosine,");
   expect_refusal("--method dense --method quoka:budget=0", "budget is '0'");
   expect_refusal("--json /nonexistent/file", "/nonexistent/file: cannot be written");
 }

@@ -95,9 +95,10 @@ TEST(engine, counts_what_it_reads_and_holds) {
   const double reads = 4 * 2 * 2;  // chunks, layers, KV heads
   const std::int64_t kv = 100 * 2 * 2 * 2 * 8 * 2, norms = 100 * 2 * 2 * 4;
   EXPECT_EQ(counts_of("dense"), std::tuple((0 + 32 + 64 + 96) * 4.0, reads, kv));
-  EXPECT_EQ(counts_of("quoka:budget=40"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv + norms));
+  EXPECT_EQ(counts_of("quoka:budget=40"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv));
+  EXPECT_EQ(counts_of("quoka:budget=40,score=cosine"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv + norms));
   EXPECT_EQ(counts_of("quoka:budget=40,score=dot"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv));
-  EXPECT_EQ(counts_of("quoka:fraction=0.5"), std::tuple((0 + 16 + 32 + 48) * 4.0, reads, kv + norms));
+  EXPECT_EQ(counts_of("quoka:fraction=0.5"), std::tuple((0 + 16 + 32 + 48) * 4.0, reads, kv));
 }
 
 TEST(engine, generates_what_feeding_predicts) {

@@ -46,9 +46,14 @@ TEST(method, every_spelling_makes_a_selector_of_its_budget) {
   };
   const example examples[] = {
       {"dense", 8000, false},
-      {"quoka", 1024, true},
-      {"quoka:budget=512", 512, true},
-      {"quoka:fraction=0.25", 2000, true},
+      {"quoka", 512, false},
+      {"quoka:budget=1024", 1024, false},
+      {"quoka:fraction=0.25", 2000, false},
+      {"quoka:n=32,budget=1,every=0,smooth=5", 1, false},
+      {"quoka:n=3,score=cosine,budget=200,sinks=4,recent=128", 200, true},
+      {"quoka:queries=lowest_cosine", 1024, true},
+      {"quoka:queries=lowest_cosine,fraction=0.25", 2000, true},
+      {"quoka:queries=all,rows=own,score=standardised,smooth=3", 1024, false},
       {"quoka:queries=all,budget=512,score=dot", 512, false},
       {"quoka:queries=newest,n=4,reduce=mean", 1024, true},
       {"quoka:queries=random,seed=5,score=dot,reduce=mean", 1024, false},
@@ -97,7 +102,7 @@ TEST(method, every_spelling_makes_an_evictor_of_its_budget) {
       {"evict(random):budget=77,seed=5", 77, false, false},
       {"keydiff:budget=2048+quoka:budget=512", 2048, true, false},
       {"quoka:budget=512,score=dot+h2o:budget=2048", 2048, false, true},
-      {"tova:budget=77+quoka", 77, true, true},
+      {"tova:budget=77+quoka", 77, false, true},
   };
   for (const example& each : examples) {
     const method how = parse_method(each.text);
@@ -129,9 +134,10 @@ TEST(method, tables_are_all_their_rows) {
   };
   const std::vector<std::string> select = texts({"table:select"}), evict = texts({"table:evict"}),
                                  ffn = texts({"table:ffn"});
-  ASSERT_EQ(select.size(), 12u);
+  ASSERT_EQ(select.size(), 14u);
   EXPECT_EQ(select[0], "dense");
-  EXPECT_EQ(select[10], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
+  EXPECT_EQ(select[1], "quoka:budget=512");
+  EXPECT_EQ(select[12], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
   ASSERT_EQ(evict.size(), 11u);
   EXPECT_EQ(evict[0], "dense");
   EXPECT_EQ(evict[2], "fast_caote(keydiff):budget=1024");
@@ -162,11 +168,11 @@ TEST(method, complaints_list_what_is_valid) {
       {"quoka:n", "expected key=value, got 'n'"},
       {"quoka:n=4,n=5", "n is given twice"},
       {"quoka:size=5",
-       "there is no 'size', valid are: queries, n, seed, budget, fraction, sinks, recent, score, reduce"},
+       "there is no 'size', valid are: queries, rows, n, seed, budget, fraction, sinks, recent, every, score, reduce, smooth"},
       {"quoka:queries=best",
-       "queries is 'best', valid are: lowest_cosine, group_lowest_cosine, farthest_point, random, "
+       "queries is 'best', valid are: needed, lowest_cosine, group_lowest_cosine, farthest_point, random, "
        "newest, all"},
-      {"quoka:score=cos", "score is 'cos', valid are: cosine, dot"},
+      {"quoka:score=cos", "score is 'cos', valid are: standardised, cosine, dot"},
       {"quoka:reduce=min", "reduce is 'min', valid are: max, mean"},
       {"quoka:budget=0", "budget is '0', valid are whole numbers from 1 to"},
       {"quoka:budget=-5", "budget is '-5', valid are whole numbers"},

@@ -63,13 +63,23 @@ struct attention {
 
   /// Bytes that the selector keeps between calls, per layer.
   std::size_t state_bytes(const attention_args& args) const {
-    return !check_shape(args) || sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
+    return check_shape(args) ? bytes_of_state(args) : 0;
   }
 
   /// Scratch for `run` and each of its steps with at most `workers` workers; 64-byte aligned, any contents. A call with fewer
   /// rows, tokens, sequences or workers needs no more. 0 for what `check_shape` refuses.
   std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
-    if (!check_shape(args) || sequence_count(args) == 0) return 0;
+    return check_shape(args) ? bytes_needed(args, workers) : 0;
+  }
+
+ private:
+  std::size_t bytes_of_state(const attention_args& args) const {
+    return sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
+  }
+
+  /// Of checked arguments.
+  std::size_t bytes_needed(const attention_args& args, unsigned workers) const {
+    if (sequence_count(args) == 0) return 0;
     const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
     if constexpr (std::is_same_v<Selector, dense>) return attend;
     detail::arena arena;
@@ -81,6 +91,8 @@ struct attention {
     const std::size_t steps = select > attend ? select : attend;
     return steps > ~std::size_t{0} - lists ? ~std::size_t{0} : lists + steps;
   }
+
+ public:
 
   cost_estimate cost(const attention_args& args) const {
     const bool all = runs_dense(args);
@@ -99,7 +111,7 @@ struct attention {
   /// Makes the selector's state that of a prompt's beginning. Statuses: those of `check`, short_state.
   report reset(const attention_args& args, memory state, executor_ref executor) const {
     if (report r = check(args); !r) return r;
-    if (report r = detail::check_state(state, state_bytes(args)); !r) return r;
+    if (report r = detail::check_state(state, bytes_of_state(args)); !r) return r;
     kernel::reset(selector, args, state, executor);
     return {};
   }
@@ -161,7 +173,7 @@ struct attention {
                 memory workspace, executor_ref executor, std::int64_t round = 0) const {
     static_assert(!lists_itself, "this selector gives lists and scores nothing");
     if (report r = check(args); !r) return r;
-    if (report r = detail::check_workspace(workspace, workspace_bytes(args, executor.concurrency())); !r) return r;
+    if (report r = detail::check_workspace(workspace, bytes_needed(args, executor.concurrency())); !r) return r;
     if (sequence_count(args) == 0) return {};
     if (report r = check_scores(args, scores); !r) return r;
     if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
@@ -350,8 +362,8 @@ struct attention {
 
   report check_call(const attention_args& args, memory state, memory workspace, unsigned workers) const {
     if (report r = check(args); !r) return r;
-    if (report r = detail::check_workspace(workspace, workspace_bytes(args, workers)); !r) return r;
-    return detail::check_state(state, state_bytes(args));
+    if (report r = detail::check_workspace(workspace, bytes_needed(args, workers)); !r) return r;
+    return detail::check_state(state, bytes_of_state(args));
   }
 
   report check_lists(const attention_args& args, const index_lists& lists) const {

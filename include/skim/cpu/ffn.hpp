@@ -256,11 +256,11 @@ struct ffn {
                     void* workspace, executor_ref executor) const {
     const std::int64_t f = args.up.extents[0];
     const std::size_t bytes = choice_bytes(f);
-    executor.parallel_for(lists.rows, [&](std::int64_t index, unsigned worker) {
+    parallel_for_blocks(args, executor, [&](const ffn_args& block, std::int64_t index, unsigned worker) {
       detail::arena arena(detail::worker_piece(workspace, bytes, worker));
       const detail::rank_scratch scratch(arena, f);
-      const std::int64_t count = neurons_of(block_of(args, index));
-      const std::int64_t length = detail::choose_neurons(scores.at(index), f, count, scratch, lists.row(index));
+      const std::int64_t length =
+          detail::choose_neurons(scores.at(index), f, neurons_of(block), scratch, lists.row(index));
       lists.counts[index] = static_cast<std::int32_t>(length);
     });
   }

@@ -12,7 +12,7 @@ namespace skim { inline namespace v0_2 {
 struct snapkv {
   retention keep = retention::budget(1024);
   std::int64_t window = 32;
-  std::int64_t pool = 5;  ///< odd
+  std::int64_t pool = 5;  ///< odd, at most 63
 
   /// `keep` with the window among the protected tokens. A window that does not fit beside the sinks is cut here, so that
   /// `check` can name it.
@@ -24,15 +24,11 @@ struct snapkv {
     return all;
   }
 
-  SKIM_INLINE report check(const eviction_args& args) const {
+  SKIM_INLINE report check(const eviction_args&) const {
     if (window < 1) return fault(status::bad_value, "window", window, 1, "at least");
     const std::int64_t room = keep.count - keep.sinks;
     if (window > room) return fault(status::bad_value, "window", window, room, "beside the sinks at most");
-    if (pool < 1) return fault(status::bad_value, "pool", pool, 1, "at least");
-    if (pool % 2 == 0) return fault(status::bad_value, "pool", pool, pool + 1, "odd, such as");
-    const std::int64_t most = args.kv.capacity * 2 + 1;  // a wider pool sees nothing more
-    if (pool > 5 && pool > most) return fault(status::bad_value, "pool", pool, most, "at most");
-    return {};
+    return detail::check_width_of_mean("pool", pool);
   }
 
   /// The first of the chunk's queries that are asked.

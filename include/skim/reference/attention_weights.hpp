@@ -17,14 +17,14 @@
 namespace skim { inline namespace v0_2 { namespace reference {
 
 /// The softmax weights `[n]` that query `t`, head `h` gives to its KV head's tokens, by the row's log-sum-exp. Keys that
-/// are masked or were not read, by the list of the query's block, have weight 0, as have all keys of a row that saw none.
+/// are masked or were not read, by the list of the query's block, have weight 0, as have all keys of a row that saw none, or that is lost to a NaN.
 inline std::vector<double> attention_weights(const attention_args& args, const index_lists* read, std::int64_t t,
                                              std::int64_t h, double lse) {
   const attention_sequence sequence = sequence_at(args, 0);
   const kv_view& kv = sequence.kv;
   const std::int64_t head = h / group_size(args);
   std::vector<double> weights(static_cast<std::size_t>(kv.length(head)), 0.0);
-  if (std::isinf(lse)) return weights;
+  if (!std::isfinite(lse)) return weights;
   const std::int64_t block_rows = read ? read->block_rows : 0, b = block_rows > 0 ? t / block_rows : 0;
   for (const std::int64_t slot : slots_read(block_of(sequence, b, block_rows), b, head, read)) {
     if (!sees(args, sequence, t, h, slot)) continue;

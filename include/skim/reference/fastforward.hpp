@@ -8,16 +8,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace skim { inline namespace v0_2 { namespace reference {
 
-/// The predictor's logits, [f]; an empty block gives those of a = 0.
+/// The predictor's logits, [f]; tokens with an infinity or NaN have no part; a block without others gives those of a = 0.
 inline std::vector<double> predict(const ffn_args& args, const neuron_predictor& predictor) {
   const std::int64_t M = args.x.extents[0], d = args.x.extents[1];
   const std::int64_t rank = predictor.w1.extents[1], f = predictor.w2.extents[1];
   std::vector<double> logits;
-  double largest = 0, total = 0;
+  double largest = -std::numeric_limits<double>::infinity(), total = 0;
   for (std::int64_t t = 0; t < M; ++t) {
     double sum = 0;
     for (std::int64_t i = 0; i < d; ++i) {
@@ -25,11 +26,12 @@ inline std::vector<double> predict(const ffn_args& args, const neuron_predictor&
              static_cast<double>(load_element(predictor.query.data, predictor.query.type, predictor.query.offset(i)));
     }
     logits.push_back(sum / std::sqrt(static_cast<double>(d)));
-    largest = t == 0 ? logits[0] : (std::max)(largest, logits.back());
+    if (std::isfinite(sum)) largest = (std::max)(largest, logits.back());
   }
   std::vector<double> mean(static_cast<std::size_t>(d)), scores(static_cast<std::size_t>(f));
-  for (const double logit : logits) total += std::exp(logit - largest);
+  for (const double logit : logits) total += std::isfinite(logit) ? std::exp(logit - largest) : 0;
   for (std::int64_t t = 0; t < M; ++t) {
+    if (!std::isfinite(logits[static_cast<std::size_t>(t)])) continue;
     const double weight = std::exp(logits[static_cast<std::size_t>(t)] - largest) / total;
     for (std::int64_t i = 0; i < d; ++i) mean[static_cast<std::size_t>(i)] += weight * element_at(args.x, t, i);
   }

@@ -47,7 +47,7 @@ struct quoka {
   retention keep = retention::preset(512);
   skim::similarity similarity = skim::similarity::standardised;
   reduction reduce = reduction::max;
-  std::int64_t smooth = 3;  ///< odd; 1 = not smoothed
+  std::int64_t smooth = 3;  ///< odd, at most 63; 1 = not smoothed
 
   /// The paper's rule, with its settings: QUOKA as published. Its ablations differ in one argument.
   SKIM_HD static constexpr quoka paper(query_rule queries = queries::lowest_cosine(16),
@@ -67,7 +67,7 @@ struct quoka {
     if (report r = check_range("queries.samples", queries.samples, 1, 1 << 20, status::bad_value); !r) return r;
     if (report r = check_enumerator("similarity", similarity, skim::similarity::standardised); !r) return r;
     if (report r = check_enumerator("reduce", reduce, reduction::mean); !r) return r;
-    if (report r = check_smooth(smooth); !r) return r;
+    if (report r = check_width_of_mean("smooth", smooth); !r) return r;
     return check_pairs();
   }
 

@@ -9,12 +9,13 @@ namespace skim { inline namespace v0_2 { namespace testing {
 /// The arithmetic that a kernel is allowed. With `S = sum_j p_j |v_j|` (per output element), `A` the row's largest
 /// `scale * sum_d |q_d k_d|`, `B` its largest |bias| + |slope * distance| and `n` keys, an output may differ from the exact
 /// one by
-///   (expm1(2 delta) + 2 factor + sum (32 + n / 16) + sigma) S,   delta = (sum (D + 8) + factor) A + 8 sum B,
+///   (expm1(2 delta) + 2 factor + sum (32 + n / 16) + sigma) S + 2^-125 sum_j |v_j|,
+///   delta = (sum (D + 8) + factor) A + 8 sum B,
 /// and by half a unit in the last place of its own type; a log-sum-exp by delta + sum (32 + n / 16 + 4 |lse|) + sigma.
 /// The first term is the logits' error, which moves weights by exp(delta) and their total by as much. n / 16 and not n:
 /// rounding errors of a sum that is kept in blocks or fused do not all have one sign. sigma is that of a sink logit s with
 /// the share p of the row's weights: p expm1(2 sum |s|). It is rounded to base 2, and then with what it is compared with,
-/// which moves its weight against all others.
+/// which moves its weight against all others. Weights below 2^-126 of the largest may count as 0, hence the last term.
 ///
 /// The bounds hold for every call that `check` accepts. Relative to |exact| there is none, since values may cancel; on
 /// normal data they do not, nor do rounding errors have one sign: see `on_normal_data`.
@@ -162,12 +163,14 @@ inline void attend_row(const attention_args& args, const attention_sequence& blo
   *row.lse_bound = 0;
   if (empty) return;
   double total = std::exp(sink - largest);
+  std::vector<double> sizes(static_cast<std::size_t>(Dv), 0.0);  // kernels take weights below 2^-126 of the largest for 0
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!sees[i]) continue;
     const double weight = std::exp(weights[i] - largest);
     const double* const v = keys.v.data() + static_cast<std::int64_t>(i) * Dv;
     total += weight;
     add_scaled(v, weight, Dv, row.out, row.out_bound);
+    for (std::int64_t d = 0; d < Dv; ++d) sizes[static_cast<std::size_t>(d)] += std::fabs(v[d]);
   }
   const double delta =
       (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size + 8 * rounding.sum * added_size;
@@ -180,6 +183,7 @@ inline void attend_row(const attention_args& args, const attention_sequence& blo
   for (std::int64_t d = 0; d < Dv; ++d) {
     row.out[d] /= total;
     if (row.out_bound[d] != 0) row.out_bound[d] *= bound;  // a sink may be so large that nothing else has a weight
+    row.out_bound[d] += 0x1p-125 * sizes[static_cast<std::size_t>(d)];
   }
 }
 

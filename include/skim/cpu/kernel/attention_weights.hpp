@@ -13,7 +13,7 @@ inline constexpr std::int64_t weight_rows = 512;  // packed at a time: 256 KiB o
 struct weight_scratch {
   using math = simd::tile_math<accumulate::widen_fma>;
   attend_scratch<math> tile;
-  float* lse;      // [stride], base 2; +inf where a row saw nothing, so that its weights are 0
+  float* lse;      // [stride], base 2; +inf where a row saw nothing or is NaN, so that its weights are 0
   float* columns;  // [64, lanes]
 
   weight_scratch(arena& arena, std::int64_t D, std::int64_t stride) : tile(arena, D, 1, stride) {
@@ -33,7 +33,7 @@ inline std::size_t weight_scratch_bytes(const attention_args& call, std::int64_t
 }
 
 /// columns [keys, lanes] += the weights of a block of rows. A key that is masked or of logit -inf has weight 0 whatever the
-/// row's log-sum-exp, as has every key of a row that saw none, or of a lane beyond the last row: NaN stays where it is.
+/// row's log-sum-exp, as has every key of a row that saw none or whose log-sum-exp is NaN, or of a lane beyond the last row.
 template <int Vectors>
 SKIM_NOINLINE void add_weights(const row_block<float>& rows, std::int64_t row, const key_tile<float>& tile,
                                const logit_rule& rule, bool masked, const weight_scratch& scratch) {
@@ -59,7 +59,8 @@ SKIM_INLINE void load_weight_rows(const attend_job& job, const logit_rule& rule,
   for (std::int64_t r = 0; r < job.stride; ++r) {
     const float lse =
         r < job.rows ? *job.args->lse.at(job.sequence.first_row + job.token(r), job.query_head(r)) : minus_infinity;
-    scratch.lse[r] = lse == minus_infinity ? -minus_infinity : static_cast<float>(static_cast<double>(lse) * log2_e);
+    const bool none = lse == minus_infinity || std::isnan(lse);  // a row that saw nothing, or is lost, has no say
+    scratch.lse[r] = none ? -minus_infinity : static_cast<float>(static_cast<double>(lse) * log2_e);
   }
 }
 

@@ -68,18 +68,40 @@ SKIM_INLINE void move_metadata(const kv_cache& kv, std::int64_t head, std::int64
   }
 }
 
-/// Closes up the pages of the listed slots; those that leave stand behind them, in order.
-SKIM_INLINE void close_up_pages(const eviction_args& args, const std::int32_t* list, std::int64_t count) {
-  const std::int64_t page_size = args.kv.page_size;
-  std::int32_t* const table = args.block_table;
-  std::int64_t kept = 0;
-  for (std::int64_t i = 0, last = -1; i < count; ++i) {
-    const std::int64_t page = list[i] / page_size;
-    if (page == last) continue;
-    last = page;
-    const std::int32_t number = table[page];
-    for (std::int64_t behind = page; behind > kept; --behind) table[behind] = table[behind - 1];
-    table[kept++] = number;
+/// Turns [begin, end) so that `middle` comes first.
+SKIM_INLINE void rotate_pages(std::int32_t* table, std::int64_t begin, std::int64_t middle, std::int64_t end) {
+  const auto reverse = [table](std::int64_t first, std::int64_t last) SKIM_LAMBDA_INLINE {
+    for (--last; first < last; ++first, --last) {
+      const std::int32_t swapped = table[first];
+      table[first] = table[last];
+      table[last] = swapped;
+    }
+  };
+  reverse(begin, middle);
+  reverse(middle, end);
+  reverse(begin, end);
+}
+
+/// Closes up the pages of the listed slots; those that leave stand behind them, in order. In place: runs that have their
+/// kept pages in front are joined in pairs, n log n moves for n pages.
+SKIM_NOINLINE inline void close_up_pages(const eviction_args& args, const std::int32_t* list, std::int64_t count) {
+  const std::int64_t page_size = args.kv.page_size, pages = (args.kv.tokens + page_size - 1) / page_size;
+  const auto kept_before = [&](std::int64_t page) {  // of the pages that stay all slots are listed
+    std::int64_t low = 0, high = count;
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      list[middle] < page * page_size ? low = middle + 1 : high = middle;
+    }
+    return (low + page_size - 1) / page_size;
+  };
+  for (std::int64_t width = 1; width < pages; width *= 2) {
+    std::int64_t before = 0;
+    for (std::int64_t begin = 0; begin + width < pages; begin += 2 * width) {
+      const std::int64_t middle = begin + width, end = smaller(middle + width, pages);
+      const std::int64_t at_middle = kept_before(middle), at_end = kept_before(end);
+      rotate_pages(args.block_table, begin + at_middle - before, middle, middle + at_end - at_middle);
+      before = at_end;
+    }
   }
 }
 

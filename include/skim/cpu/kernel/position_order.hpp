@@ -4,6 +4,7 @@
 
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/retention.hpp>
+#include <skim/workspace.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
@@ -69,36 +70,61 @@ SKIM_INLINE slot_order order_slots(const kv_view& kv, std::int64_t head, std::in
   return order;
 }
 
+/// Scores to be averaged: their values, and 1 for each that is one, 0 for what is not finite or not there.
+struct smooth_piece {
+  static constexpr std::int64_t tokens = 1024;
+  static constexpr std::int64_t room = tokens + skim::detail::widest_mean + simd::lanes;
+  float values[room], counts[room];
+
+  SKIM_INLINE void put(std::int64_t place, simd::floats score) {
+    const simd::floats zero(0.0f);
+    const simd::float_mask finite = score * zero == zero;
+    simd::store(values + place, xsimd::select(finite, score, zero));
+    simd::store(counts + place, xsimd::select(finite, simd::floats(1.0f), zero));
+  }
+  SKIM_INLINE void put(std::int64_t place, float score) {
+    const bool finite = score * 0 == 0;
+    values[place] = finite ? score : 0.0f;
+    counts[place] = finite ? 1.0f : 0.0f;
+  }
+};
+
 /// Each score becomes the mean of those of the `width` tokens around it, in `order`, that exist and are finite; one that is
 /// not becomes NaN. By pieces, whose scores are set aside before they are written over.
 SKIM_NOINLINE inline void smooth_scores(const slot_order& order, std::int64_t width, float* scores) {
-  constexpr std::int64_t piece = 1024, room = piece + skim::detail::widest_smooth;
-  float value[room], counts[room];  // of the tokens from begin - half on; 0 where there is none or it is not finite
+  smooth_piece piece;  // from the token `half` before `begin` on
   const std::int64_t half = width / 2;
-  const auto put = [&](std::int64_t i, std::int64_t place) SKIM_LAMBDA_INLINE {
-    const float score = i < order.count ? scores[order.at(i)] : minus_infinity;
-    const bool counted = score * 0 == 0;
-    value[place] = counted ? score : 0.0f;
-    counts[place] = counted ? 1.0f : 0.0f;
+  const auto read = [&](std::int64_t first, std::int64_t place, std::int64_t count) SKIM_LAMBDA_INLINE {
+    std::int64_t i = 0;
+    for (; !order.slot_ids && i + simd::lanes <= smaller(count, order.count - first); i += simd::lanes) {
+      piece.put(place + i, simd::load(static_cast<const float*>(scores) + order.first + first + i));
+    }
+    for (; i < count; ++i) piece.put(place + i, first + i < order.count ? scores[order.at(first + i)] : minus_infinity);
   };
-  for (std::int64_t i = 0; i < half; ++i) value[i] = counts[i] = 0;
-  for (std::int64_t i = 0; i < half; ++i) put(i, half + i);
-  for (std::int64_t begin = 0; begin < order.count; begin += piece) {
-    const std::int64_t count = smaller(piece, order.count - begin);
-    for (std::int64_t i = 0; i < count; ++i) put(begin + half + i, 2 * half + i);
-    for (std::int64_t i = 0; i < count; ++i) {
-      float sum = 0, number = 0;
-      for (std::int64_t j = 0; j < width; ++j) {
-        sum += value[i + j];
-        number += counts[i + j];
+  for (std::int64_t i = 0; i < half; ++i) piece.put(i, minus_infinity);
+  read(0, half, half);
+  for (std::int64_t begin = 0; begin < order.count; begin += smooth_piece::tokens) {
+    const std::int64_t count = smaller(smooth_piece::tokens, order.count - begin);
+    read(begin + half, 2 * half, round_up(count, simd::lanes));
+    for (std::int64_t i = 0; i < count; i += simd::lanes) {
+      simd::floats sum(0.0f), number(0.0f);
+      for (std::int64_t j = i; j < i + width; ++j) {
+        sum = sum + simd::load(static_cast<const float*>(piece.values) + j);
+        number = number + simd::load(static_cast<const float*>(piece.counts) + j);
       }
-      const bool counted = counts[i + half] != 0;
-      scores[order.at(begin + i)] = counted ? sum / number : std::numeric_limits<float>::quiet_NaN();
+      const simd::floats own = simd::load(static_cast<const float*>(piece.counts) + i + half);
+      const simd::floats nothing(std::numeric_limits<float>::quiet_NaN());
+      const simd::floats mean = xsimd::select(own == simd::floats(0.0f), nothing, sum / number);
+      if (!order.slot_ids && i + simd::lanes <= count) {
+        simd::store(scores + order.first + begin + i, mean);
+        continue;
+      }
+      float means[simd::lanes];
+      simd::store(means, mean);
+      for (std::int64_t j = 0; j < smaller(simd::lanes, count - i); ++j) scores[order.at(begin + i + j)] = means[j];
     }
-    for (std::int64_t i = 0; i < 2 * half; ++i) {
-      value[i] = value[count + i];
-      counts[i] = counts[count + i];
-    }
+    std::memmove(piece.values, piece.values + count, static_cast<std::size_t>(2 * half) * sizeof(float));
+    std::memmove(piece.counts, piece.counts + count, static_cast<std::size_t>(2 * half) * sizeof(float));
   }
 }
 

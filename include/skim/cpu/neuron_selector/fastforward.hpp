@@ -42,31 +42,34 @@ SKIM_INLINE void add_four_rows(const T* const* rows, const float* factors, float
   }
 }
 
-/// target [n] = sum_i factors[i] * matrix[i][first .. first + n)
+/// target [n] = sum_i factors[i] * matrix[i][first .. first + n); rows whose factor is 0 are not looked at.
 SKIM_NOINLINE inline void add_rows(const tensor_view<const void, 2>& matrix, const float* factors, std::int64_t first,
                                    std::int64_t n, float* target) {
   for (std::int64_t c = 0; c < n; ++c) target[c] = 0;
   with_row({matrix.data, matrix.type}, [&](auto start) SKIM_LAMBDA_INLINE {
-    const auto row = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return start + matrix.offset(i, first); };
-    std::int64_t i = 0;
-    for (; i + 4 <= matrix.extents[0]; i += 4) {
-      const decltype(start) rows[] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
-      add_four_rows(rows, factors + i, target, n);
+    decltype(start) rows[4];
+    float used[4];
+    int count = 0;
+    for (std::int64_t i = 0; i < matrix.extents[0]; ++i) {
+      if (factors[i] == 0) continue;
+      rows[count] = start + matrix.offset(i, first);
+      used[count++] = factors[i];
+      if (count == 4) add_four_rows(rows, used, target, n);
+      count %= 4;
     }
-    for (; i < matrix.extents[0]; ++i) add_scaled_of(row(i), factors[i], target, n);
+    for (int i = 0; i < count; ++i) add_scaled_of(rows[i], used[i], target, n);
   });
 }
 
-/// Replaces logits by their softmax.
+/// Replaces logits by their softmax, in which those that are not finite have no part: weight 0.
 SKIM_NOINLINE inline void softmax(float* logits, std::int64_t n) {
-  if (n == 0) return;
-  float largest = logits[0], total = 0;
-  for (std::int64_t t = 1; t < n; ++t) largest = logits[t] > largest ? logits[t] : largest;
+  float largest = minus_infinity, total = 0;
+  for (std::int64_t t = 0; t < n; ++t) largest = std::isfinite(logits[t]) && logits[t] > largest ? logits[t] : largest;
   for (std::int64_t t = 0; t < n; ++t) {
-    logits[t] = std::exp(logits[t] - largest);
+    logits[t] = std::isfinite(logits[t]) ? std::exp(logits[t] - largest) : 0.0f;
     total += logits[t];
   }
-  for (std::int64_t t = 0; t < n; ++t) logits[t] /= total;
+  for (std::int64_t t = 0; t < n && total > 0; ++t) logits[t] /= total;
 }
 
 /// Calls `body(block, first, count)` for pieces of [0, n), for each of `blocks`. Those that read the same weights follow each

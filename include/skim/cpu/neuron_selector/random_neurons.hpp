@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cpu/score_kernel.hpp>
+#include <skim/ffn.hpp>
 #include <skim/math/random.hpp>
 #include <skim/neuron_selector/random_neurons.hpp>
 
@@ -12,9 +13,8 @@ template <>
 struct score_kernel<random_neurons> : own_hooks<random_neurons, executor_ref> {
   static void score(const random_neurons& policy, const ffn_args& args, tensor_view<float, 2> scores, memory, memory,
                     executor_ref executor) {
-    executor.parallel_for(scores.extents[0], [&](std::int64_t index, unsigned) {
-      const std::uint64_t number = static_cast<std::uint64_t>(block_of(args, index).first_block);
-      const std::uint64_t stream = draw(policy.seed, number);
+    parallel_for_blocks(args, executor, [&](const ffn_args& block, std::int64_t index, unsigned) {
+      const std::uint64_t stream = draw(policy.seed, static_cast<std::uint64_t>(block.first_block));
       for (std::int64_t j = 0; j < scores.extents[1]; ++j) {
         *scores.at(index, j) = draw_uniform(stream, static_cast<std::uint64_t>(j));
       }

@@ -60,7 +60,7 @@ struct needed_scratch {
   float* row;               // [padded D]: a key; a head's mean
   float* lanes;             // [D, samples + Tq, each padded]: keys; then [D, picked rows of a round]
   float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
-  std::int32_t* positions;  // [Tq, padded]: of own keys
+  std::int32_t* positions;  // [Tq, padded]: of own keys; behind the last its own, so that lanes are hidden with it
   float* logits;            // [rows_weighed, samples + Tq, padded]
   float* need;              // [R]
   float* size;              // [R]: |y|^2
@@ -171,6 +171,17 @@ SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, s
   return {largest, simd::sum(sum)};
 }
 
+/// The positions of own tokens [begin, end), modulo Tq: of `broadcasts` rows, or of the keys in a block of lanes.
+SKIM_INLINE position_range own_range(const needed_job& job, std::int64_t begin, std::int64_t end) {
+  position_range range{std::int64_t{1} << 31, 0};
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + i % job.block.Tq);
+    range.begin = smaller(range.begin, position);
+    range.end = greater(range.end, position + 1);
+  }
+  return range;
+}
+
 /// Step 1: need of every row.
 SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
   const kv_view& kv = job.block.kv;
@@ -182,7 +193,7 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
   for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? job.past.at(4 + i * step) : -1);
   for (std::int64_t i = 0; i < width - first_own; ++i) {
     put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
-    scratch.positions[i] = i < Tq ? static_cast<std::int32_t>(kv.position(job.head, past + i)) : 0;
+    scratch.positions[i] = static_cast<std::int32_t>(kv.position(job.head, past + smaller(i, Tq - 1)));
   }
   const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
@@ -190,7 +201,11 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
     constexpr std::int64_t wide = row_vectors * simd::lanes;
     for (std::int64_t lane = 0; lane < width; lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
       const std::int64_t last = smaller(lane + wide, width);
+      const bool own = lane >= first_own;
+      const position_range keys = own_range(job, own ? lane - first_own : 0, own ? smaller(last - first_own, Tq) : 0);
       for (std::int64_t r = begin; r < end; r += broadcasts) {
+        const position_range seen = job.args.mask.keys(own_range(job, r, own ? smaller(r + broadcasts, job.R) : r));
+        if (own && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;  // hidden: nobody looks at the logits
         float* const logits = scratch.logits + (r - begin) * width;
         multiply_all_lanes(job.x(r), job.length, lanes, lane, last,
                            [&](auto i, std::int64_t v, simd::floats sums)

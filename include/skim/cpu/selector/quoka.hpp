@@ -15,11 +15,10 @@ SKIM_INLINE bool standardises(const quoka& policy) {
   return policy.similarity == similarity::standardised;
 }
 
-/// Whether some cache of the call stores positions, which may be in any order.
-inline bool stores_positions(const attention_args& args) {
-  bool stores = first_view(args).positions != nullptr;
-  for (std::int64_t s = 0; args.sequences && s < args.sequence_count; ++s) stores |= args.sequences[s].positions != nullptr;
-  return stores;
+/// Whether a policy goes through the candidates in order of position. (Not whether positions are stored, which may be out
+/// of order: sizes are known before there is memory.)
+SKIM_INLINE bool goes_by_position(const quoka& policy) {
+  return standardises(policy) || policy.smooth > 1 || policy.queries.choice == query_choice::needed;
 }
 
 /// What the first of the three loops finds for the others, for each block and KV head r; and each worker's scratch, which
@@ -27,8 +26,9 @@ inline bool stores_positions(const attention_args& args) {
 struct quoka_scratch {
   packed_queries* queries;  // [blocks * Hk]
   slot_order* orders;       // [blocks * Hk]: the candidates
+  position_range* seen;     // [blocks * Hk]: by some row of the block
   float *packed, *factors;  // [blocks * Hk, ...]
-  std::int32_t* lists;      // [blocks * Hk, tokens], where positions may be out of order
+  std::int32_t* lists;      // [blocks * Hk, tokens]: where candidates are no run of slots
   char* workers;            // [workers, worker_bytes]
   std::size_t packed_floats, lanes, tokens, worker_bytes;
 
@@ -36,12 +36,13 @@ struct quoka_scratch {
     const std::int64_t D = args.q.extents[2], G = group_size(args), most = most_rows(args), every = policy.keep.every;
     const std::int64_t rows = every > 0 ? smaller(every, most) : most, kept = policy.queries.kept(rows, G);
     const std::int64_t r = saturated(sequence_count(args), first_view(args).heads);
-    const bool sorts = stores_positions(args), own = policy.queries.rows == query_rows::own;
+    const bool own = policy.queries.rows == query_rows::own;
     lanes = static_cast<std::size_t>(packed_queries::lanes_of(kept));
     packed_floats = static_cast<std::size_t>(saturated(static_cast<std::int64_t>(lanes), padded_row(D)));
-    tokens = static_cast<std::size_t>(sorts ? most_tokens(args) : 0);
+    tokens = static_cast<std::size_t>(goes_by_position(policy) ? most_tokens(args) : 0);
     queries = arena.take<packed_queries>(r);
     orders = arena.take<slot_order>(r);
+    seen = arena.take<position_range>(r);
     packed = arena.take<float>(saturated(r, static_cast<std::int64_t>(packed_floats)));
     factors = arena.take<float>(standardises(policy) ? saturated(r, 2 * static_cast<std::int64_t>(lanes)) : 0);
     lists = arena.take<std::int32_t>(saturated(r, static_cast<std::int64_t>(tokens)));
@@ -127,24 +128,20 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
       prepare(policy, args, block, r, scratch, detail::worker_piece(scratch.workers, scratch.worker_bytes, worker));
     });
 
+    // In token-major storage a unit takes all heads of its keys, tile by tile, so that memory is read in order.
+    const kv_tensor& keys = first_view(args).k;
+    const std::int64_t together = keys.head_stride < keys.row_stride ? heads : 1;
     const std::int64_t longest = detail::smaller(scores.extents[1], longest_past(args, policy.keep.every));
-    const std::int64_t units = (longest + detail::score_keys - 1) / detail::score_keys;
-    executor.parallel_for(rows * units, [&](std::int64_t unit, unsigned worker) {
-      const std::int64_t r = unit / units, head = r % heads, begin = unit % units * detail::score_keys;
-      const attention_sequence block = blocks.at(r / heads);
-      const std::int64_t past = block.past(head);
-      if (begin >= past || keeps_all(policy, block, head) || scratch.queries[r].n == 0) return;
-      const detail::score_job job{&block.kv,
-                                  head,
-                                  begin,
-                                  detail::smaller(past, begin + detail::score_keys),
-                                  detail::chunk_sight(args, block, head).hull(),
-                                  args.mask.left < mask::unbounded};
+    const std::int64_t pieces = (longest + detail::score_keys - 1) / detail::score_keys;
+    executor.parallel_for(rows / together * pieces, [&](std::int64_t unit, unsigned worker) {
+      const std::int64_t first = unit / pieces * together, begin = unit % pieces * detail::score_keys;
+      const attention_sequence block = blocks.at(first / heads);
       char* const piece = detail::worker_piece(scratch.workers, scratch.worker_bytes, worker);
-      detail::with_products(scratch.queries[r], block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
-        detail::score_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], reinterpret_cast<float*>(piece),
-                                            scores.at(r));
-      });
+      for (std::int64_t tile = begin; tile < begin + detail::score_keys; tile += detail::keys_of_tile) {
+        for (std::int64_t r = first; r < first + together; ++r) {
+          score_one(policy, args, block, r, tile, scratch, reinterpret_cast<float*>(piece), scores.at(r));
+        }
+      }
     });
 
     if (!detail::standardises(policy) && policy.smooth == 1) return;
@@ -166,6 +163,19 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     return block.Tq == 0 || past <= policy.keep.keys(past) || detail::reads_all(policy.keep, block);
   }
 
+  /// The scores of a tile of keys of one block and KV head.
+  static void score_one(const quoka& policy, const attention_args& args, const attention_sequence& block,
+                        std::int64_t r, std::int64_t begin, const detail::quoka_scratch& scratch, float* keys,
+                        float* scores) {
+    const std::int64_t head = r % first_view(args).heads, past = block.past(head);
+    if (begin >= past || keeps_all(policy, block, head) || scratch.queries[r].n == 0) return;
+    const detail::score_job job{&block.kv, head, scratch.seen[r], args.mask.left < mask::unbounded};
+    const std::int64_t count = detail::smaller(past - begin, detail::keys_of_tile);
+    detail::with_products(scratch.queries[r], block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
+      detail::score_tile_of_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], begin, count, keys, scores);
+    });
+  }
+
   /// The candidates and the queries of one block and KV head; n = 0 if none scores.
   static void prepare(const quoka& policy, const attention_args& args, const attention_sequence& block, std::int64_t r,
                       const detail::quoka_scratch& scratch, char* piece) {
@@ -176,7 +186,8 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     float* const rows = arena.take<float>(kept * padded_row(D));
     slot_order& order = scratch.orders[r];
     packed_queries& packed = scratch.queries[r];
-    if (standardises(policy) || policy.smooth > 1 || policy.queries.choice == query_choice::needed) {
+    scratch.seen[r] = chunk_sight(args, block, head).hull();
+    if (goes_by_position(policy)) {
       order = order_candidates(args, block, head, scratch.lists + static_cast<std::size_t>(r) * scratch.tokens,
                                order_scratch(arena, static_cast<std::int64_t>(scratch.tokens)));
     }

@@ -14,7 +14,7 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 inline constexpr std::int64_t fewest_packed_queries = 4;
 inline constexpr std::int64_t keys_of_tile = 64;  // widened together: within the first-level cache up to D = 128
-inline constexpr std::int64_t score_keys = 2048;  // keys of a work unit: packing the queries costs under 2 % of it
+inline constexpr std::int64_t score_keys = 512;   // of a work unit, of all its heads
 
 /// Whether `is_usable` holds for the factors of a tile: one answer, which a loop over its keys does not have to wait for.
 SKIM_INLINE bool all_usable(const float* factors) {
@@ -143,10 +143,10 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typen
   }
 }
 
-/// Past keys of one head that a unit scores, and what the whole chunk sees.
+/// A head whose past keys are scored, and what the whole chunk sees.
 struct score_job {
   const kv_view* kv;
-  std::int64_t head, begin, end;
+  std::int64_t head;
   position_range seen;
   bool windowed;  // some past keys may lie outside every query's window
 };
@@ -194,38 +194,35 @@ SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_
   }
 }
 
-/// scores [slot] for the job's slots; -inf, unread, where a whole tile lies outside every window.
+/// scores [slot] for a tile of keys [begin, begin + count); -inf, unread, where all lies outside every window.
 template <class Math>
-SKIM_NOINLINE void score_slots(const score_job& job, similarity measure, const packed_queries& queries, float* scratch,
-                               float* scores) {
+SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure, const packed_queries& queries,
+                                       std::int64_t begin, std::int64_t count, float* scratch, float* scores) {
   using step = typename Math::step;
   const kv_view& kv = *job.kv;
   const std::int64_t stride = padded_row(kv.k.dim);
   const head_rows rows(kv, kv.k, job.head);
   step* const keys = reinterpret_cast<step*>(scratch);
   float dots[keys_of_tile], factors[keys_of_tile];
-  for (std::int64_t begin = job.begin; begin < job.end; begin += keys_of_tile) {
-    const std::int64_t count = smaller(keys_of_tile, job.end - begin);
-    if (out_of_sight(job, begin, begin + count)) {
-      for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
-      continue;
-    }
-    load_keys<Math>(kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
-    if constexpr (Math::values == 1) find_factors(job, measure, begin, count, keys, factors);
-    if (!queries.in_lanes) {
-      for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
-    } else if (queries.factors) {
-      score_keys_of_tile<Math, true>(queries, keys, stride, count, dots);
-    } else {
-      score_keys_of_tile<Math, false>(queries, keys, stride, count, dots);
-    }
-    if constexpr (Math::values == 1) {
-      if (measure == similarity::cosine) {
-        for (std::int64_t i = 0; i < count; ++i) dots[i] *= factors[i];
-      }
-    }
-    std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
+  if (out_of_sight(job, begin, begin + count)) {
+    for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
+    return;
   }
+  load_keys<Math>(kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
+  if constexpr (Math::values == 1) find_factors(job, measure, begin, count, keys, factors);
+  if (!queries.in_lanes) {
+    for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
+  } else if (queries.factors) {
+    score_keys_of_tile<Math, true>(queries, keys, stride, count, dots);
+  } else {
+    score_keys_of_tile<Math, false>(queries, keys, stride, count, dots);
+  }
+  if constexpr (Math::values == 1) {
+    if (measure == similarity::cosine) {
+      for (std::int64_t i = 0; i < count; ++i) dots[i] *= factors[i];
+    }
+  }
+  std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -12,12 +12,21 @@
 
 SKIM_INTRINSICS_BEGIN
 SKIM_PRECISE_BEGIN
+#pragma push_macro("min")  // windows.h and complex.h define these, and xsimd uses the names
+#pragma push_macro("max")
+#pragma push_macro("I")
+#undef min
+#undef max
+#undef I
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 #include <xsimd/xsimd.hpp>
+#pragma pop_macro("I")
+#pragma pop_macro("max")
+#pragma pop_macro("min")
 SKIM_PRECISE_END
 SKIM_INTRINSICS_END
 
