@@ -60,7 +60,8 @@ int main() {
   skim::reference::attend(args, nullptr, {exact.data(), {Tq, Hq, D}});
   if (!run(skim::cpu::attention<>{}, args)) return 1;
   const double dense = nmse(out, exact);
-  if (!run(skim::cpu::attention{skim::quoka::paper(skim::queries::farthest_point(16), skim::retention::budget(256, 4, 32))},
+  if (!run(skim::cpu::attention{skim::quoka::paper(skim::queries::farthest_point(16),
+                                                   skim::retention::budget(256, 4, 32))},
            args)) {
     return 1;
   }

@@ -59,7 +59,7 @@ skim::query_rule parse_queries(const parameters& given) {
   const bool needed = queries.choice == choice::needed;
   const char* const rows = needed ? "own" : "group_means";
   queries.rows = given.choice("rows", {rows, needed ? "group_means" : "own"}) == "own" ? skim::query_rows::own
-                                                                                        : skim::query_rows::group_means;
+                                                                                       : skim::query_rows::group_means;
   if (queries.choice == choice::all) given.refuse("n", "has no meaning with queries=all");
   if (queries.choice != choice::random) given.refuse("seed", "has a meaning with queries=random only");
   queries.n = given.count("n", 1, needed ? 64 : 16);
@@ -73,8 +73,8 @@ void parse_quoka(const parameters& given, method& result) {
   const bool ours = queries.choice == skim::query_choice::needed;
   skim::quoka selector = ours ? skim::quoka{} : skim::quoka::paper();
   selector.queries = queries;
-  const std::string score = given.choice("score", ours ? names{"standardised", "cosine", "dot"}
-                                                       : names{"cosine", "dot", "standardised"});
+  const std::string score =
+      given.choice("score", ours ? names{"standardised", "cosine", "dot"} : names{"cosine", "dot", "standardised"});
   selector.similarity = score == "dot"      ? skim::similarity::dot
                         : score == "cosine" ? skim::similarity::cosine
                                             : skim::similarity::standardised;

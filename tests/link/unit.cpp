@@ -184,7 +184,8 @@ skim::report SKIM_UNIT(const unit_call& call) {
   if (!(cost(call.append).bytes > 0)) return wrong("call.append");
   if (report r = cpu::append(call.append, call.executor); !r) return r;
   if (report r = run_attention(cpu::attention{later_keys{}}, alone, *sum++); !r) return r;
-  if (report r = run_attention(cpu::attention{quoka::paper(queries::farthest_point(16), keep)}, team, *sum++); !r) return r;
+  if (report r = run_attention(cpu::attention{quoka::paper(queries::farthest_point(16), keep)}, team, *sum++); !r)
+    return r;
   const retention share = retention::share(0.25).dense_under(0, 2).for_every(16);
   const cpu::attention every{quoka::paper(queries::random(16), share, similarity::dot, reduction::mean)};
   if (report r = run_attention(every, call, *sum++); !r) return r;

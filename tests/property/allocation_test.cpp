@@ -111,7 +111,8 @@ TEST_P(allocation, is_not_done_by_selections) {
   const skim::retention keep = skim::retention::budget(100, 4, 20);
   expect_none(skim::cpu::attention{skim::quoka::paper(skim::queries::lowest_cosine(16), keep)}, GetParam());
   expect_none(skim::cpu::attention{skim::quoka{skim::queries::needed(16), keep}}, GetParam());
-  expect_none(skim::cpu::attention{skim::quoka::paper(skim::queries::farthest_point(16), keep.for_every(32))}, GetParam());
+  expect_none(skim::cpu::attention{skim::quoka::paper(skim::queries::farthest_point(16), keep.for_every(32))},
+              GetParam());
   expect_none(skim::cpu::attention{skim::sink_window{skim::retention::budget(100, 4)}}, GetParam());
 }
 

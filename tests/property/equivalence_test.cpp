@@ -17,9 +17,11 @@ TEST(Budget, ThatCoversEverythingIsDenseBitForBit) {
     if (c.Tq == 0) return;
     attention_inputs dense_inputs(c), inputs(c), share_inputs(c);
     const result expected = attend(skim::cpu::attention<>{}, c, dense_inputs);
-    const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1))};
+    const skim::cpu::attention op{
+        skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(c.Tk + 1))};
     EXPECT_EQ(attend(op, c, inputs), expected);
-    const skim::cpu::attention share{skim::quoka::paper(skim::queries::newest(4), skim::retention::share(1).dense_under(0))};
+    const skim::cpu::attention share{
+        skim::quoka::paper(skim::queries::newest(4), skim::retention::share(1).dense_under(0))};
     EXPECT_EQ(attend(share, c, share_inputs), expected);
   });
 }

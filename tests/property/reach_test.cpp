@@ -373,7 +373,8 @@ void attention_calls(draws of) {
     policy.reduce = static_cast<skim::reduction>(policy.similarity == skim::similarity::standardised ? 0 : d.in(0, 1));
     policy.smooth = 2 * d.in(0, 31) + 1;
     policy.keep = d.one_in(4)   ? skim::retention::preset(d.in(1, 60))
-                  : d.one_in(3) ? skim::retention::share(0.3) : skim::retention::budget(d.in(1, 60));
+                  : d.one_in(3) ? skim::retention::share(0.3)
+                                : skim::retention::budget(d.in(1, 60));
     if (d.one_in(2)) policy.keep = policy.keep.dense_under(d.in(0, 60));
     if (d.one_in(3)) policy.keep = policy.keep.for_every(d.in(1, 9));
     d.note(args);

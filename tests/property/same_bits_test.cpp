@@ -95,11 +95,13 @@ void expect_same_selection(const Selector& selector, executor_choice choice) {
 TEST_P(executor_bits, of_selections_are_the_serial_ones) {
   namespace queries = skim::queries;
   const skim::retention keep = skim::retention::budget(200, 4, 30);
-  expect_same_selection(skim::quoka::paper(queries::lowest_cosine(16), keep.dense_under(2000).for_every(16)), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::lowest_cosine(16), keep.dense_under(2000).for_every(16)),
+                        GetParam());
   expect_same_selection(skim::quoka::paper(queries::lowest_cosine(16), keep), GetParam());
   expect_same_selection(skim::quoka::paper(queries::farthest_point(5), keep, skim::similarity::dot), GetParam());
   expect_same_selection(skim::quoka::paper(queries::random(3, 9), keep), GetParam());
-  expect_same_selection(skim::quoka::paper(queries::all(), keep, skim::similarity::cosine, skim::reduction::mean), GetParam());
+  expect_same_selection(skim::quoka::paper(queries::all(), keep, skim::similarity::cosine, skim::reduction::mean),
+                        GetParam());
   expect_same_selection(skim::quoka{queries::needed(40), keep}, GetParam());
   expect_same_selection(skim::quoka{queries::needed(12), skim::retention::preset(200).for_every(16)}, GetParam());
   expect_same_selection(skim::quoka{queries::all(skim::query_rows::own), keep}, GetParam());
@@ -234,9 +236,11 @@ void expect_listed_parts(const attention_case& c) {
   EXPECT_EQ(result_of(again), expected);
 }
 
-const skim::quoka thins = skim::quoka::paper(skim::queries::farthest_point(5), skim::retention::budget(60, 2, 9).dense_under(0));
+const skim::quoka thins =
+    skim::quoka::paper(skim::queries::farthest_point(5), skim::retention::budget(60, 2, 9).dense_under(0));
 const skim::quoka ours{skim::queries::needed(9), skim::retention::budget(60, 2, 9).dense_under(0)};
-const skim::quoka keeps_all = skim::quoka::paper(skim::queries::all(), skim::retention::share(1));  // dense, in blocks of its own
+const skim::quoka keeps_all =
+    skim::quoka::paper(skim::queries::all(), skim::retention::share(1));  // dense, in blocks of its own
 
 TEST(PartBits, AreThoseOfTheWholeCall) {
   for_sampled_calls(3, [](const attention_case& sampled) {

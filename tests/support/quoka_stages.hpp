@@ -111,7 +111,8 @@ struct chosen_queries {
   chosen_queries(const skim::query_rule& rule, const skim::attention_args& args, const skim::attention_sequence& block,
                  std::int64_t head) {
     using namespace skim::cpu::detail;
-    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq, skim::group_size(args)), length = padded_row(D);
+    const std::int64_t D = args.q.extents[2], kept = rule.kept(block.Tq, skim::group_size(args)),
+                       length = padded_row(D);
     skim::detail::arena measure;
     choose_scratch(measure, block.Tq, D);
     aligned_memory memory(measure.used()), rows(static_cast<std::size_t>(kept * length) * sizeof(float));
@@ -265,12 +266,14 @@ struct stage_check {
         if (std::isfinite(products.back())) root = std::max(root, std::fabs(products.back()));
       }
       const double s = reference::moments_of(products).deviation, near_limit = 1e-6 * root + 4 * sums * sampled;
-      if (s > 0 && s <= 2 * near_limit) return std::vector<double>(slot_ids.size(), std::numeric_limits<double>::infinity());
+      if (s > 0 && s <= 2 * near_limit)
+        return std::vector<double>(slot_ids.size(), std::numeric_limits<double>::infinity());
       if (s == 0 && sampled > 0 && products.size() > 1 && ambiguous(products, near_limit)) {
         return std::vector<double>(slot_ids.size(), std::numeric_limits<double>::infinity());
       }
       for (std::size_t i = 0; s > 0 && i < bounds.size(); ++i) {
-        const double error = sums * std::max(sampled, size(keys[0][i])), z = std::isfinite(raw[i]) ? std::fabs(raw[i]) : 0;
+        const double error = sums * std::max(sampled, size(keys[0][i])),
+                     z = std::isfinite(raw[i]) ? std::fabs(raw[i]) : 0;
         bounds[i] = std::max(bounds[i], error * (4 + 2 * z) / s + 8 * f32_roundoff * z);
       }
     }

@@ -17,11 +17,11 @@ namespace reference = skim::reference;
 
 /// What the kernel's first loop finds for one block and KV head.
 struct own_stages {
-  std::vector<double> needs;              // [R]
-  reference::vector_list features;        // [R][D]
-  std::vector<std::int64_t> picked;       // in order
-  std::vector<std::int64_t> nearest;      // [R]: place among the picked
-  reference::vector_list queries;         // before they are rounded; those without a say left out
+  std::vector<double> needs;          // [R]
+  reference::vector_list features;    // [R][D]
+  std::vector<std::int64_t> picked;   // in order
+  std::vector<std::int64_t> nearest;  // [R]: place among the picked
+  reference::vector_list queries;     // before they are rounded; those without a say left out
 
   own_stages(const skim::query_rule& rule, const skim::attention_args& args, const skim::attention_sequence& block,
              std::int64_t head) {
@@ -36,7 +36,8 @@ struct own_stages {
     skim::detail::arena arena(memory.data());
     const kernel::needed_scratch scratch(arena, rule, block.Tq, G, D);
     const kernel::order_scratch ordering(arena, past);
-    const kernel::slot_order order = kernel::order_candidates(args, block, head, arena.take<std::int32_t>(past), ordering);
+    const kernel::slot_order order =
+        kernel::order_candidates(args, block, head, arena.take<std::int32_t>(past), ordering);
     float* const row = static_cast<float*>(rows.data());
     kernel::choose_own_queries(rule, args, block, head, order, scratch, row);
     EXPECT_TRUE(memory.guards_intact() && rows.guards_intact());
@@ -91,7 +92,8 @@ struct own_rule_check {
     for (std::size_t r = 0; r < exact.size(); ++r) {
       if (!reference::is_finite(rows[r])) continue;
       const double spread = spread_of(rows, r / static_cast<std::size_t>(block.Tq));
-      const double largest = std::max(1.0, spread > 0 ? size_of(rows, r / static_cast<std::size_t>(block.Tq)) / spread : 1.0);
+      const double largest =
+          std::max(1.0, spread > 0 ? size_of(rows, r / static_cast<std::size_t>(block.Tq)) / spread : 1.0);
       const double near_flat = spread > 0 ? 0 : 1;
       for (std::size_t d = 0; d < exact[r].size(); ++d) {
         const double bound = sum_error() * (std::fabs(exact[r][d]) + 8 * largest) * (1 - near_flat);
@@ -141,7 +143,8 @@ struct own_rule_check {
     ASSERT_EQ(stages.picked.size(), n);
     for (std::size_t first = 0; first < n;) {
       const std::size_t count = std::min(static_cast<std::size_t>(reference::round_rows(rule.n)), n - first);
-      const std::vector<std::int64_t> before(stages.picked.begin(), stages.picked.begin() + static_cast<std::ptrdiff_t>(first));
+      const std::vector<std::int64_t> before(stages.picked.begin(),
+                                             stages.picked.begin() + static_cast<std::ptrdiff_t>(first));
       const std::vector<double> gain = reference::gains(stages.needs, y, before);
       const auto bound = [&](std::size_t r) {
         double error = 0;
@@ -163,7 +166,8 @@ struct own_rule_check {
         }
       }
       for (std::size_t r = 0; r < y.size(); ++r) {
-        ASSERT_TRUE(now[r] || gain[r] <= least + least_error + bound(r)) << "row " << r << " was left out before place " << first + count;
+        ASSERT_TRUE(now[r] || gain[r] <= least + least_error + bound(r))
+            << "row " << r << " was left out before place " << first + count;
       }
       first += count;
     }
@@ -200,7 +204,8 @@ struct own_rule_check {
         for (const double value : rows[r]) largest = std::max(largest, std::fabs(value));
       }
       const double bound = f32_roundoff * (static_cast<double>(rows.size()) + 8) * largest + 0x1p-148;
-      for (std::size_t d = 0; d < exact[i].size(); ++d) ASSERT_NEAR(stages.queries[i][d], exact[i][d], bound) << "query " << i;
+      for (std::size_t d = 0; d < exact[i].size(); ++d)
+        ASSERT_NEAR(stages.queries[i][d], exact[i][d], bound) << "query " << i;
     }
   }
 

@@ -979,7 +979,8 @@ TEST(Selectors, ParametersAreChecked) {
   expect_fault(policy, "queries.choice", "9");
   policy = skim::quoka::paper(skim::queries::lowest_cosine(4), ten, static_cast<skim::similarity>(3));
   expect_fault(policy, "similarity", "3");
-  policy = skim::quoka::paper(skim::queries::lowest_cosine(4), ten, skim::similarity::dot, static_cast<skim::reduction>(3));
+  policy =
+      skim::quoka::paper(skim::queries::lowest_cosine(4), ten, skim::similarity::dot, static_cast<skim::reduction>(3));
   expect_fault(policy, "reduce", "3");
   for (const std::int64_t width : {-1, 0, 4, 65}) {
     policy = skim::quoka{};

@@ -164,6 +164,9 @@ const std::vector<size_function>& every_size() {
         }
       }
     }
+    add(skim::cpu::attention{skim::quoka{}});
+    add(skim::cpu::attention{skim::quoka{skim::queries::needed(9), retention::preset(50).dense_under(0).for_every(7)}});
+    add(skim::cpu::attention{skim::quoka{skim::queries::all(skim::query_rows::own), retention::preset_share(0.1)}});
     add(skim::cpu::attention{skim::sink_window{retention::budget(50, 4).for_every(30)}});
     return sizes;
   }();
@@ -312,7 +315,12 @@ TEST(Sizes, OfAbsurdArgumentsAreZero) {
     if (random() % 8 == 0) args.kv.layout = static_cast<skim::kv_layout>(random() % 4);
     if (random() % 8 == 0) args.q.type = static_cast<skim::element>(random() % 300);
     if (random() % 8 == 0) args.kv.k.type = args.kv.v.type = static_cast<skim::element>(random() % 5);
-    skim::quoka policy{{static_cast<skim::query_choice>(random() % 7), 9}, skim::retention::budget(50)};
+    const skim::retention keep = random() % 4 == 0 ? skim::retention::preset(50) : skim::retention::budget(50);
+    skim::quoka policy{skim::queries::needed(9), keep};
+    if (random() % 2) {
+      const auto choice = static_cast<skim::query_choice>(random() % 6 + 1);
+      policy = skim::quoka::paper({choice, 9, 0, skim::query_rows::group_means}, keep);
+    }
     if (random() % 2) policy.keep.every = any();
     if (random() % 4 == 0) policy.keep.count = any();
     if (random() % 4 == 0) policy.keep.dense_below = any();

@@ -19,8 +19,9 @@ struct quoka_case {
 };
 
 const std::vector<retention> sampled_retentions{
-    retention::budget(1),         retention::budget(40),  retention::budget(40, 4),    retention::budget(40, 0, 9),
-    retention::budget(20, 4, 16), retention::share(0.25), retention::preset(50),  retention::preset_share(0.1), retention::share(0.1, 2, 5), retention::budget(300, 4, 128)};
+    retention::budget(1),         retention::budget(40),         retention::budget(40, 4), retention::budget(40, 0, 9),
+    retention::budget(20, 4, 16), retention::share(0.25),        retention::preset(50),    retention::preset_share(0.1),
+    retention::share(0.1, 2, 5),  retention::budget(300, 4, 128)};
 
 struct rule_kind {
   skim::query_choice choice;
@@ -124,11 +125,11 @@ std::vector<quoka_case> quoka_sample() {
 std::ostream& operator<<(std::ostream& to, const quoka_case& c) {
   const retention& keep = c.policy.keep;
   return to << "rule " << static_cast<int>(c.policy.queries.choice) << " of rows "
-            << static_cast<int>(c.policy.queries.rows) << ", smooth " << c.policy.smooth << ", n " << c.policy.queries.n << ", similarity "
-            << static_cast<int>(c.policy.similarity) << ", reduction " << static_cast<int>(c.policy.reduce) << ", keep "
-            << keep.count << " or " << keep.fraction << ", sinks " << keep.sinks << ", recent " << keep.recent
-            << ", every " << keep.every << ", dense below " << keep.dense_below << " and " << keep.rows_below << "; "
-            << c.call;
+            << static_cast<int>(c.policy.queries.rows) << ", smooth " << c.policy.smooth << ", n " << c.policy.queries.n
+            << ", similarity " << static_cast<int>(c.policy.similarity) << ", reduction "
+            << static_cast<int>(c.policy.reduce) << ", keep " << keep.count << " or " << keep.fraction << ", sinks "
+            << keep.sinks << ", recent " << keep.recent << ", every " << keep.every << ", dense below "
+            << keep.dense_below << " and " << keep.rows_below << "; " << c.call;
 }
 
 constexpr int shards = 4;
@@ -306,7 +307,8 @@ TEST(Quoka, QueriesWithANanOrAnInfinityHaveNoSay) {
       for (const std::int64_t t : {0, 7, 20, 31}) scale_queries(inputs, t, bad, only);
       expect_every_policy(inputs.args());
 
-      const skim::cpu::attention op{skim::quoka::paper(queries::lowest_cosine(30), retention::budget(50).dense_under(0))};
+      const skim::cpu::attention op{
+          skim::quoka::paper(queries::lowest_cosine(30), retention::budget(50).dense_under(0))};
       selected_lists selected(op, inputs.args());
       aligned_memory workspace(op.workspace_bytes(inputs.args(), 1));
       ASSERT_TRUE(op.select(inputs.args(), selected.lists, {}, workspace.get(), skim::serial_executor{}).ok());

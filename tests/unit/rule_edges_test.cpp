@@ -44,7 +44,8 @@ void scale_all(attention_inputs& inputs, float queries, float keys) {
   for (std::int64_t h = 0; h < kv.heads; ++h) {
     for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
       std::vector<float> row;
-      for (const double x : reference::row_of(inputs.view(0), inputs.view(0).k, h, slot)) row.push_back(static_cast<float>(x) * keys);
+      for (const double x : reference::row_of(inputs.view(0), inputs.view(0).k, h, slot))
+        row.push_back(static_cast<float>(x) * keys);
       write_row(kv, kv.k, h, slot, row.data());
     }
   }
@@ -91,7 +92,8 @@ TEST(OwnRule, OfEveryNumberOfCandidates) {
     expect_selection(ours(12, retention::preset(7)), inputs.args());
     if (HasFailure()) return;
   }
-  for (const std::int64_t Tk : {63, 64, 65, 127, 128, 129, 1008, 1009, 1010, 1041}) {  // where samples begin to thin out
+  for (const std::int64_t Tk :
+       {63, 64, 65, 127, 128, 129, 1008, 1009, 1010, 1041}) {  // where samples begin to thin out
     SCOPED_TRACE(Tk);
     attention_inputs inputs(block_of_rows(30, Tk));
     expect_selection(ours(12, retention::preset(50)), inputs.args());
@@ -161,7 +163,8 @@ TEST(OwnRule, OfNumbersThatAreNone) {
     attention_inputs rows(block_of_rows(40, 300)), sampled(block_of_rows(40, 300)), own(block_of_rows(40, 300));
     for (const std::int64_t t : {0, 7, 39}) set_query(rows, t, 1, value);
     expect_selection(ours(12, retention::preset(50)), rows.args());
-    for (std::int64_t slot = 0; slot < 300; slot += 4) set_key(sampled, slot, value);  // among them all that are sampled
+    for (std::int64_t slot = 0; slot < 300; slot += 4)
+      set_key(sampled, slot, value);  // among them all that are sampled
     expect_selection(ours(12, retention::preset(50)), sampled.args());
     for (const std::int64_t slot : {300, 305, 339}) set_key(own, slot, value);
     expect_selection(ours(12, retention::preset(50)), own.args());

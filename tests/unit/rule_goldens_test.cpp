@@ -37,7 +37,8 @@ class RuleGoldens : public testing::TestWithParam<golden> {
   std::vector<double> values(const std::string& name, std::int64_t head) const {
     const auto view = *stored(name).view<2>();
     std::vector<double> row;
-    for (std::int64_t i = 0; i < view.extents[1]; ++i) row.push_back(skim::load_element(view.data, view.type, view.offset(head, i)));
+    for (std::int64_t i = 0; i < view.extents[1]; ++i)
+      row.push_back(skim::load_element(view.data, view.type, view.offset(head, i)));
     return row;
   }
   std::vector<std::int64_t> indices(const std::string& name, std::int64_t head) const {
@@ -51,7 +52,8 @@ class RuleGoldens : public testing::TestWithParam<golden> {
     reference::vector_list rows;
     for (std::int64_t i = 0; i < view.extents[1]; ++i) {
       rows.emplace_back();
-      for (std::int64_t d = 0; d < view.extents[2]; ++d) rows.back().push_back(skim::load_element(view.data, view.type, view.offset(head, i, d)));
+      for (std::int64_t d = 0; d < view.extents[2]; ++d)
+        rows.back().push_back(skim::load_element(view.data, view.type, view.offset(head, i, d)));
     }
     return rows;
   }
@@ -63,7 +65,8 @@ class RuleGoldens : public testing::TestWithParam<golden> {
     args.kv = skim::contiguous_kv(k, k, k.extents[0]);
     args.kv.values_in_keys = true;
     args.scale = std::stof(*file_.metadata("scale"));
-    args.out = skim::tensor_view<void, 3>(out_.get(), {args.q.extents[0], args.q.extents[1], args.q.extents[2]}, skim::element::f32);
+    args.out = skim::tensor_view<void, 3>(out_.get(), {args.q.extents[0], args.q.extents[1], args.q.extents[2]},
+                                          skim::element::f32);
     return args;
   }
   std::unique_ptr<float[]> out_{new float[static_cast<std::size_t>(1) << 20]};
@@ -88,7 +91,8 @@ TEST_P(RuleGoldens, StagesOfTheReference) {
     const auto averaged = reference::average_members(rows, own, picked, reference::nearest_picked(features, picked));
     const auto golden_queries = queries(head);
     for (std::size_t i = 0; i < averaged.size(); ++i) {
-      for (std::size_t d = 0; d < averaged[i].size(); ++d) ASSERT_NEAR(averaged[i][d], golden_queries[i][d], 1e-5) << i << ", " << d;
+      for (std::size_t d = 0; d < averaged[i].size(); ++d)
+        ASSERT_NEAR(averaged[i][d], golden_queries[i][d], 1e-5) << i << ", " << d;
     }
     const auto rounded = reference::rounded_for(skim::element::bf16, golden_queries);
     const auto moments = reference::moments_of_queries(block, head, rounded, slot_ids);
@@ -100,7 +104,8 @@ TEST_P(RuleGoldens, StagesOfTheReference) {
     const skim::quoka policy{rule_};
     const auto scores = reference::final_scores(policy, reference::raw_scores(policy, block, head, rounded, slot_ids));
     const auto golden_scores = values(staged("score"), head);
-    for (std::size_t i = 0; i < scores.size(); ++i) ASSERT_NEAR(scores[i], golden_scores[i], stored_error(golden_scores[i]) + 1e-6) << i;
+    for (std::size_t i = 0; i < scores.size(); ++i)
+      ASSERT_NEAR(scores[i], golden_scores[i], stored_error(golden_scores[i]) + 1e-6) << i;
     for (const std::int64_t budget : {256, 512}) {
       EXPECT_EQ(reference::top_k(skim::retention::budget(budget, 4, 128), block, head, slot_ids, golden_scores),
                 indices("list_" + std::to_string(budget) + staged(""), head));
@@ -114,7 +119,8 @@ TEST_P(RuleGoldens, StagesOfTheKernel) {
   std::size_t different = 0, all = 0;
   const skim::cpu::attention op{skim::quoka{rule_}};
   skim_test::aligned_memory workspace(op.workspace_bytes(call, 1));
-  std::vector<std::int32_t> found(static_cast<std::size_t>(call.kv.heads * op.list_capacity(call))), counts(static_cast<std::size_t>(call.kv.heads));
+  std::vector<std::int32_t> found(static_cast<std::size_t>(call.kv.heads * op.list_capacity(call))),
+      counts(static_cast<std::size_t>(call.kv.heads));
   skim::index_lists lists;
   lists.indices = found.data();
   lists.counts = counts.data();

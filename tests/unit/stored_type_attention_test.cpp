@@ -107,7 +107,8 @@ TEST(StoredType, IsSelectedFrom) {
         make_valid(c);
         SCOPED_TRACE(testing::Message() << c);
         attention_inputs inputs(c);
-        skim::quoka policy = skim::quoka::paper(skim::queries::farthest_point(6), skim::retention::budget(40, 2, 5).dense_under(0), measure);
+        skim::quoka policy = skim::quoka::paper(skim::queries::farthest_point(6),
+                                                skim::retention::budget(40, 2, 5).dense_under(0), measure);
         policy.keep.every = 8;
         expect_selection(policy, inputs.args());
         if (HasFailure()) return;

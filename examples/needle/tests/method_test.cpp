@@ -168,7 +168,8 @@ TEST(method, complaints_list_what_is_valid) {
       {"quoka:n", "expected key=value, got 'n'"},
       {"quoka:n=4,n=5", "n is given twice"},
       {"quoka:size=5",
-       "there is no 'size', valid are: queries, rows, n, seed, budget, fraction, sinks, recent, every, score, reduce, smooth"},
+       "there is no 'size', valid are: queries, rows, n, seed, budget, fraction, sinks, recent, every, score, reduce, "
+       "smooth"},
       {"quoka:queries=best",
        "queries is 'best', valid are: needed, lowest_cosine, group_lowest_cosine, farthest_point, random, "
        "newest, all"},

@@ -62,9 +62,7 @@ struct attention {
   }
 
   /// Bytes that the selector keeps between calls, per layer.
-  std::size_t state_bytes(const attention_args& args) const {
-    return check_shape(args) ? bytes_of_state(args) : 0;
-  }
+  std::size_t state_bytes(const attention_args& args) const { return check_shape(args) ? bytes_of_state(args) : 0; }
 
   /// Scratch for `run` and each of its steps with at most `workers` workers; 64-byte aligned, any contents. A call with fewer
   /// rows, tokens, sequences or workers needs no more. 0 for what `check_shape` refuses.
@@ -93,7 +91,6 @@ struct attention {
   }
 
  public:
-
   cost_estimate cost(const attention_args& args) const {
     const bool all = runs_dense(args);
     cost_estimate total = all ? cost_estimate{} : cost_of(selector, args);

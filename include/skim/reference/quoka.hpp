@@ -189,7 +189,8 @@ inline std::vector<double> raw_scores(const quoka& policy, const attention_seque
   const bool some = std::any_of(of.begin(), of.end(), [](const moments& m) { return m.deviation > 0; });
   for (std::size_t i = 0; i < slot_ids.size(); ++i) {
     const auto key = row_of(block.kv, block.kv.k, head, slot_ids[i]);
-    scores.push_back(some ? standardised_score(key, finite, of) : static_cast<double>(i + 1) - static_cast<double>(slot_ids.size()));
+    scores.push_back(some ? standardised_score(key, finite, of)
+                          : static_cast<double>(i + 1) - static_cast<double>(slot_ids.size()));
   }
   return scores;
 }

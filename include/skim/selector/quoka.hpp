@@ -77,8 +77,7 @@ struct quoka {
     for_each_block(args, keep.every, [&](const attention_sequence& block, std::int64_t) {
       const double D = static_cast<double>(args.q.extents[2]), Tk = static_cast<double>(block.Tk());
       const double heads = static_cast<double>(block.kv.heads);
-      const double n =
-          reduce == reduction::mean ? 1 : static_cast<double>(queries.kept(block.Tq, group_size(args)));
+      const double n = reduce == reduction::mean ? 1 : static_cast<double>(queries.kept(block.Tq, group_size(args)));
       const double rows = static_cast<double>(block.Tq) * static_cast<double>(args.q.extents[1]);
       const double met = queries.choice == query_choice::needed  // samples, own keys and picked rows
                              ? static_cast<double>(queries.samples) + static_cast<double>(block.Tq) / 2 + n
@@ -106,8 +105,8 @@ struct quoka {
       return fault(status::bad_value, "queries.rows (this choice is made on group means)", "own", "group_means");
     }
     if (similarity == skim::similarity::standardised && choice == query_choice::lowest_cosine) {
-      return fault(status::bad_value, "similarity (the paper's choice pairs queries of different tokens)", "standardised",
-                   "cosine or dot");
+      return fault(status::bad_value, "similarity (the paper's choice pairs queries of different tokens)",
+                   "standardised", "cosine or dot");
     }
     if (similarity == skim::similarity::standardised && reduce == reduction::mean) {
       return fault(status::bad_value, "reduce (with standardised scores)", "mean", "max");

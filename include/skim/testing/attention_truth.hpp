@@ -163,7 +163,8 @@ inline void attend_row(const attention_args& args, const attention_sequence& blo
   *row.lse_bound = 0;
   if (empty) return;
   double total = std::exp(sink - largest);
-  std::vector<double> sizes(static_cast<std::size_t>(Dv), 0.0);  // kernels take weights below 2^-126 of the largest for 0
+  std::vector<double> sizes(static_cast<std::size_t>(Dv),
+                            0.0);  // kernels take weights below 2^-126 of the largest for 0
   for (std::size_t i = 0; i < weights.size(); ++i) {
     if (!sees[i]) continue;
     const double weight = std::exp(weights[i] - largest);

@@ -90,7 +90,7 @@ SKIM_NOINLINE inline void close_up_pages(const eviction_args& args, const std::i
     std::int64_t low = 0, high = count;
     while (low < high) {
       const std::int64_t middle = low + (high - low) / 2;
-      list[middle] < page * page_size ? low = middle + 1 : high = middle;
+      list[middle] < page* page_size ? low = middle + 1 : high = middle;
     }
     return (low + page_size - 1) / page_size;
   };

@@ -19,7 +19,7 @@ static_assert(rows_weighed % broadcasts == 0);
 
 /// Rows of other memory in the lanes: blocks of two vectors, see `row_lanes`.
 struct lane_rows {
-  float* data;         // [D, stride] by `row_lanes`
+  float* data;  // [D, stride] by `row_lanes`
   std::int64_t D, stride;
 
   SKIM_INLINE void put(std::int64_t lane, const float* row) const {
@@ -38,16 +38,15 @@ SKIM_INLINE void multiply_lanes(const float* rows, std::int64_t row_stride, cons
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });
-  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(rows, row_stride, unit_stride{},
-                                                                 lanes.data + begin * lanes.D, width_constant<Vectors>{},
-                                                                 lanes.D, acc);
+  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(
+      rows, row_stride, unit_stride{}, lanes.data + begin * lanes.D, width_constant<Vectors>{}, lanes.D, acc);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
   });
 }
 template <class Take>
-SKIM_INLINE void multiply_all_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes, std::int64_t begin,
-                                    std::int64_t end, const Take& take) {
+SKIM_INLINE void multiply_all_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes,
+                                    std::int64_t begin, std::int64_t end, const Take& take) {
   constexpr std::int64_t wide = row_vectors * simd::lanes;
   for (; begin + wide <= end; begin += wide) multiply_lanes<row_vectors>(rows, row_stride, lanes, begin, take);
   for (; begin < end; begin += simd::lanes) multiply_lanes<1>(rows, row_stride, lanes, begin, take);
@@ -127,7 +126,8 @@ SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
     }
     if (!(simd::sum(spoilt) == 0)) silence(row);
   }
-  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r) clear_row(job.scratch.x + r * job.length, job.length);
+  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r)
+    clear_row(job.scratch.x + r * job.length, job.length);
 }
 
 /// Puts a key into a lane, or what hides it there.
@@ -199,7 +199,8 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
     const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
     constexpr std::int64_t wide = row_vectors * simd::lanes;
-    for (std::int64_t lane = 0; lane < width; lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
+    for (std::int64_t lane = 0; lane < width;
+         lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
       const std::int64_t last = smaller(lane + wide, width);
       const bool own = lane >= first_own;
       const position_range keys = own_range(job, own ? lane - first_own : 0, own ? smaller(last - first_own, Tq) : 0);
@@ -222,8 +223,8 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
       const mask see = job.args.mask;
       const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
       const simd::ints low(clamped(position - see.left)), high(clamped(position + see.right));
-      const exponential_sum P = sum_exponentials(logits, scratch.bias, first_own, [](std::int64_t)
-                                                     SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
+      const exponential_sum P = sum_exponentials(
+          logits, scratch.bias, first_own, [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
       const exponential_sum O = sum_exponentials(
           logits + first_own, scratch.bias + first_own, width - first_own, [&](std::int64_t i) SKIM_LAMBDA_INLINE {
             const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
@@ -256,7 +257,8 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
     }
     // Features do not change with the rows' common size, but squares of it would overflow or vanish.
     const float unit = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) / 2)) : 1.0f;
-    const float rest = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) + std::ilogb(largest) / 2)) : 1.0f;
+    const float rest =
+        largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) + std::ilogb(largest) / 2)) : 1.0f;
     for (std::int64_t r = first; r < first + Tq; ++r) {
       float* const y = scratch.y + r * length;
       for (std::int64_t d = 0; d < length; d += simd::lanes) {
@@ -294,7 +296,8 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
     for (std::int64_t r = first; r < first + Tq; ++r) {
       float* const y = scratch.y + r * length;
       if (is_silent(job.x(r))) continue;
-      for (std::int64_t d = 0; d < length; d += simd::lanes) simd::store(y + d, simd::load(y + d) * simd::floats(factor));
+      for (std::int64_t d = 0; d < length; d += simd::lanes)
+        simd::store(y + d, simd::load(y + d) * simd::floats(factor));
       scratch.size[r] = scratch.size[r] * factor * factor;
     }
   }
@@ -321,8 +324,8 @@ SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin,
       simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE { best[i] = simd::floats(minus_infinity); });
       multiply_all_lanes(scratch.y + r * job.length, job.length, lanes, lane, smaller(lane + wide, lanes.stride),
                          [&](auto i, std::int64_t v, simd::floats sums) SKIM_LAMBDA_INLINE {
-                           const simd::floats close = simd::fma(sums, simd::floats(2.0f), simd::load(
-                               static_cast<const float*>(sizes) + v - lane));
+                           const simd::floats close = simd::fma(
+                               sums, simd::floats(2.0f), simd::load(static_cast<const float*>(sizes) + v - lane));
                            simd::store(closeness[i] + v - lane, close);
                            best[i] = simd::larger(close, best[i]);
                          });
@@ -421,7 +424,8 @@ SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const atten
     if (kept == R || rule.choice == query_choice::newest) {
       scratch.picked[i] = static_cast<std::int32_t>(kept == R ? i : i % G * block.Tq + block.Tq - 1 - i / G);
     }
-    std::memcpy(queries + i * job.length, job.x(scratch.picked[i]), static_cast<std::size_t>(job.length) * sizeof(float));
+    std::memcpy(queries + i * job.length, job.x(scratch.picked[i]),
+                static_cast<std::size_t>(job.length) * sizeof(float));
   }
 }
 

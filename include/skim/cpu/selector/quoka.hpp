@@ -93,8 +93,8 @@ inline void choose_scoring_queries(const quoka& policy, const attention_args& ar
   if (policy.queries.rows == query_rows::group_means) {
     choose_queries(policy.queries, args, block, head, choose_scratch(scratch, block.Tq, D), rows);
   } else {
-    choose_own_queries(policy.queries, args, block, head, past,
-                       needed_scratch(scratch, policy.queries, block.Tq, G, D), rows);
+    choose_own_queries(policy.queries, args, block, head, past, needed_scratch(scratch, policy.queries, block.Tq, G, D),
+                       rows);
     for (std::int64_t i = 0; policy.similarity == similarity::cosine && i < kept; ++i) {
       float* const row = rows + i * length;
       if (!is_silent(row)) scale_row(scale_to_one(row, length), length, row);
@@ -172,7 +172,8 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     const detail::score_job job{&block.kv, head, scratch.seen[r], args.mask.left < mask::unbounded};
     const std::int64_t count = detail::smaller(past - begin, detail::keys_of_tile);
     detail::with_products(scratch.queries[r], block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
-      detail::score_tile_of_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], begin, count, keys, scores);
+      detail::score_tile_of_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], begin, count, keys,
+                                                  scores);
     });
   }
 
@@ -195,9 +196,9 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     if (standardises(policy)) scale_queries(rows, kept, D, block.kv.k.type);
     const packed_queries place = scratch.place_of(r, D, standardises(policy));
     const bool pairs = standardises(policy) && !block.kv.k.scales;
-    simd::with_math(accumulate::dot_pairs{}, pairs ? block.kv.k.type : element::none, [&](auto math) SKIM_LAMBDA_INLINE {
-      packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place);
-    });
+    simd::with_math(
+        accumulate::dot_pairs{}, pairs ? block.kv.k.type : element::none,
+        [&](auto math) SKIM_LAMBDA_INLINE { packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place); });
     if (!standardises(policy)) return;
     bool some = false;
     const moment_scratch moments(arena, kept, D);

@@ -98,7 +98,8 @@ SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count
     for (std::int64_t i = 0; i < simd::lanes; ++i) {
       const double n = static_cast<double>(numbers[i]), left = static_cast<double>(firsts[i]);
       const double shift = n > 0 ? left / n : 0, squares = static_cast<double>(seconds[i]) - left * shift;
-      sums[lane + i].merge(n, static_cast<double>(centers[i]) + shift * unit, (squares > 0 ? squares : 0) * unit * unit);
+      sums[lane + i].merge(n, static_cast<double>(centers[i]) + shift * unit,
+                           (squares > 0 ? squares : 0) * unit * unit);
     }
   }
 }

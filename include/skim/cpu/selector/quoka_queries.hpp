@@ -139,7 +139,7 @@ inline void choose_rows(const query_rule& rule, const float* rows, const float* 
     case query_choice::newest:
       for (std::int64_t i = 0; i < rule.n; ++i) chosen[i] = static_cast<std::int32_t>(Tq - rule.n + i);
       return;
-    case query_choice::all:  // keeps every row
+    case query_choice::all:     // keeps every row
     case query_choice::needed:  // not among means
       return;
   }

@@ -128,17 +128,17 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typen
   for (std::int64_t i = 0; i < count; i += broadcasts) {
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
-    multiply_all_packed<Math>(queries, keys + i * stride, stride,
-                              [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
-                                if constexpr (Standardised) {
-                                  const simd::floats z = simd::fma(dot, simd::load(queries.factors + lane),
-                                                                   simd::load(queries.offsets + lane));
-                                  best[j] = simd::larger(z, best[j]);
-                                } else {
-                                  static_cast<void>(lane);
-                                  best[j] = simd::larger(best[j], dot);
-                                }
-                              });
+    multiply_all_packed<Math>(
+        queries, keys + i * stride, stride, [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
+          if constexpr (Standardised) {
+            const simd::floats z =
+                simd::fma(dot, simd::load(queries.factors + lane), simd::load(queries.offsets + lane));
+            best[j] = simd::larger(z, best[j]);
+          } else {
+            static_cast<void>(lane);
+            best[j] = simd::larger(best[j], dot);
+          }
+        });
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { dots[i + j] = simd::max_lane(best[j]); });
   }
 }
@@ -208,7 +208,8 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
     return;
   }
-  load_keys<Math>(kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
+  load_keys<Math>(
+      kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
   if constexpr (Math::values == 1) find_factors(job, measure, begin, count, keys, factors);
   if (!queries.in_lanes) {
     for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);

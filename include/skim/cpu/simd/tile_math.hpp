@@ -65,7 +65,8 @@ struct tile_math<accumulate::dot_pairs> {
   }
   static SKIM_INLINE floats multiply_add(floats packed, std::uint32_t factor, floats sum) {
     const __m512i pair = _mm512_set1_epi32(static_cast<int>(factor));
-    return floats(_mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_castps_si512(packed)), reinterpret_cast<__m512bh>(pair)));
+    return floats(_mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_castps_si512(packed)),
+                                   reinterpret_cast<__m512bh>(pair)));
   }
 
   static SKIM_INLINE __m512i round_to_bf16(floats x) {  // in the upper half of each lane
