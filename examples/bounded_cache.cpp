@@ -20,8 +20,8 @@ int main() {
   std::vector<float> norms(Hk * capacity), q(chunk * Hq * D), out(q.size()), k(chunk * Hk * D), v(k.size());
   std::vector<std::int32_t> positions(Hk * capacity), slots(Hk * budget), counts(Hk);
 
-  skim::cpu::bounded_cache<skim::keydiff<>> cache;  // views over the host's memory; it owns nothing
-  cache.op.evictor = skim::keydiff{skim::retention::budget(budget)};
+  skim::cpu::bounded_cache<skim::standard_evictor> cache;  // views over the host's memory; it owns nothing
+  cache.op.evictor = skim::evictors::standard(budget);
   cache.kv() = skim::contiguous_cache(skim::tensor_view<skim::bf16, 3>(keys.data(), {capacity, Hk, D}),
                                       skim::tensor_view<skim::bf16, 3>(values.data(), {capacity, Hk, D}), 0);
   cache.kv().positions = positions.data();

@@ -9,6 +9,7 @@
 #include <skim/cpu/evictor/random_tokens.hpp>
 #include <skim/cpu/evictor/snapkv.hpp>
 #include <skim/cpu/evictor/tova.hpp>
+#include <skim/evictor/standard.hpp>
 #include <skim/selector/sink_window.hpp>
 
 namespace needle {
@@ -85,6 +86,14 @@ void add_scored(std::vector<part_kind>& parts, const std::string& form, const na
   }
 }
 
+/// The evictor to begin with, as the library has it.
+void parse_standard(const parameters& given, method& result) {
+  result.budget = given.count("budget", 1, 1024);
+  const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
+  result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
+  result.make_evictor = maker(skim::evictors::standard(result.budget));
+}
+
 void parse_sink_window(const parameters& given, method& result) {
   result.make_evictor = maker(skim::sink_window{parse_kept(given, result, 4)});
 }
@@ -100,6 +109,7 @@ void parse_random(const parameters& given, method& result) {
 
 std::vector<part_kind> evictor_parts() {
   std::vector<part_kind> parts;
+  parts.push_back({"standard", {"budget", "compaction"}, parse_standard});
   add_scored(parts, "", {}, [](const parameters&) { return [](const auto& evictor) { return maker(evictor); }; });
   add_scored(parts, "caote", {"joint"}, [](const parameters& given) {
     const bool joint = given.choice("joint", {"off", "on"}) == "on";

@@ -89,6 +89,7 @@ void add_options(CLI::App& app, command_line& line) {
                  "  smooth=1,score=cosine (lowest_cosine is the paper's rule)\n"
                  "sink_window:budget=1024 or fraction=0.25,sinks=4\n"
                  "What the cache keeps (all: budget=1024,compaction=refill|stable):\n"
+                 "standard: fast_caote(keydiff) smoothed over 5, the first 4 and newest quarter protected\n"
                  "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"
                  "h2o, tova:sinks=0,recent=0\n"
                  "snapkv:window=32,pool=5,sinks=0,recent=0\n"

@@ -27,6 +27,7 @@ constexpr const char* select_rows[] = {
 
 /// What the cache keeps.
 constexpr const char* evict_rows[] = {
+    "standard:budget=1024",
     "keydiff:budget=1024",
     "fast_caote(keydiff):budget=1024",
     "snapkv:budget=1024",

@@ -13,6 +13,8 @@
 ///   `static constexpr bool scores_alike`: all score the same, `keep` alone decides, and there is no `score`;
 ///   `static constexpr bool prefers_later`: of equal scores the later position stays (default: the earlier);
 ///   `policy_needs needs()`: what of the call it reads or gains from (default: nothing);
+///   `std::int64_t smooth`, an evictor: a token's score is then the mean of its own and its neighbours', so many in all, by
+///    position among the tokens that are there; one that is not finite has no part and is NaN (default: 1, as scored);
 ///   `float caote_weight(float score)`, an evictor: turns a score into CAOTE's h >= 0 (default: it cannot be CAOTE's base);
 ///   `neuron_compensator compensator`, a neuron selector: what is added to a sparse block's output.
 ///
@@ -83,6 +85,8 @@ using alike_member = std::enable_if_t<P::scores_alike>;
 template <class P>
 using needs_member = decltype(policy_needs{std::declval<const P&>().needs()});
 template <class P>
+using smooth_member = decltype(std::int64_t{std::declval<const P&>().smooth});
+template <class P>
 using caote_weight_member = decltype(float{std::declval<const P&>().caote_weight(0.0f)});
 template <class P>
 using compensator_member = decltype(std::declval<const P&>().compensator);
@@ -118,6 +122,14 @@ SKIM_INLINE constexpr policy_needs needs_of(const Policy& policy) {
   if constexpr (detail::has<detail::needs_member, Policy>) return policy.needs();
   static_cast<void>(policy);
   return {};
+}
+
+/// How many tokens' scores an evictor averages.
+template <class Policy>
+SKIM_INLINE constexpr std::int64_t smooth_of(const Policy& policy) {
+  if constexpr (detail::has<detail::smooth_member, Policy>) return policy.smooth;
+  static_cast<void>(policy);
+  return 1;
 }
 
 /// The cost that `policy` says of itself.

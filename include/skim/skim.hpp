@@ -25,6 +25,7 @@
 #include <skim/cpu/neuron_selector/random_neurons.hpp>
 #include <skim/cpu/neuron_selector/static_set.hpp>
 #include <skim/cpu/selector/quoka.hpp>
+#include <skim/evictor/standard.hpp>
 #include <skim/neuron_selector/schedule.hpp>
 #include <skim/selector/dense.hpp>
 #include <skim/selector/sink_window.hpp>

@@ -164,7 +164,7 @@ TEST_P(allocation, is_not_done_by_evictions) {
   const skim::retention keep = skim::retention::budget(100, 4, 20);
   expect_no_eviction_allocates(skim::keydiff{keep}, GetParam());
   expect_no_eviction_allocates(skim::keydiff{keep, skim::anchor::median{}}, GetParam());
-  expect_no_eviction_allocates(skim::h2o{keep}, GetParam());
+  expect_no_eviction_allocates(skim::h2o{keep, 5}, GetParam());
   expect_no_eviction_allocates(skim::caote{skim::snapkv{keep}}, GetParam());
   expect_no_eviction_allocates(skim::fast_caote{skim::tova{keep}}, GetParam());
 }

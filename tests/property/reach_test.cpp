@@ -488,6 +488,10 @@ void eviction_calls(const char* name, draws of) {
       }
     }();
     keep = skim::retention::budget(page * d.in(4, 40) + 32 / page * page, d.in(0, 2), d.in(0, 1));
+    if constexpr (skim::detail::has<skim::detail::smooth_member, Policy>) {
+      policy.smooth = d.one_in(2) ? 1 : 2 * d.in(0, 31) + 1;
+      d.note(policy.smooth);
+    }
     d.note(args.kv);
     d.note(args.attended.q);
     d.note(args.attended.lse);

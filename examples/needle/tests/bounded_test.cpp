@@ -16,7 +16,8 @@ using namespace needle_test;
 constexpr std::int64_t chunk = 16, budget = 24, sinks = 4;
 
 /// Every evictor that a method can name, without its parameters.
-const char* const evictors[] = {"keydiff",
+const char* const evictors[] = {"standard",
+                                "keydiff",
                                 "h2o",
                                 "tova",
                                 "snapkv",

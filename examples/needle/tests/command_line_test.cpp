@@ -227,7 +227,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--needles 300", "expected 1 to 256");
   expect_refusal("--method", "--method");
   expect_refusal("--generate -1", "--generate");
-  expect_refusal("--method best", "valid are: dense, quoka, sink_window, keydiff, ");
+  expect_refusal("--method best", "valid are: dense, quoka, sink_window, standard, ");
   expect_refusal("--method random", "write evict(random) for an evictor");
   expect_refusal("--method quoka:queries=best", "valid are: needed, lowest_cosine,");
   expect_refusal("--method dense --method quoka:budget=0", "budget is '0'");

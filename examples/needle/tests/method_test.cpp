@@ -82,6 +82,8 @@ TEST(method, every_spelling_makes_an_evictor_of_its_budget) {
     bool norms, attention;
   };
   const example examples[] = {
+      {"standard", 1024, true, false},
+      {"standard:budget=77,compaction=stable", 77, true, false},
       {"keydiff", 1024, true, false},
       {"keydiff:budget=77,anchor=mean,recent=9,sinks=2,compaction=stable", 77, true, false},
       {"keydiff:anchor=unit_mean", 1024, true, false},
@@ -138,10 +140,11 @@ TEST(method, tables_are_all_their_rows) {
   EXPECT_EQ(select[0], "dense");
   EXPECT_EQ(select[1], "quoka:budget=512");
   EXPECT_EQ(select[12], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
-  ASSERT_EQ(evict.size(), 11u);
+  ASSERT_EQ(evict.size(), 12u);
   EXPECT_EQ(evict[0], "dense");
-  EXPECT_EQ(evict[2], "fast_caote(keydiff):budget=1024");
-  EXPECT_EQ(evict[10], "evict(random):budget=1024");
+  EXPECT_EQ(evict[1], "standard:budget=1024");
+  EXPECT_EQ(evict[3], "fast_caote(keydiff):budget=1024");
+  EXPECT_EQ(evict[11], "evict(random):budget=1024");
   ASSERT_EQ(ffn.size(), 19u);
   EXPECT_EQ(ffn[0], "dense");
   EXPECT_EQ(ffn[1], "fastforward:keep=0.5");
@@ -156,7 +159,7 @@ TEST(method, tables_are_all_their_rows) {
 
 TEST(method, complaints_list_what_is_valid) {
   const std::pair<const char*, const char*> examples[] = {
-      {"", "there is no method '', valid are: dense, quoka, sink_window, keydiff, h2o, tova, snapkv, caote(keydiff), "},
+      {"", "there is no method '', valid are: dense, quoka, sink_window, standard, keydiff, h2o, tova, snapkv, caote(keydiff), "},
       {"quok",
        "fast_caote(snapkv), evict(sink_window), evict(random), fastforward, oracle, "
        "static_set, calibrated_set, ffn(random), table, table:select, table:evict, table:ffn"},

@@ -149,11 +149,13 @@ struct eviction {
       detail::score_alike(args, scores, executor);
     } else {
       kernel::score(evictor, args, scores, state, workspace, executor);
+      if (smooth_of(evictor) > 1) detail::smooth_tokens(args, smooth_of(evictor), scores, workspace.data, executor);
     }
   }
 
   report check_given(const eviction_args& args, pointers given) const {
     if (report r = skim::check(args, kept(args), needs(), given); !r) return r;
+    if (report r = detail::check_width_of_mean("smooth", smooth_of(evictor)); !r) return r;
     return evictor.check(args);
   }
 
@@ -167,7 +169,9 @@ struct eviction {
   std::size_t scratch_bytes(const eviction_args& args, unsigned workers) const {
     const std::size_t steps = kernel::workspace_bytes(evictor, args, workers);
     const std::size_t choice = detail::choice_bytes(args, workers);
-    return scores_in(args, nullptr).second + (steps > choice ? steps : choice);
+    const std::size_t smoothing = smooth_of(evictor) > 1 ? detail::smooth_bytes(args, workers) : 0;
+    const std::size_t most = steps > choice ? steps : choice;
+    return scores_in(args, nullptr).second + (most > smoothing ? most : smoothing);
   }
 
   /// The lists that attention read, where they will be looked at.

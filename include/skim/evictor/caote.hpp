@@ -18,12 +18,20 @@ SKIM_LOCAL cost_estimate caote_cost(const Base& base, const eviction_args& args)
                                              2 * values * static_cast<double>(bytes_of(args.kv.v.type, args.kv.v.dim))};
 }
 
+/// Scores are averaged at the end or not at all.
+template <class Base>
+SKIM_LOCAL report check_caote_base(const Base& base, const eviction_args& args) {
+  if (smooth_of(base) != 1) return fault(status::bad_value, "base.smooth (within caote)", smooth_of(base), 1);
+  return base.check(args);
+}
+
 }  // namespace detail
 
 /// Evictor: with h >= 0 the base's score of a token (KeyDiff: 1 - cos) and hn = h / sum h, the score is
 ///   c_j = hn_j / (1 - hn_j) |sum_i hn_i v_i - v_j|_2,
 /// the change of an attention output whose weights are hn. 1 - hn_j is at least 1e-6; all h zero means all equal. Tokens
-/// that the base protects have h = 0 and score +inf. `Base` is any evictor with scores: `h2o`, `tova`, `snapkv`,
+/// that the base protects have h = 0 and score +inf; where scores are smoothed, they count and score like all others, and stay
+/// because the base protects them. `Base` is any evictor with scores: `h2o`, `tova`, `snapkv`,
 /// `keydiff<...>`, or one's own with a `caote_weight`.
 template <class Base>
 struct caote {
@@ -32,11 +40,13 @@ struct caote {
   /// |sum_E hn_i (x - v_i)| / (1 - sum_E hn_i). Reads V once for each token that leaves. Scores are then the order of
   /// leaving: 0, 1, ..., and +inf for those that stay.
   bool joint = false;
+  std::int64_t smooth = 1;  ///< odd, at most 63; the paper's: 1
 
   SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
   SKIM_INLINE report check(const eviction_args& args) const {
     if (joint && args.share_heads) return fault(status::unsupported, "share_heads (caote, joint)", 1, 0);
-    return base.check(args);
+    if (joint && smooth != 1) return fault(status::unsupported, "smooth (caote, joint)", smooth, 1);
+    return detail::check_caote_base(base, args);
   }
   SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
   SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
@@ -46,9 +56,10 @@ struct caote {
 template <class Base>
 struct fast_caote {
   Base base{};
+  std::int64_t smooth = 1;  ///< odd, at most 63; the paper's: 1
 
   SKIM_INLINE retention kept(std::int64_t tokens) const { return kept_by(base, tokens); }
-  SKIM_INLINE report check(const eviction_args& args) const { return base.check(args); }
+  SKIM_INLINE report check(const eviction_args& args) const { return detail::check_caote_base(base, args); }
   SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::caote_cost(base, args); }
   SKIM_INLINE constexpr policy_needs needs() const { return needs_of(base); }
 };
@@ -58,6 +69,10 @@ caote(Base) -> caote<Base>;
 template <class Base>
 caote(Base, bool) -> caote<Base>;
 template <class Base>
+caote(Base, bool, std::int64_t) -> caote<Base>;
+template <class Base>
 fast_caote(Base) -> fast_caote<Base>;
+template <class Base>
+fast_caote(Base, std::int64_t) -> fast_caote<Base>;
 
 }}  // namespace skim::v0_2

@@ -10,6 +10,7 @@ namespace skim { inline namespace v0_2 {
 /// follows the tokens. Every chunk must be observed, also where nothing is evicted.
 struct h2o {
   retention keep = retention::budget(1024);
+  std::int64_t smooth = 1;  ///< odd, at most 63; the paper's: 1
 
   SKIM_INLINE report check(const eviction_args&) const { return {}; }
   SKIM_INLINE cost_estimate cost(const eviction_args& args) const {

@@ -29,6 +29,7 @@ template <class Anchor = anchor::unit_mean>
 struct keydiff {
   retention keep = retention::budget(1024);
   Anchor anchor{};
+  std::int64_t smooth = 1;  ///< odd, at most 63; the paper's: 1
 
   static constexpr bool prefers_later = true;
 
@@ -51,6 +52,8 @@ struct keydiff {
 
 template <class Anchor>
 keydiff(retention, Anchor) -> keydiff<Anchor>;
+template <class Anchor>
+keydiff(retention, Anchor, std::int64_t) -> keydiff<Anchor>;
 keydiff(retention)->keydiff<>;
 
 }}  // namespace skim::v0_2

@@ -9,6 +9,7 @@ namespace skim { inline namespace v0_2 {
 /// over the group's query heads. State [Hk, capacity] f32: what the last `observe` saw.
 struct tova {
   retention keep = retention::budget(1024);
+  std::int64_t smooth = 1;  ///< odd, at most 63; the paper's: 1
 
   SKIM_INLINE report check(const eviction_args&) const { return {}; }
   SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return detail::weights_cost(args, 1); }

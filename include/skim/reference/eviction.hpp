@@ -23,6 +23,17 @@ inline std::vector<std::size_t> by_position(const kv_view& kv, std::int64_t head
   return order;
 }
 
+/// `smoothed` in order of position. `scores [n]`, by slot.
+inline std::vector<double> smoothed_by_position(const kv_view& kv, std::int64_t head, const std::vector<double>& scores,
+                                                std::int64_t width) {
+  const std::vector<std::size_t> order = by_position(kv, head);
+  std::vector<double> ordered, answer(scores.size());
+  for (const std::size_t slot : order) ordered.push_back(scores[slot]);
+  ordered = smoothed(ordered, width);
+  for (std::size_t i = 0; i < order.size(); ++i) answer[order[i]] = ordered[i];
+  return answer;
+}
+
 /// Tokens that stay whatever their score: the `sinks` lowest positions and the `recent` highest.
 inline std::vector<bool> protected_tokens(const kv_view& kv, std::int64_t head, const retention& keep) {
   const std::vector<std::size_t> order = by_position(kv, head);

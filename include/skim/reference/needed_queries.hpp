@@ -281,22 +281,4 @@ inline double standardised_score(const std::vector<double>& key, const vector_li
   return std::isfinite(most) ? most : std::numeric_limits<double>::quiet_NaN();
 }
 
-/// The mean of each score and its neighbours, `width` in all, of those that exist and are finite; NaN stays.
-inline std::vector<double> smoothed(const std::vector<double>& scores, std::int64_t width) {
-  const std::int64_t n = static_cast<std::int64_t>(scores.size()), half = width / 2;
-  std::vector<double> answer;
-  for (std::int64_t i = 0; i < n; ++i) {
-    double sum = 0, count = 0;
-    for (std::int64_t j = (std::max)(i - half, std::int64_t{0}); j <= (std::min)(i + half, n - 1); ++j) {
-      const double score = scores[static_cast<std::size_t>(j)];
-      if (!std::isfinite(score)) continue;
-      sum += score;
-      count += 1;
-    }
-    const bool counts = std::isfinite(scores[static_cast<std::size_t>(i)]);
-    answer.push_back(counts ? sum / count : std::numeric_limits<double>::quiet_NaN());
-  }
-  return answer;
-}
-
 }}}  // namespace skim::v0_2::reference

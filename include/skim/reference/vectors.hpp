@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -58,6 +59,24 @@ inline std::vector<double> finite_mean(vector_list rows) {
     if (!is_finite(row)) row.assign(row.size(), 0.0);
   }
   return mean(rows);
+}
+
+/// The mean of each score and its neighbours, `width` in all, of those that exist and are finite; NaN stays.
+inline std::vector<double> smoothed(const std::vector<double>& scores, std::int64_t width) {
+  const std::int64_t n = static_cast<std::int64_t>(scores.size()), half = width / 2;
+  std::vector<double> answer;
+  for (std::int64_t i = 0; i < n; ++i) {
+    double sum = 0, count = 0;
+    for (std::int64_t j = (std::max)(i - half, std::int64_t{0}); j <= (std::min)(i + half, n - 1); ++j) {
+      const double score = scores[static_cast<std::size_t>(j)];
+      if (!std::isfinite(score)) continue;
+      sum += score;
+      count += 1;
+    }
+    const bool counts = std::isfinite(scores[static_cast<std::size_t>(i)]);
+    answer.push_back(counts ? sum / count : std::numeric_limits<double>::quiet_NaN());
+  }
+  return answer;
 }
 
 /// A row as it is stored: its elements times its scale.

@@ -198,7 +198,7 @@ struct caote_kernel : own_hooks<Policy, executor_ref> {
                     memory workspace, executor_ref executor) {
     base::score(policy.base, args, scores, state, workspace, executor);
     const kv_view kv = args.kv;
-    const retention kept = kept_by(policy, args);
+    const retention kept = policy.smooth > 1 ? retention::budget(1) : kept_by(policy, args);
     arena arena(workspace.data);
     const caote_scratch scratch(arena, kv, executor.concurrency());
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {

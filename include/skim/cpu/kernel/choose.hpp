@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The step of an eviction that chooses: from scores to the slots that stay. The same for all evictors.
+/// \file The steps of an eviction that are the same for all evictors: smoothing scores, and choosing the slots that stay.
 #pragma once
 
+#include <skim/cpu/kernel/position_order.hpp>
 #include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/scratch.hpp>
 #include <skim/cpu/kernel/top_k.hpp>
@@ -146,6 +147,29 @@ inline void choose_everything(const eviction_args& args, const index_lists& list
     const std::int64_t n = args.kv.length(row);
     for (std::int64_t slot = 0; slot < n; ++slot) lists.row(row)[slot] = static_cast<std::int32_t>(slot);
     lists.counts[row] = static_cast<std::int32_t>(n);
+  });
+}
+
+/// Scratch of `smooth_tokens`, one a worker.
+inline std::size_t smooth_bytes(const eviction_args& args, unsigned workers) {
+  arena piece, all;
+  piece.take<std::int32_t>(args.kv.tokens);
+  order_scratch(piece, args.kv.tokens);
+  all.take<char>(saturated(static_cast<std::int64_t>(piece.used()), workers));
+  return all.used();
+}
+
+/// Smooths an evictor's scores [Hk, n], head by head in order of position.
+inline void smooth_tokens(const eviction_args& args, std::int64_t width, const tensor_view<float, 2>& scores,
+                          void* workspace, executor_ref executor) {
+  const kv_view kv = args.kv;
+  const std::size_t bytes = smooth_bytes(args, 1);
+  executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
+    arena arena(worker_piece(workspace, bytes, worker));
+    std::int32_t* const list = arena.take<std::int32_t>(kv.tokens);
+    const order_scratch scratch(arena, kv.tokens);
+    const auto all = [](std::int64_t) { return true; };
+    smooth_scores(order_slots(kv, head, kv.length(head), all, list, scratch), width, scores.at(head));
   });
 }
 
