@@ -18,38 +18,45 @@ inline constexpr std::int64_t rows_weighed = 64;  // whose logits are kept at on
 static_assert(rows_weighed % broadcasts == 0);
 
 /// Rows of other memory in the lanes: blocks of two vectors, see `row_lanes`.
+template <class Math>
 struct lane_rows {
-  float* data;  // [D, stride] by `row_lanes`
+  using step = typename Math::step;
+  step* data;  // [steps of D, stride] by `row_lanes`
   std::int64_t D, stride;
 
+  SKIM_INLINE std::int64_t steps() const { return (D + Math::values - 1) / Math::values; }
+
+  /// Null: zeros.
   SKIM_INLINE void put(std::int64_t lane, const float* row) const {
     const row_lanes place = row_lanes::of(lane, stride);
-    float* const target = data + place.offset(lane, D, 0);
-    for (std::int64_t d = 0; d < D; ++d) target[d * place.width] = row ? row[d] : 0.0f;
+    step* const target = data + place.offset(lane, steps(), 0);
+    if (row) return Math::pack_lane(row, D, 1.0f, target, place.width);
+    for (std::int64_t i = 0; i < steps(); ++i) target[i * place.width] = 0;
   }
 };
 
 /// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows from `rows` on and the
 /// lanes [begin, begin + Vectors * lanes).
-template <int Vectors, class Take>
-SKIM_INLINE void multiply_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes, std::int64_t begin,
-                                const Take& take) {
+template <class Math, int Vectors, class Take>
+SKIM_INLINE void multiply_lanes(const typename Math::step* rows, std::int64_t row_stride, const lane_rows<Math>& lanes,
+                                std::int64_t begin, const Take& take) {
   simd::vectors<Vectors> acc[broadcasts];
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });
-  multiply_tile<simd::tile_math<accumulate::widen_fma>, Vectors>(
-      rows, row_stride, unit_stride{}, lanes.data + begin * lanes.D, width_constant<Vectors>{}, lanes.D, acc);
+  multiply_tile<Math, Vectors>(rows, row_stride, unit_stride{}, lanes.data + begin * lanes.steps(),
+                               width_constant<Vectors>{}, lanes.steps(), acc);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
   });
 }
-template <class Take>
-SKIM_INLINE void multiply_all_lanes(const float* rows, std::int64_t row_stride, const lane_rows& lanes,
-                                    std::int64_t begin, std::int64_t end, const Take& take) {
+template <class Math, class Take>
+SKIM_INLINE void multiply_all_lanes(const typename Math::step* rows, std::int64_t row_stride,
+                                    const lane_rows<Math>& lanes, std::int64_t begin, std::int64_t end,
+                                    const Take& take) {
   constexpr std::int64_t wide = row_vectors * simd::lanes;
-  for (; begin + wide <= end; begin += wide) multiply_lanes<row_vectors>(rows, row_stride, lanes, begin, take);
-  for (; begin < end; begin += simd::lanes) multiply_lanes<1>(rows, row_stride, lanes, begin, take);
+  for (; begin + wide <= end; begin += wide) multiply_lanes<Math, row_vectors>(rows, row_stride, lanes, begin, take);
+  for (; begin < end; begin += simd::lanes) multiply_lanes<Math, 1>(rows, row_stride, lanes, begin, take);
 }
 
 /// Scratch for the choice of one KV head, one a worker. Rows are padded, and their number to whole broadcasts.
@@ -131,7 +138,8 @@ SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
 }
 
 /// Puts a key into a lane, or what hides it there.
-SKIM_INLINE void put_key(const needed_job& job, const lane_rows& lanes, std::int64_t lane, std::int64_t slot) {
+template <class Math>
+SKIM_INLINE void put_key(const needed_job& job, const lane_rows<Math>& lanes, std::int64_t lane, std::int64_t slot) {
   const kv_view& kv = job.block.kv;
   float* const row = job.scratch.row;
   if (slot >= 0) {
@@ -151,10 +159,11 @@ struct exponential_sum {
   float largest, sum;
 };
 
-/// Of logits [count, padded], those hidden by `bias` or not `seen(vector)` left out.
+/// Of logits [count, padded] times `factor`, those hidden by `bias` or not `seen(vector)` left out.
 template <class Seen>
-SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, std::int64_t count, const Seen& seen) {
-  const simd::floats scale(1.44269504f), least(minus_infinity);
+SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, std::int64_t count, float factor,
+                                             const Seen& seen) {
+  const simd::floats scale(factor), least(minus_infinity);
   simd::floats most = least;
   for (std::int64_t i = 0; i < count; i += simd::lanes) {
     const simd::floats logit =
@@ -182,14 +191,33 @@ SKIM_INLINE position_range own_range(const needed_job& job, std::int64_t begin, 
   return range;
 }
 
+/// The rows that meet keys, as steps: x in f32; q as it is stored, unscaled, where pairs are multiplied.
+template <class Math>
+SKIM_INLINE const typename Math::step* steps_of_rows(const needed_job& job) {
+  if constexpr (Math::values == 1) {
+    return job.scratch.x;
+  } else {
+    typename Math::step* const steps = reinterpret_cast<typename Math::step*>(job.scratch.y);  // not needed yet
+    for (std::int64_t r = 0; r < round_up(job.R, broadcasts); ++r) {
+      const std::int64_t g = smaller(r, job.R - 1) / job.block.Tq, t = smaller(r, job.R - 1) % job.block.Tq;
+      const void* const q = job.args.q.at(job.block.first_row + t, job.head * job.G + g);
+      Math::load_row(static_cast<const bf16*>(q), job.D, steps + r * job.length);
+    }
+    return steps;
+  }
+}
+
 /// Step 1: need of every row.
-SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
+template <class Math>
+SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   const kv_view& kv = job.block.kv;
   const needed_scratch& scratch = job.scratch;
   const std::int64_t Tq = job.block.Tq, n = job.past.count, past = job.block.past(job.head);
   const std::int64_t step = greater(n / job.rule.samples, 1), w = n > 4 ? (n - 4 + step - 1) / step : 0;
   const std::int64_t first_own = round_up(w, simd::lanes), width = first_own + round_up(Tq, simd::lanes);
-  const lane_rows lanes{scratch.lanes, job.D, width};
+  const lane_rows<Math> lanes{reinterpret_cast<typename Math::step*>(scratch.lanes), job.D, width};
+  const typename Math::step* const rows = steps_of_rows<Math>(job);
+  const float factor = 1.44269504f * (Math::values == 1 ? 1.0f : logit_scale(job.args));
   for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? job.past.at(4 + i * step) : -1);
   for (std::int64_t i = 0; i < width - first_own; ++i) {
     put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
@@ -208,7 +236,7 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
         const position_range seen = job.args.mask.keys(own_range(job, r, own ? smaller(r + broadcasts, job.R) : r));
         if (own && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;  // hidden: nobody looks at the logits
         float* const logits = scratch.logits + (r - begin) * width;
-        multiply_all_lanes(job.x(r), job.length, lanes, lane, last,
+        multiply_all_lanes(rows + r * job.length, job.length, lanes, lane, last,
                            [&](auto i, std::int64_t v, simd::floats sums)
                                SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
       }
@@ -223,13 +251,15 @@ SKIM_NOINLINE inline void weigh_rows(const needed_job& job) {
       const mask see = job.args.mask;
       const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
       const simd::ints low(clamped(position - see.left)), high(clamped(position + see.right));
-      const exponential_sum P = sum_exponentials(
-          logits, scratch.bias, first_own, [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
-      const exponential_sum O = sum_exponentials(
-          logits + first_own, scratch.bias + first_own, width - first_own, [&](std::int64_t i) SKIM_LAMBDA_INLINE {
-            const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
-            return simd::as_float_mask((low <= at) & (at <= high));
-          });
+      const exponential_sum P =
+          sum_exponentials(logits, scratch.bias, first_own, factor,
+                           [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
+      const exponential_sum O =
+          sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
+                           [&](std::int64_t i) SKIM_LAMBDA_INLINE {
+                             const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
+                             return simd::as_float_mask((low <= at) & (at <= high));
+                           });
       // sigmoid(P - O) from what exceeds the larger maximum
       const float most = P.largest > O.largest ? P.largest : O.largest;
       const double before = static_cast<double>(P.sum) * share * std::exp2(static_cast<double>(P.largest - most));
@@ -308,7 +338,8 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
 SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin, std::int64_t end) {
   const needed_scratch& scratch = job.scratch;
   constexpr std::int64_t wide = row_vectors * simd::lanes;
-  const lane_rows lanes{scratch.lanes, job.D, round_up(end - begin, simd::lanes)};
+  const lane_rows<simd::tile_math<accumulate::widen_fma>> lanes{scratch.lanes, job.D,
+                                                                round_up(end - begin, simd::lanes)};
   for (std::int64_t i = 0; i < lanes.stride; ++i) {
     lanes.put(i, begin + i < end ? scratch.y + scratch.picked[begin + i] * job.length : nullptr);
   }
@@ -409,7 +440,10 @@ SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const atten
   const needed_job job{rule, args, block, head, past, scratch, D, padded_row(D), G, R};
   load_own_rows(job);
   if (kept < R && rule.choice == query_choice::needed) {
-    weigh_rows(job);
+    const kv_tensor& keys = block.kv.k;
+    const bool exact = args.q.type == keys.type && !keys.scales;  // in 16 bits as they are
+    simd::with_math(accumulate::dot_pairs{}, exact ? keys.type : element::none,
+                    [&](auto math) { weigh_rows<decltype(math)>(job); });
     find_features(job);
     const std::int64_t picked = pick_needed(job);
     average_members(job, picked, queries);
