@@ -114,6 +114,17 @@ TEST(OwnRule, OfEveryNumberOfQueriesAndSamples) {
   }
 }
 
+/// More queries than there are rows need no more memory than all rows do.
+TEST(OwnRule, OfMoreQueriesThanRowsNeedsWhatAllRowsNeed) {
+  attention_inputs inputs(block_of_rows(60, 400));
+  const auto bytes = [&](std::int64_t n) {
+    return skim::cpu::attention<skim::quoka>{ours(n, retention::preset(50))}.workspace_bytes(inputs.args(), 2);
+  };
+  EXPECT_EQ(bytes(std::int64_t{1} << 31), 0u);  // which `check` refuses
+  EXPECT_EQ(bytes((std::int64_t{1} << 31) - 1), bytes(1000));
+  EXPECT_LE(bytes(180), bytes(1000));
+}
+
 TEST(OwnRule, OfEveryGroup) {
   for (const std::int64_t G : {1, 2, 5, 128}) {
     for (const std::int64_t Tq : {1, 2, 17}) {

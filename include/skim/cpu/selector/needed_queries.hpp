@@ -82,7 +82,7 @@ struct needed_scratch {
     x = arena.take<float>(saturated(R, length));
     y = arena.take<float>(saturated(chosen, length));
     row = arena.take<float>(length);
-    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule) : 0), length));
+    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length));
     bias = arena.take<float>(met);
     positions = arena.take<std::int32_t>(met);
     logits = arena.take<float>(saturated(rows_weighed, met));
@@ -98,9 +98,9 @@ struct needed_scratch {
   SKIM_INLINE static std::int64_t most_met(const query_rule& rule, std::int64_t Tq) {
     return round_up(2 * rule.samples, simd::lanes) + round_up(Tq, simd::lanes);
   }
-  /// Rows that a round picks, in whole lanes.
-  SKIM_INLINE static std::int64_t round_rows(const query_rule& rule) {
-    return round_up(greater(rule.n / 4, 1), simd::lanes);
+  /// Rows that a round picks of R, in whole lanes.
+  SKIM_INLINE static std::int64_t round_rows(const query_rule& rule, std::int64_t R) {
+    return round_up(smaller(greater(rule.n / 4, 1), R), simd::lanes);
   }
 };
 
