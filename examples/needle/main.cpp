@@ -9,8 +9,10 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <fstream>
 #include <iostream>
@@ -162,6 +164,23 @@ void run(command_line line) {
   }
 }
 
+/// Saves to a file that has no name until it is whole, so that a process that is killed leaves nothing behind; where the
+/// system has no such files, to one that has it from the start. Returns what went wrong, or nothing.
+std::string save_unnamed(const std::filesystem::path& path, const skim::calibrate::fitted_model& fitted) {
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  const int file = ::open(folder.c_str(), O_TMPFILE | O_WRONLY, 0666);
+  if (file < 0) return skim::save_fastforward(path, fitted);
+  const std::string unnamed = "/proc/self/fd/" + std::to_string(file);
+  std::string problem = skim::save_fastforward(unnamed, fitted);
+  std::error_code code;
+  std::filesystem::remove(path, code);
+  if (problem.empty() && ::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+    problem = std::error_code(errno, std::generic_category()).message();
+  }
+  ::close(file);
+  return problem;
+}
+
 void run(const calibration_line& line) {
   check(line.settings.shape);
   const std::filesystem::path directory = directory_of(line.model);
@@ -180,7 +199,7 @@ void run(const calibration_line& line) {
   print_calibration(std::cout, fitted);
   // From here on it takes milliseconds, in which nobody may leave half a file behind.
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
-  std::string problem = skim::save_fastforward(unfinished, fitted.model);
+  std::string problem = save_unnamed(unfinished, fitted.model);
   if (problem.empty()) {
     std::filesystem::rename(unfinished, path, code);
     if (code) problem = code.message();
