@@ -46,10 +46,10 @@ struct retention {
 
   bool shrinks = false;  ///< sinks and recent give way, recent first, where they fill more than half of what is kept
 
-  static constexpr retention budget(std::int64_t tokens, std::int64_t sinks = 0, std::int64_t recent = 0) {
+  SKIM_HD static constexpr retention budget(std::int64_t tokens, std::int64_t sinks = 0, std::int64_t recent = 0) {
     return {tokens, 0, sinks, recent};
   }
-  static constexpr retention share(double fraction, std::int64_t sinks = 0, std::int64_t recent = 0) {
+  SKIM_HD static constexpr retention share(double fraction, std::int64_t sinks = 0, std::int64_t recent = 0) {
     return {0, fraction, sinks, recent};
   }
 

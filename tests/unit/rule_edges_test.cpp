@@ -102,9 +102,9 @@ TEST(OwnRule, OfEveryNumberOfCandidates) {
 }
 
 TEST(OwnRule, OfEveryNumberOfQueriesAndSamples) {
-  attention_inputs inputs(block_of_rows(60, 400));
-  for (const std::int64_t n : {1, 2, 3, 4, 6, 64, 130, 179, 180, 181}) {
-    for (const std::int64_t samples : {1, 3, 64, 1000}) {
+  attention_inputs inputs(block_of_rows(60, 200));
+  for (const std::int64_t n : {1, 2, 3, 6, 64, 130, 179, 180}) {
+    for (const std::int64_t samples : {3, 64}) {
       SCOPED_TRACE(testing::Message() << n << " queries, " << samples << " samples");
       skim::quoka policy = ours(n, retention::preset(50));
       policy.queries.samples = samples;
