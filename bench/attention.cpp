@@ -44,9 +44,10 @@ struct listed {
 
   template <class Op>
   listed(const Op& op, const skim::attention_args& args)
-      : indices(static_cast<std::size_t>(args.kv.heads * op.list_capacity(args))),
-        counts(static_cast<std::size_t>(args.kv.heads)),
-        lists{indices.data(), counts.data(), args.kv.heads, op.list_capacity(args)} {}
+      : indices(static_cast<std::size_t>(list_rows(args, op.block_rows()) * op.list_capacity(args))),
+        counts(static_cast<std::size_t>(list_rows(args, op.block_rows()))),
+        lists{indices.data(), counts.data(), list_rows(args, op.block_rows()), op.list_capacity(args),
+              op.block_rows()} {}
 };
 
 /// The two halves of a sparse policy's call, timed apart over as many calls as `run` was. Where the policy runs dense
@@ -89,8 +90,10 @@ double sampled_nmse(const Op& op, skim::attention_args args, skim::memory worksp
   std::vector<double> exact(static_cast<std::size_t>(D));
   for (const std::int64_t t : {std::int64_t{0}, Tq / 2, Tq - 1}) {
     for (const std::int64_t h : {std::int64_t{0}, Hq - 1}) {
+      const std::int64_t every = chosen.lists.block_rows, b = sparse && every > 0 ? t / every : 0;
+      const skim::attention_sequence block = sparse ? skim::block_of(sequence, b, every) : sequence;
       const auto slots =
-          skim::reference::slots_read(sequence, 0, h / skim::group_size(args), sparse ? &chosen.lists : nullptr);
+          skim::reference::slots_read(block, b, h / skim::group_size(args), sparse ? &chosen.lists : nullptr);
       skim::reference::attend_row(args, sequence, t, h, slots, exact.data());
       for (std::int64_t d = 0; d < D; ++d) {
         const double right = exact[static_cast<std::size_t>(d)];
