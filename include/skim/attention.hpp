@@ -36,10 +36,9 @@ struct attention_args {
   kv_batch batch;  ///< or several sequences of one pool
 
   skim::mask mask = skim::mask::causal();
-  float scale = 0;     ///< 0 = 1 / sqrt(D)
-  float soft_cap = 0;  ///< 0 = none
-  const float* sink_logits =
-      nullptr;  ///< [Hq], optional: one more logit in each row's denominator, without a value; below +inf
+  float scale = 0;                      ///< 0 = 1 / sqrt(D)
+  float soft_cap = 0;                   ///< 0 = none
+  const float* sink_logits = nullptr;   ///< [Hq], optional: one more logit in each row's denominator, below +inf
   const float* alibi_slopes = nullptr;  ///< [Hq], optional: minus slope times the distance of positions is added
   tensor_view<const void, 3> bias;      ///< [1 or Hq, Tq, tokens], optional, any element type, by slot; -inf hides
   tensor_view<float, 2> lse;            ///< [Tq, Hq], optional: natural log of the row's denominator, sink included
@@ -254,10 +253,6 @@ SKIM_LOCAL constexpr report check_bias(const attention_args& args, pointers give
   if (args.bias.extents[2] >= most_tokens(args)) return {};
   return part_fault(status::bad_extent, "bias", part::extents, 2, args.bias.extents[2], most_tokens(args), "at least");
 }
-
-inline constexpr double largest_factor = static_cast<double>(1e30f);
-inline constexpr float least_scale = 0x1p-120f;     // whose product with log2 e has all its digits
-inline constexpr float least_soft_cap = 0x1p-126f;  // whose inverse is finite
 
 /// What `check` says of everything but the output: all that recomputing the attention's weights needs.
 SKIM_LOCAL constexpr report check_chunk(const attention_args& args, pointers given = pointers::required) {

@@ -27,6 +27,9 @@ inline constexpr std::int64_t largest_head_dim = 4096;  // bounds a kernel's scr
 inline constexpr std::int64_t largest_heads = std::int64_t{1} << 16;
 inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // of an FFN's d and f, and of its tokens
 inline constexpr std::int64_t largest_reach = std::int64_t{1} << 57;  // of an axis: byte offsets stay below 2^63
+inline constexpr double largest_factor = static_cast<double>(1e30f);  // of a scale and a soft cap
+inline constexpr float least_scale = 0x1p-120f;                       // whose product with log2 e has all its digits
+inline constexpr float least_soft_cap = 0x1p-126f;                    // whose inverse is finite
 
 /// True for finite values in [low, high].
 SKIM_HD SKIM_INLINE constexpr bool within(double value, double low, double high) {

@@ -40,7 +40,8 @@ void expect_smoothed(const eviction_case& c, const Make& make) {
       }
       if (args.share_heads) continue;
       const bool later = skim::prefers_later<decltype(make(ends, width))>;
-      const auto kept = reference::keep_tokens(args.kv, head, ends, got, later ? reference::ties::later : reference::ties::earlier);
+      const auto kept =
+          reference::keep_tokens(args.kv, head, ends, got, later ? reference::ties::later : reference::ties::earlier);
       EXPECT_EQ(lists[static_cast<std::size_t>(head)], kept);
     }
   }

@@ -159,7 +159,9 @@ TEST(method, tables_are_all_their_rows) {
 
 TEST(method, complaints_list_what_is_valid) {
   const std::pair<const char*, const char*> examples[] = {
-      {"", "there is no method '', valid are: dense, quoka, sink_window, standard, keydiff, h2o, tova, snapkv, caote(keydiff), "},
+      {"",
+       "there is no method '', valid are: dense, quoka, sink_window, standard, keydiff, h2o, tova, snapkv, "
+       "caote(keydiff), "},
       {"quok",
        "fast_caote(snapkv), evict(sink_window), evict(random), fastforward, oracle, "
        "static_set, calibrated_set, ffn(random), table, table:select, table:evict, table:ffn"},

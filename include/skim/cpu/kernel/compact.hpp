@@ -87,10 +87,12 @@ SKIM_INLINE void rotate_pages(std::int32_t* table, std::int64_t begin, std::int6
 SKIM_NOINLINE inline void close_up_pages(const eviction_args& args, const std::int32_t* list, std::int64_t count) {
   const std::int64_t page_size = args.kv.page_size, pages = (args.kv.tokens + page_size - 1) / page_size;
   const auto kept_before = [&](std::int64_t page) {  // of the pages that stay all slots are listed
+    const std::int64_t first_slot = page * page_size;
     std::int64_t low = 0, high = count;
     while (low < high) {
       const std::int64_t middle = low + (high - low) / 2;
-      list[middle] < page* page_size ? low = middle + 1 : high = middle;
+      if (list[middle] < first_slot) low = middle + 1;
+      if (list[middle] >= first_slot) high = middle;
     }
     return (low + page_size - 1) / page_size;
   };

@@ -2,6 +2,7 @@
 /// \file Tokens by position, and scores averaged over neighbours. Linear time, no allocation.
 #pragma once
 
+#include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/retention.hpp>
 #include <skim/workspace.hpp>
@@ -16,15 +17,13 @@ struct slot_order {
   SKIM_INLINE std::int64_t at(std::int64_t i) const { return slot_ids ? slot_ids[i] : first + i; }
 };
 
-inline constexpr std::int64_t digit_bins = 2048;
-
 /// Scratch of a sort by position.
 struct order_scratch {
   std::int32_t* swapped;  // [n]
   std::int32_t* bins;     // [2048]
 
   order_scratch(arena& arena, std::int64_t n)
-      : swapped(arena.take<std::int32_t>(n)), bins(arena.take<std::int32_t>(digit_bins)) {}
+      : swapped(arena.take<std::int32_t>(n)), bins(arena.take<std::int32_t>(histogram_bins)) {}
 };
 
 /// The slots of [0, n) that `admitted(slot)`. Where they are out of position order, or leave gaps, `list [n]` holds them:
@@ -51,11 +50,11 @@ SKIM_INLINE slot_order order_slots(const kv_view& kv, std::int64_t head, std::in
   std::int32_t *from = list, *to = scratch.swapped;
   for (int shift = 0; !ascend && shift < 33; shift += 11) {
     const auto digit = [&](std::int32_t slot) SKIM_LAMBDA_INLINE {
-      return (static_cast<std::uint64_t>(kv.position(head, slot)) >> shift) & (digit_bins - 1);
+      return (static_cast<std::uint64_t>(kv.position(head, slot)) >> shift) & (histogram_bins - 1);
     };
-    for (std::int64_t bin = 0; bin < digit_bins; ++bin) scratch.bins[bin] = 0;
+    for (std::int64_t bin = 0; bin < histogram_bins; ++bin) scratch.bins[bin] = 0;
     for (std::int64_t i = 0; i < count; ++i) ++scratch.bins[digit(from[i])];
-    for (std::int32_t bin = 0, sum = 0; bin < digit_bins; ++bin) {
+    for (std::int32_t bin = 0, sum = 0; bin < histogram_bins; ++bin) {
       const std::int32_t size = scratch.bins[bin];
       scratch.bins[bin] = sum;
       sum += size;

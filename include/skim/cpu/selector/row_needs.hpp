@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file What each of a KV head's own rows needs of the past, on the CPU: step 1 of `query_choice::needed`. In f32.
+///
+/// A small matrix product, as the steps after it: rows are broadcast, 8 (or 4) at a time, against keys or picked rows in the
+/// lanes, two vectors at a time, as in attend_tile.hpp but the other way round. There are fewer keys than rows to pack, and a
+/// row's sums end in one register.
+#pragma once
+
+#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/position_order.hpp>
+#include <skim/cpu/selector/quoka_queries.hpp>
+#include <skim/cpu/simd/math.hpp>
+
+namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
+
+inline constexpr std::int64_t rows_weighed = 64;  // whose logits are kept at once: the keys' lanes are read as often
+static_assert(rows_weighed % broadcasts == 0);
+
+/// Rows of other memory in the lanes: blocks of two vectors, see `row_lanes`.
+template <class Math>
+struct lane_rows {
+  using step = typename Math::step;
+  step* data;  // [steps of D, stride] by `row_lanes`
+  std::int64_t D, stride;
+
+  SKIM_INLINE std::int64_t steps() const { return (D + Math::values - 1) / Math::values; }
+
+  /// Null: zeros.
+  SKIM_INLINE void put(std::int64_t lane, const float* row) const {
+    const row_lanes place = row_lanes::of(lane, stride);
+    step* const target = data + place.offset(lane, steps(), 0);
+    if (row) return Math::pack_lane(row, D, 1.0f, target, place.width);
+    for (std::int64_t i = 0; i < steps(); ++i) target[i * place.width] = 0;
+  }
+};
+
+/// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows from `rows` on and the
+/// lanes [begin, begin + Vectors * lanes).
+template <class Math, int Vectors, class Take>
+SKIM_INLINE void multiply_lanes(const typename Math::step* rows, std::int64_t row_stride, const lane_rows<Math>& lanes,
+                                std::int64_t begin, const Take& take) {
+  simd::vectors<Vectors> acc[broadcasts];
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
+  });
+  multiply_tile<Math, Vectors>(rows, row_stride, unit_stride{}, lanes.data + begin * lanes.steps(),
+                               width_constant<Vectors>{}, lanes.steps(), acc);
+  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
+  });
+}
+template <class Math, class Take>
+SKIM_INLINE void multiply_all_lanes(const typename Math::step* rows, std::int64_t row_stride,
+                                    const lane_rows<Math>& lanes, std::int64_t begin, std::int64_t end,
+                                    const Take& take) {
+  constexpr std::int64_t wide = row_vectors * simd::lanes;
+  for (; begin + wide <= end; begin += wide) multiply_lanes<Math, row_vectors>(rows, row_stride, lanes, begin, take);
+  for (; begin < end; begin += simd::lanes) multiply_lanes<Math, 1>(rows, row_stride, lanes, begin, take);
+}
+
+/// Scratch for the choice of one KV head, one a worker. Rows are padded, and their number to whole broadcasts.
+struct needed_scratch {
+  float* x;                 // [R, padded D]: scale * q
+  float* y;                 // [R, padded D]: features
+  float* row;               // [padded D]: a key; a head's mean
+  float* lanes;             // [D, samples + Tq, each padded]: keys; then [D, picked rows of a round]
+  float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
+  std::int32_t* positions;  // [Tq, padded]: of own keys; behind the last its own, so that lanes are hidden with it
+  float* logits;            // [rows_weighed, samples + Tq, padded]
+  float* need;              // [R]
+  float* size;              // [R]: |y|^2
+  float* nearest;           // [R]: squared distance to the nearest picked row
+  std::int32_t* owner;      // [R]: which of the picked rows that is
+  std::uint64_t* heap;      // [R]
+  std::int32_t* picked;     // [R]: row numbers, in the order picked
+
+  needed_scratch(arena& arena, const query_rule& rule, std::int64_t Tq, std::int64_t G, std::int64_t D) {
+    const std::int64_t R = round_up(Tq * G, broadcasts), length = padded_row(D);
+    const bool needed = rule.choice == query_choice::needed;
+    const std::int64_t chosen = needed ? R : 0, met = needed ? most_met(rule, Tq) : 0;
+    x = arena.take<float>(saturated(R, length));
+    y = arena.take<float>(saturated(chosen, length));
+    row = arena.take<float>(length);
+    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length));
+    bias = arena.take<float>(met);
+    positions = arena.take<std::int32_t>(met);
+    logits = arena.take<float>(saturated(rows_weighed, met));
+    need = arena.take<float>(chosen);
+    size = arena.take<float>(chosen);
+    nearest = arena.take<float>(chosen);
+    owner = arena.take<std::int32_t>(chosen);
+    heap = arena.take<std::uint64_t>(chosen);
+    picked = arena.take<std::int32_t>(R);
+  }
+
+  /// Lanes for sampled and own keys; samples are fewer than twice as many as the rule says.
+  SKIM_INLINE static std::int64_t most_met(const query_rule& rule, std::int64_t Tq) {
+    return round_up(2 * rule.samples, simd::lanes) + round_up(Tq, simd::lanes);
+  }
+  /// Rows that a round picks of R, in whole lanes.
+  SKIM_INLINE static std::int64_t round_rows(const query_rule& rule, std::int64_t R) {
+    return round_up(smaller(greater(rule.n / 4, 1), R), simd::lanes);
+  }
+};
+
+/// One KV head of a block, for the steps below.
+struct needed_job {
+  const query_rule& rule;
+  const attention_args& args;
+  const attention_sequence& block;
+  std::int64_t head;
+  const slot_order& past;  // the candidates
+  const needed_scratch& scratch;
+  std::int64_t D, length, G, R;
+
+  SKIM_INLINE const float* x(std::int64_t r) const { return scratch.x + r * length; }
+};
+
+/// x = scale * q of all rows; those with an infinity or NaN are silenced.
+SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
+  const float scale = logit_scale(job.args);
+  for (std::int64_t r = 0; r < job.R; ++r) {
+    float* const row = job.scratch.x + r * job.length;
+    simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
+    const std::int64_t g = r / job.block.Tq, t = r % job.block.Tq;
+    widen({job.args.q.at(job.block.first_row + t, job.head * job.G + g), job.args.q.type}, job.D, row);
+    simd::floats spoilt(0.0f);
+    for (std::int64_t d = 0; d < job.length; d += simd::lanes) {
+      const simd::floats value = simd::load(row + d) * simd::floats(scale);
+      simd::store(row + d, value);
+      spoilt = simd::fma(value, simd::floats(0.0f), spoilt);
+    }
+    if (!(simd::sum(spoilt) == 0)) silence(row);
+  }
+  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r)
+    clear_row(job.scratch.x + r * job.length, job.length);
+}
+
+/// Puts a key into a lane, or what hides it there.
+template <class Math>
+SKIM_INLINE void put_key(const needed_job& job, const lane_rows<Math>& lanes, std::int64_t lane, std::int64_t slot) {
+  const kv_view& kv = job.block.kv;
+  float* const row = job.scratch.row;
+  if (slot >= 0) {
+    simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
+    widen(kv.row(kv.k, job.head, slot), job.D, row);
+    simd::floats spoilt(0.0f);
+    for (std::int64_t d = 0; d < job.length; d += simd::lanes)
+      spoilt = simd::fma(simd::load(row + d), simd::floats(0.0f), spoilt);
+    if (!(simd::sum(spoilt) == 0)) slot = -1;
+  }
+  lanes.put(lane, slot >= 0 ? row : nullptr);
+  job.scratch.bias[lane] = slot >= 0 ? 0.0f : minus_infinity;
+}
+
+/// The largest of some logits, and the sum of 2^(logit - largest).
+struct exponential_sum {
+  float largest, sum;
+};
+
+/// Of logits [count, padded] times `factor`, those hidden by `bias` or not `seen(vector)` left out.
+template <class Seen>
+SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, std::int64_t count, float factor,
+                                             const Seen& seen) {
+  const simd::floats scale(factor), least(minus_infinity);
+  simd::floats most = least;
+  for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    const simd::floats logit =
+        xsimd::select(seen(i), simd::fma(simd::load(logits + i), scale, simd::load(bias + i)), least);
+    simd::store(logits + i, logit);
+    most = simd::larger(logit, most);
+  }
+  const float largest = simd::max_lane(most);
+  if (largest == minus_infinity) return {largest, 0};
+  simd::floats sum(0.0f);
+  for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    sum = sum + simd::exp2_nonpositive(simd::load(logits + i) - simd::floats(largest));
+  }
+  return {largest, simd::sum(sum)};
+}
+
+/// The positions of own tokens [begin, end), modulo Tq: of `broadcasts` rows, or of the keys in a block of lanes.
+SKIM_INLINE position_range own_range(const needed_job& job, std::int64_t begin, std::int64_t end) {
+  position_range range{std::int64_t{1} << 31, 0};
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + i % job.block.Tq);
+    range.begin = smaller(range.begin, position);
+    range.end = greater(range.end, position + 1);
+  }
+  return range;
+}
+
+/// The rows that meet keys, as steps: x in f32; q as it is stored, unscaled, where pairs are multiplied.
+template <class Math>
+SKIM_INLINE const typename Math::step* steps_of_rows(const needed_job& job) {
+  if constexpr (Math::values == 1) {
+    return job.scratch.x;
+  } else {
+    typename Math::step* const steps = reinterpret_cast<typename Math::step*>(job.scratch.y);  // not needed yet
+    for (std::int64_t r = 0; r < round_up(job.R, broadcasts); ++r) {
+      const std::int64_t g = smaller(r, job.R - 1) / job.block.Tq, t = smaller(r, job.R - 1) % job.block.Tq;
+      const void* const q = job.args.q.at(job.block.first_row + t, job.head * job.G + g);
+      Math::load_row(static_cast<const bf16*>(q), job.D, steps + r * job.length);
+    }
+    return steps;
+  }
+}
+
+/// Step 1: need of every row.
+template <class Math>
+SKIM_NOINLINE void weigh_rows(const needed_job& job) {
+  const kv_view& kv = job.block.kv;
+  const needed_scratch& scratch = job.scratch;
+  const std::int64_t Tq = job.block.Tq, n = job.past.count, past = job.block.past(job.head);
+  const std::int64_t step = greater(n / job.rule.samples, 1), w = n > 4 ? (n - 4 + step - 1) / step : 0;
+  const std::int64_t first_own = round_up(w, simd::lanes), width = first_own + round_up(Tq, simd::lanes);
+  const lane_rows<Math> lanes{reinterpret_cast<typename Math::step*>(scratch.lanes), job.D, width};
+  const typename Math::step* const rows = steps_of_rows<Math>(job);
+  const float factor = 1.44269504f * (Math::values == 1 ? 1.0f : logit_scale(job.args));
+  for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? job.past.at(4 + i * step) : -1);
+  for (std::int64_t i = 0; i < width - first_own; ++i) {
+    put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
+    scratch.positions[i] = static_cast<std::int32_t>(kv.position(job.head, past + smaller(i, Tq - 1)));
+  }
+  const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
+  for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
+    const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
+    constexpr std::int64_t wide = row_vectors * simd::lanes;
+    for (std::int64_t lane = 0; lane < width;
+         lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
+      const std::int64_t last = smaller(lane + wide, width);
+      const bool own = lane >= first_own;
+      const position_range keys = own_range(job, own ? lane - first_own : 0, own ? smaller(last - first_own, Tq) : 0);
+      for (std::int64_t r = begin; r < end; r += broadcasts) {
+        const position_range seen = job.args.mask.keys(own_range(job, r, own ? smaller(r + broadcasts, job.R) : r));
+        if (own && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;  // hidden: nobody looks at the logits
+        float* const logits = scratch.logits + (r - begin) * width;
+        multiply_all_lanes(rows + r * job.length, job.length, lanes, lane, last,
+                           [&](auto i, std::int64_t v, simd::floats sums)
+                               SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
+      }
+    }
+    for (std::int64_t r = begin; r < smaller(end, job.R); ++r) {
+      if (is_silent(job.x(r))) {
+        scratch.need[r] = 0;
+        continue;
+      }
+      float* const logits = scratch.logits + (r - begin) * width;
+      const std::int64_t position = kv.position(job.head, past + r % Tq);
+      const mask see = job.args.mask;
+      const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
+      const simd::ints low(clamped(position - see.left)), high(clamped(position + see.right));
+      const exponential_sum P =
+          sum_exponentials(logits, scratch.bias, first_own, factor,
+                           [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
+      const exponential_sum O =
+          sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
+                           [&](std::int64_t i) SKIM_LAMBDA_INLINE {
+                             const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
+                             return simd::as_float_mask((low <= at) & (at <= high));
+                           });
+      // sigmoid(P - O) from what exceeds the larger maximum
+      const float most = P.largest > O.largest ? P.largest : O.largest;
+      const double before = static_cast<double>(P.sum) * share * std::exp2(static_cast<double>(P.largest - most));
+      const double own = static_cast<double>(O.sum) * std::exp2(static_cast<double>(O.largest - most));
+      scratch.need[r] = P.sum > 0 && O.sum > 0 ? static_cast<float>(before / (before + own)) : 1.0f;
+    }
+  }
+}
+
+}}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail
