@@ -70,27 +70,6 @@ struct attention {
     return check_shape(args) ? bytes_needed(args, workers) : 0;
   }
 
- private:
-  std::size_t bytes_of_state(const attention_args& args) const {
-    return sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
-  }
-
-  /// Of checked arguments.
-  std::size_t bytes_needed(const attention_args& args, unsigned workers) const {
-    if (sequence_count(args) == 0) return 0;
-    const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
-    if constexpr (std::is_same_v<Selector, dense>) return attend;
-    detail::arena arena;
-    const std::int64_t rows = list_rows(args, block_rows()), all = detail::saturated(rows, list_capacity(args));
-    const std::int64_t grouped = detail::saturated(first_view(args).heads, group_tokens(args, workers));
-    arena.take<std::int32_t>(args.sequences ? detail::smaller(all, grouped) : all);
-    arena.take<std::int32_t>(rows);
-    const std::size_t lists = arena.used(), select = select_bytes(args, workers);
-    const std::size_t steps = select > attend ? select : attend;
-    return steps > ~std::size_t{0} - lists ? ~std::size_t{0} : lists + steps;
-  }
-
- public:
   cost_estimate cost(const attention_args& args) const {
     const bool all = runs_dense(args);
     cost_estimate total = all ? cost_estimate{} : cost_of(selector, args);
@@ -183,6 +162,25 @@ struct attention {
   }
 
  private:
+  std::size_t bytes_of_state(const attention_args& args) const {
+    return sequence_count(args) == 0 ? 0 : kernel::state_bytes(selector, args);
+  }
+
+  /// Of checked arguments.
+  std::size_t bytes_needed(const attention_args& args, unsigned workers) const {
+    if (sequence_count(args) == 0) return 0;
+    const std::size_t attend = detail::attend_bytes(args, block_rows(), workers);
+    if constexpr (std::is_same_v<Selector, dense>) return attend;
+    detail::arena arena;
+    const std::int64_t rows = list_rows(args, block_rows()), all = detail::saturated(rows, list_capacity(args));
+    const std::int64_t grouped = detail::saturated(first_view(args).heads, group_tokens(args, workers));
+    arena.take<std::int32_t>(args.sequences ? detail::smaller(all, grouped) : all);
+    arena.take<std::int32_t>(rows);
+    const std::size_t lists = arena.used(), select = select_bytes(args, workers);
+    const std::size_t steps = select > attend ? select : attend;
+    return steps > ~std::size_t{0} - lists ? ~std::size_t{0} : lists + steps;
+  }
+
   report check_selector(const attention_args& args) const {
     if (sequence_count(args) == 0) return {};
     if constexpr (!lists_itself) {

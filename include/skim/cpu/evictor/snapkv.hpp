@@ -14,7 +14,7 @@ struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
   static std::size_t workspace_bytes(const snapkv& policy, const eviction_args& args, unsigned workers) {
     const std::size_t observe = detail::observe_bytes(args, policy.first_query(args), workers);
     detail::arena arena;
-    arena.take<char>(detail::saturated(static_cast<std::int64_t>(order_bytes(args)), workers));
+    arena.take<char>(detail::saturated(static_cast<std::int64_t>(detail::order_bytes(args.kv.tokens)), workers));
     return observe > arena.used() ? observe : arena.used();
   }
 
@@ -30,13 +30,11 @@ struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
                     memory workspace, executor_ref executor) {
     const kv_view kv = args.kv;
     const float* const weights = detail::weight_state::at(kv, state).weights;
-    const std::size_t bytes = order_bytes(args);
+    const std::size_t bytes = detail::order_bytes(args.kv.tokens);
     executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-      detail::arena arena(detail::worker_piece(workspace.data, bytes, worker));
-      std::int32_t* const list = arena.take<std::int32_t>(kv.tokens);
       const std::int64_t n = kv.length(head), reach = policy.pool / 2;
-      const detail::slot_order order = detail::order_slots(
-          kv, head, n, [](std::int64_t) { return true; }, list, detail::order_scratch(arena, kv.tokens));
+      const detail::slot_order order =
+          detail::order_tokens(kv, head, detail::worker_piece(workspace.data, bytes, worker));
       for (std::int64_t i = 0; i < n; ++i) {
         float sum = 0;
         const std::int64_t end = detail::smaller(i + reach + 1, n);
@@ -46,14 +44,6 @@ struct score_kernel<snapkv> : detail::weight_evictor<snapkv> {
         *scores.at(head, order.at(i)) = sum / static_cast<float>(policy.pool);
       }
     });
-  }
-
- private:
-  static std::size_t order_bytes(const eviction_args& args) {
-    detail::arena arena;
-    arena.take<std::int32_t>(args.kv.tokens);
-    detail::order_scratch(arena, args.kv.tokens);
-    return arena.used();
   }
 };
 

@@ -150,26 +150,20 @@ inline void choose_everything(const eviction_args& args, const index_lists& list
   });
 }
 
-/// Scratch of `smooth_tokens`, one a worker.
+/// Scratch of `smooth_tokens`.
 inline std::size_t smooth_bytes(const eviction_args& args, unsigned workers) {
-  arena piece, all;
-  piece.take<std::int32_t>(args.kv.tokens);
-  order_scratch(piece, args.kv.tokens);
-  all.take<char>(saturated(static_cast<std::int64_t>(piece.used()), workers));
-  return all.used();
+  arena arena;
+  arena.take<char>(saturated(static_cast<std::int64_t>(order_bytes(args.kv.tokens)), workers));
+  return arena.used();
 }
 
 /// Smooths an evictor's scores [Hk, n], head by head in order of position.
 inline void smooth_tokens(const eviction_args& args, std::int64_t width, const tensor_view<float, 2>& scores,
                           void* workspace, executor_ref executor) {
   const kv_view kv = args.kv;
-  const std::size_t bytes = smooth_bytes(args, 1);
+  const std::size_t bytes = order_bytes(kv.tokens);
   executor.parallel_for(kv.heads, [&](std::int64_t head, unsigned worker) {
-    arena arena(worker_piece(workspace, bytes, worker));
-    std::int32_t* const list = arena.take<std::int32_t>(kv.tokens);
-    const order_scratch scratch(arena, kv.tokens);
-    const auto all = [](std::int64_t) { return true; };
-    smooth_scores(order_slots(kv, head, kv.length(head), all, list, scratch), width, scores.at(head));
+    smooth_scores(order_tokens(kv, head, worker_piece(workspace, bytes, worker)), width, scores.at(head));
   });
 }
 

@@ -69,6 +69,21 @@ SKIM_INLINE slot_order order_slots(const kv_view& kv, std::int64_t head, std::in
   return order;
 }
 
+/// All tokens of a head in order of position, in scratch of `order_bytes(kv.tokens)`.
+SKIM_NOINLINE inline slot_order order_tokens(const kv_view& kv, std::int64_t head, void* place) {
+  arena arena(place);
+  std::int32_t* const list = arena.take<std::int32_t>(kv.tokens);
+  const order_scratch scratch(arena, kv.tokens);
+  return order_slots(
+      kv, head, kv.length(head), [](std::int64_t) { return true; }, list, scratch);
+}
+inline std::size_t order_bytes(std::int64_t tokens) {
+  arena arena;
+  arena.take<std::int32_t>(tokens);
+  order_scratch(arena, tokens);
+  return arena.used();
+}
+
 /// Scores to be averaged: their values, and 1 for each that is one, 0 for what is not finite or not there.
 struct smooth_piece {
   static constexpr std::int64_t tokens = 1024;

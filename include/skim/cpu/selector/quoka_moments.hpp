@@ -123,9 +123,9 @@ SKIM_NOINLINE bool find_moments(const attention_sequence& block, std::int64_t he
     for (std::int64_t i = 0; i < count; i += broadcasts) {
       float* const products = scratch.products + i * lanes;
       if (queries.in_lanes) {
-        multiply_all_packed<Math>(queries, keys + i * stride, stride,
-                                  [&](auto k, std::int64_t lane, simd::floats dot)
-                                      SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
+        multiply_all_lanes(keys + i * stride, stride, queries.lanes<Math>(), 0, queries.n,
+                           [&](auto k, std::int64_t lane, simd::floats dot)
+                               SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
         continue;
       }
       for (std::int64_t k = 0; k < broadcasts; ++k) {

@@ -6,7 +6,7 @@
 /// the lanes instead. What standardises a product is a factor and an offset, applied to the finished sum.
 #pragma once
 
-#include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/kernel/lane_rows.hpp>
 #include <skim/cpu/selector/quoka_queries.hpp>
 #include <skim/selector/quoka.hpp>
 
@@ -35,21 +35,25 @@ struct packed_queries {
   std::int64_t D;
   bool in_lanes;
 
+  /// Where they are in lanes.
+  template <class Math>
+  SKIM_INLINE lane_rows<Math> lanes() const {
+    return {static_cast<typename Math::step*>(data), D, n};
+  }
+
   /// Floats of room for `n` queries.
   SKIM_INLINE static std::int64_t lanes_of(std::int64_t n) { return padded_row(greater(n, fewest_packed_queries)); }
 };
 
 /// Packs row by row; lanes beyond the last query repeat it, which no maximum notices.
 template <class Math>
-SKIM_INLINE void pack_lanes(const float* rows, std::int64_t n, const packed_queries& target) {
-  using step = typename Math::step;
-  const std::int64_t length = padded_row(target.D), steps = (target.D + Math::values - 1) / Math::values;
+SKIM_INLINE void pack_lanes(const float* rows, std::int64_t n, const lane_rows<Math>& target) {
+  const std::int64_t length = padded_row(target.D);
   const float* row = rows;
-  for (std::int64_t lane = 0, i = 0; lane < target.n; ++lane) {
+  for (std::int64_t lane = 0, i = 0; lane < target.stride; ++lane) {
     while (i < n && is_silent(rows + i * length)) ++i;
     if (i < n) row = rows + i++ * length;
-    const row_lanes place = row_lanes::of(lane, target.n);
-    Math::pack_lane(row, target.D, 1.0f, static_cast<step*>(target.data) + place.offset(lane, steps, 0), place.width);
+    target.put(lane, row);
   }
 }
 
@@ -63,7 +67,7 @@ SKIM_NOINLINE packed_queries pack_queries(reduction reduce, const float* rows, s
   target.in_lanes = count >= fewest_packed_queries && reduce != reduction::mean;
   target.n = target.in_lanes ? padded_row(count) : count;
   if (target.in_lanes) {
-    pack_lanes<Math>(rows, n, target);
+    pack_lanes(rows, n, target.lanes<Math>());
   } else if (count == 0 || reduce == reduction::mean) {  // the mean of dot products is the dot product with the mean
     target.n = 1;
     clear_row(plain, length);
@@ -80,32 +84,6 @@ SKIM_NOINLINE packed_queries pack_queries(reduction reduce, const float* rows, s
     }
   }
   return target;
-}
-
-/// Calls `take(i, v, sums)` with the products of `broadcasts` keys and Vectors vectors of queries from lane `first` on.
-template <class Math, int Vectors, class Take>
-SKIM_INLINE void multiply_packed(const packed_queries& queries, std::int64_t first, const typename Math::step* keys,
-                                 std::int64_t key_stride, const Take& take) {
-  const std::int64_t steps = (queries.D + Math::values - 1) / Math::values;
-  simd::vectors<Vectors> acc[broadcasts];
-  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
-  });
-  multiply_tile<Math, Vectors>(keys, key_stride, unit_stride{},
-                               static_cast<const typename Math::step*>(queries.data) + first * steps,
-                               width_constant<Vectors>{}, steps, acc);
-  simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, first + v * simd::lanes, acc[i][v]); });
-  });
-}
-template <class Math, class Take>
-SKIM_INLINE void multiply_all_packed(const packed_queries& queries, const typename Math::step* keys,
-                                     std::int64_t key_stride, const Take& take) {
-  std::int64_t first = 0;
-  for (; first + row_vectors * simd::lanes <= queries.n; first += row_vectors * simd::lanes) {
-    multiply_packed<Math, row_vectors>(queries, first, keys, key_stride, take);
-  }
-  for (; first < queries.n; first += simd::lanes) multiply_packed<Math, 1>(queries, first, keys, key_stride, take);
 }
 
 /// The largest product with one key where there are few queries. A NaN key makes every product NaN, and the maximum with
@@ -125,20 +103,21 @@ SKIM_INLINE float score_key(const packed_queries& queries, const float* key, std
 template <class Math, bool Standardised>
 SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typename Math::step* keys,
                                       std::int64_t stride, std::int64_t count, float* dots) {
+  const lane_rows<Math> lanes = queries.lanes<Math>();
   for (std::int64_t i = 0; i < count; i += broadcasts) {
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
-    multiply_all_packed<Math>(
-        queries, keys + i * stride, stride, [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
-          if constexpr (Standardised) {
-            const simd::floats z =
-                simd::fma(dot, simd::load(queries.factors + lane), simd::load(queries.offsets + lane));
-            best[j] = simd::larger(z, best[j]);
-          } else {
-            static_cast<void>(lane);
-            best[j] = simd::larger(best[j], dot);
-          }
-        });
+    multiply_all_lanes(keys + i * stride, stride, lanes, 0, queries.n,
+                       [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
+                         if constexpr (Standardised) {
+                           const simd::floats z =
+                               simd::fma(dot, simd::load(queries.factors + lane), simd::load(queries.offsets + lane));
+                           best[j] = simd::larger(z, best[j]);
+                         } else {
+                           static_cast<void>(lane);
+                           best[j] = simd::larger(best[j], dot);
+                         }
+                       });
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { dots[i + j] = simd::max_lane(best[j]); });
   }
 }
@@ -161,14 +140,13 @@ SKIM_INLINE bool out_of_sight(const score_job& job, std::int64_t begin, std::int
   return out;
 }
 
-/// factors [64] = what turns q . k into the similarity for a tile's widened keys: 1 / |k|, or 1. Keys of unusual size are
+/// factors [64] = what turns q . k into the cosine for a tile's widened keys: 1 / |k|. Keys of unusual size are
 /// scaled for that, whatever norm is stored for them.
-SKIM_NOINLINE inline void find_factors(const score_job& job, similarity measure, std::int64_t begin, std::int64_t count,
-                                       float* keys, float* factors) {
+SKIM_NOINLINE inline void find_factors(const score_job& job, std::int64_t begin, std::int64_t count, float* keys,
+                                       float* factors) {
   const kv_view& kv = *job.kv;
   const std::int64_t stride = padded_row(kv.k.dim);
   for (std::int64_t i = 0; i < keys_of_tile; i += simd::lanes) simd::store(factors + i, simd::floats(1.0f));
-  if (measure != similarity::cosine) return;
   const float* const stored = kv.inverse_norms ? kv.inverse_norms + job.head * kv.inverse_norms_stride : nullptr;
   for (std::int64_t i = 0; i < count; ++i) {
     factors[i] = stored ? stored[kv.metadata_row(begin + i)] : inverse_length(keys + i * stride, stride);
@@ -210,7 +188,10 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
   }
   load_keys<Math>(
       kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
-  if constexpr (Math::values == 1) find_factors(job, measure, begin, count, keys, factors);
+  const bool scales = measure == similarity::cosine;
+  if constexpr (Math::values == 1) {
+    if (scales) find_factors(job, begin, count, keys, factors);
+  }
   if (!queries.in_lanes) {
     for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
   } else if (queries.factors) {
@@ -219,7 +200,7 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     score_keys_of_tile<Math, false>(queries, keys, stride, count, dots);
   }
   if constexpr (Math::values == 1) {
-    if (measure == similarity::cosine) {
+    if (scales) {
       for (std::int64_t i = 0; i < count; ++i) dots[i] *= factors[i];
     }
   }
