@@ -50,28 +50,73 @@ struct listed {
               op.block_rows()} {}
 };
 
-/// The two halves of a sparse policy's call, timed apart over as many calls as `run` was. Where the policy runs dense
-/// there is nothing to select.
-template <class Op>
-void time_halves(benchmark::State& state, const Op& op, call& one, layers& cache, skim::memory workspace,
-                 skim::executor_ref executor) {
-  const listed chosen(op, one.args);
+/// The first stage of QUOKA's scoring by itself: every KV head's queries for the block.
+void pick(const skim::quoka& policy, const skim::attention_args& args, std::int64_t round, skim::memory workspace,
+          skim::executor_ref executor) {
+  namespace kernel = skim::cpu::detail;
+  skim::detail::arena arena(workspace.data);
+  const kernel::quoka_scratch scratch(arena, policy, args, executor.concurrency(), args.kv.tokens);
+  const skim::attention_sequence block = skim::block_of(skim::sequence_at(args, 0), round, policy.keep.every);
+  const std::int64_t D = args.q.extents[2], kept = policy.queries.kept(block.Tq, skim::group_size(args));
+  executor.parallel_for(block.kv.heads, [&](std::int64_t head, unsigned worker) {
+    skim::detail::arena own(kernel::worker_piece(scratch.workers, scratch.worker_bytes, worker));
+    float* const rows = own.take<float>(kept * kernel::padded_row(D));
+    const kernel::order_scratch order(own, static_cast<std::int64_t>(scratch.tokens));
+    kernel::choose_scoring_queries(policy, args, block, head, {nullptr, 0, block.past(head)}, own, rows);
+  });
+}
+
+/// A part of a call: its time, and what it has to compute and to move at least, from which report.cpp makes its floor.
+struct stage {
+  const char* name;
+  double us = 0, flops = 0, bytes = 0;
+  bool pairs = false;  // bf16 products, whatever the row's own are
+
+  void set(benchmark::State& state) const {
+    const std::string key = name;
+    state.counters[key + "_us"] = us / static_cast<double>(state.iterations());
+    state.counters[key + "_flops"] = flops;
+    state.counters[key + "_bytes"] = bytes;
+    if (pairs) state.counters[key + "_pairs"] = 1;
+  }
+};
+
+/// QUOKA's stages timed apart, over as many calls as `run` was. Where it runs dense there is nothing to select.
+template <class Accumulate>
+void time_stages(benchmark::State& state, const skim::cpu::attention<skim::quoka, Accumulate>& op, call& one,
+                 layers& cache, skim::memory workspace, skim::executor_ref executor) {
+  const skim::attention_args& args = one.args;
+  if (op.run(args, {}, workspace, executor).taken == skim::path::dense) return;
+  const listed chosen(op, args);
   const skim::cpu::attend reader{op.accumulate};
-  const bool sparse = op.run(one.args, {}, workspace, executor).taken == skim::path::sparse;
-  double select = 0, attend = 0;
+  const std::int64_t past = skim::longest_past(args, op.block_rows()), heads = args.kv.heads;
+  const std::int64_t rounds = skim::block_count(args.q.extents[0], op.block_rows());
+  const std::int64_t rows = op.block_rows() > 0 ? std::min(op.block_rows(), args.q.extents[0]) : args.q.extents[0];
+  std::vector<float> of_keys(static_cast<std::size_t>(heads * past));
+  const skim::tensor_view<float, 2> scores(of_keys.data(), {heads, past});
+
+  const skim::cost_estimate all = op.cost(args), select = op.selector.cost(args);
+  const double keys = static_cast<double>(rounds * heads * past);
+  const double scored = 2 * keys * static_cast<double>(op.selector.queries.kept(rows, skim::group_size(args))) *
+                        static_cast<double>(args.q.extents[2]);
+  const bool pairs =
+      SKIM_CPU_DOT_PAIRS && args.kv.k.type == element::bf16 && op.selector.similarity == skim::similarity::standardised;
+  stage picking{"pick", 0, select.flops - scored, 0, pairs}, scoring{"score", 0, scored, select.bytes, pairs};
+  stage choosing{"top_k", 0, 0, 4 * keys}, attending{"attend", 0, all.flops - select.flops, all.bytes - select.bytes};
   skim::report report;
   for (benchmark::IterationCount i = 0; i < state.iterations() && report; ++i) {
-    one.args.kv = cache.next(one.args.kv.tokens);
-    if (sparse) {
-      select += microseconds([&] { report = op.select(one.args, chosen.lists, {}, workspace, executor); });
-      if (report) attend += microseconds([&] { report = reader.run(one.args, chosen.lists, workspace, executor); });
-    } else {
-      attend += microseconds([&] { report = op.run(one.args, {}, workspace, executor); });
+    one.args.kv = cache.next(args.kv.tokens);
+    for (std::int64_t round = 0; round < rounds && report; ++round) {
+      const double picked = microseconds([&] { pick(op.selector, args, round, workspace, executor); });
+      picking.us += picked;
+      scoring.us += microseconds([&] { report = op.score(args, scores, {}, workspace, executor, round); }) - picked;
+      if (!report) break;
+      choosing.us += microseconds([&] { report = op.choose(args, scores, chosen.lists, workspace, executor, round); });
     }
+    if (report) attending.us += microseconds([&] { report = reader.run(args, chosen.lists, workspace, executor); });
   }
   if (!report) return state.SkipWithError(skim::to_string(report.code));
-  state.counters["select_us"] = select / static_cast<double>(state.iterations());
-  state.counters["attend_us"] = attend / static_cast<double>(state.iterations());
+  for (const stage& each : {picking, scoring, choosing, attending}) each.set(state);
 }
 
 /// Normalised mean squared error of the kernel with f32 output against the reference, which reads the same stored values
@@ -123,8 +168,8 @@ void measure(benchmark::State& state, const Op& op, const row& r, layers& cache,
   state.counters["bytes"] = Counter(cost.bytes, Counter::kIsIterationInvariantRate);
   state.counters["nmse"] = sampled_nmse(op, one.args, workspace, executor);
   state.SetLabel(r.label);
-  if (!std::is_same_v<Op, skim::cpu::attention<skim::dense, decltype(op.accumulate)>>) {
-    time_halves(state, op, one, cache, workspace, executor);
+  if constexpr (std::is_same_v<decltype(op.selector), skim::quoka>) {
+    time_stages(state, op, one, cache, workspace, executor);
   }
 }
 

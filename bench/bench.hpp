@@ -62,7 +62,7 @@ double microseconds(const Work& work) {
 void show_progress(const std::string& row);
 
 /// The JSON that Google Benchmark wrote, with machine, compiler and flags in its context, `roof` in each row of attention
-/// and FFN and, in each eviction row, its time as a multiple of reading K once: `reads_of_k`.
+/// and FFN, the floor of each of QUOKA's stages and, in each eviction row, its time as a multiple of reading K once: `reads_of_k`.
 nlohmann::ordered_json complete(const std::string& written);
 
 /// Prints the medians.

@@ -42,6 +42,9 @@ std::string version(int major, int minor, int patch) {
   return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
 }
 
+/// Of QUOKA's selection and attention, in their order.
+constexpr const char* stages[] = {"pick", "score", "top_k", "attend"};
+
 /// A number of a row; 0 where there is none, or none that JSON has a word for.
 double number(const json& entry, const char* key) {
   const auto at = entry.find(key);
@@ -154,7 +157,15 @@ json complete(const std::string& written) {
     if (aggregate == "stddev" || aggregate == "cv" || bytes == 0) continue;
     const std::string label = entry.value("label", "");
     const double peak = label == "amx" ? amx : label == "dot_pairs" ? dot : fma;
-    if (peak > 0 && read > 0) entry["roof"] = flops / std::min(peak, flops / bytes * read);
+    if (!(peak > 0 && read > 0)) continue;
+    entry["roof"] = flops / std::min(peak, flops / bytes * read);
+    for (const char* const stage : stages) {
+      const std::string key = stage;
+      if (!entry.contains(key + "_flops")) continue;
+      const double rate = number(entry, (key + "_pairs").c_str()) > 0 ? dot : peak;
+      entry[key + "_floor_us"] = 1e6 * std::max(number(entry, (key + "_flops").c_str()) / rate,
+                                                number(entry, (key + "_bytes").c_str()) / read);
+    }
   }
   for (json& entry : rows) {
     const std::string name = row_name(entry), aggregate = entry.value("aggregate_name", "");
@@ -198,7 +209,14 @@ void print_table(const json& result) {
       {"GB/s", "%10.1f", counter("bytes", 1e-9)},
       {"roof %", "%10.1f", counter("roof", 100)},
       {"select us", "%10.1f", counter("select_us", 1)},
+      {"pick us", "%10.1f", counter("pick_us", 1)},
+      {"floor", "%8.1f", counter("pick_floor_us", 1)},
+      {"score us", "%10.1f", counter("score_us", 1)},
+      {"floor", "%8.1f", counter("score_floor_us", 1)},
+      {"top-k us", "%10.1f", counter("top_k_us", 1)},
+      {"floor", "%8.1f", counter("top_k_floor_us", 1)},
       {"attend us", "%10.1f", counter("attend_us", 1)},
+      {"floor", "%8.1f", counter("attend_floor_us", 1)},
       {"comp. us", "%10.1f", counter("compute_us", 1)},
       {"compen. us", "%11.1f", counter("compensate_us", 1)},
       {"x dense", "%10.2f",

@@ -62,13 +62,14 @@ function(skim_precompile name)
   endif()
 endfunction()
 
-# skim_add_test(name sources... [LIBRARIES targets...] LABEL label): a GoogleTest program, each of its tests registered
-# as <name>.<suite>.<test>. Those with `exhaustive` in their name get the label `exhaustive` instead, which no run
-# includes unless asked.
+# skim_add_test(name sources... [LIBRARIES targets...] LABEL label): a GoogleTest program, its sources compiled as one, each
+# of its tests registered as <name>.<suite>.<test>. Those with `exhaustive` in their name get the label `exhaustive`
+# instead, which no run includes unless asked.
 function(skim_add_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL" "LIBRARIES")
   skim_add_program(${name} ${arg_UNPARSED_ARGUMENTS} LIBRARIES GTest::gtest_main ${arg_LIBRARIES})
   target_compile_definitions(${name} PRIVATE SKIM_TEST_STRIDE=${SKIM_TEST_STRIDE})
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
   skim_precompile(${name})
   set(options TEST_PREFIX ${name}. NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60)
   gtest_discover_tests(${name} ${options} TEST_FILTER -*exhaustive* TEST_LIST ${name}_tests

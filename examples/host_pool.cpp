@@ -62,8 +62,7 @@ int main() {
   args.q = skim::tensor_view<const float, 3>(q.data(), {Tq, Hq, D});
   args.kv = skim::contiguous_kv(skim::tensor_view<float, 3>(keys.data(), {Tk + Tq, Hk, D}),
                                 skim::tensor_view<float, 3>(values.data(), {Tk + Tq, Hk, D}), Tk + Tq);
-  const skim::cpu::attention op{
-      skim::quoka::paper(skim::queries::farthest_point(16), skim::retention::budget(512, 4, 128))};
+  const skim::cpu::attention op{skim::quoka{}};
   const auto run = [&](std::vector<float>& result, skim::executor_ref executor) {  // any executor converts
     args.out = skim::tensor_view<float, 3>(result.data(), {Tq, Hq, D});
     const skim::buffer workspace(op.workspace_bytes(args, executor.concurrency()));

@@ -30,7 +30,7 @@ class recorder {
         [&](std::int64_t layer, const skim::tensor_view<const void, 2>& x, bool always_dense) {
           if (!always_dense) record(layer, number, x);
         },
-        [&](std::int64_t layer, const skim::attention_args& args) {
+        [&](std::int64_t layer, const skim::attention_args& args, bool) {
           if (args.kv.tokens <= settings.importance_tokens) measure(layer, args);
         });
     run.feed({text.tokens.begin(), text.tokens.end() - 1});

@@ -27,13 +27,6 @@ class stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// The engine checks its inputs where they come in, so a bad report is a shape that the kernels do not take.
-void demand(const skim::report& answer) {
-  if (answer.ok()) return;
-  char text[256];
-  throw error(skim::describe(answer, text, sizeof text));
-}
-
 /// Calls `body(first, count)` for pieces of [0, features). A linear layer is cut by output features, not by tokens: each
 /// piece then reads its own weights only, and a chunk of one token still feeds all threads. The cut depends on shape
 /// alone, so results do not depend on the number of threads.
@@ -238,7 +231,7 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
     const skim::cpu::attention<> all;
     demand(sparse ? listed.run(args, lists, scratch_, threads_) : all.run(args, {}, scratch_, threads_));
   }
-  if (attention_listener_) attention_listener_(layer, args);
+  if (attention_listener_) attention_listener_(layer, args, sparse);
   const std::int64_t reads = sparse ? lists.rows : c.kv_heads;
   counts_.reads += static_cast<double>(reads);
   for (std::int64_t r = 0; r < reads; ++r) counts_.keys_read += static_cast<double>(sparse ? lists.counts[r] : past);

@@ -46,8 +46,8 @@ using chunk_listener = std::function<void(std::int64_t first, std::int64_t count
 /// A layer's FFN is about to run: x [M, d], and whether the chunk is one that methods compute densely.
 using ffn_listener =
     std::function<void(std::int64_t layer, const skim::tensor_view<const void, 2>& x, bool always_dense)>;
-/// A layer's attention has run; the arguments hold its log-sum-exp.
-using attention_listener = std::function<void(std::int64_t layer, const skim::attention_args& args)>;
+/// A layer's attention has run, over chosen keys or all; the arguments hold its log-sum-exp.
+using attention_listener = std::function<void(std::int64_t layer, const skim::attention_args& args, bool sparse)>;
 
 /// One sequence. Equal inputs give the same bits for any number of threads. Where the method has an evictor, memory is
 /// fixed from the start, however many tokens are fed.
@@ -59,7 +59,7 @@ class session {
   /// Appends tokens, chunk by chunk, and calls `after_chunk`, if any, after each. Throws `error` if they do not fit.
   void feed(const std::vector<std::int32_t>& tokens, const chunk_listener& after_chunk = {});
 
-  /// For calibration: called in each layer of every chunk from now on.
+  /// For calibration and measurements: called in each layer of every chunk from now on; either may be empty.
   void listen(ffn_listener to_ffn, attention_listener to_attention);
 
   /// Logits of the token that follows position `position`, which lies in the chunk that was fed last: [vocabulary].

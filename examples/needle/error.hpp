@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <skim/status.hpp>
+
 #include <stdexcept>
 
 namespace needle {
@@ -9,5 +11,12 @@ namespace needle {
 struct error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// The program checks its inputs where they come in, so a bad report is a shape that the kernels do not take.
+inline void demand(const skim::report& answer) {
+  if (answer.ok()) return;
+  char text[256];
+  throw error(skim::describe(answer, text, sizeof text));
+}
 
 }  // namespace needle

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "evaluation.hpp"
 
+#include "error.hpp"
+
+#include <skim/cpu/attention.hpp>
+#include <skim/testing/captured_mass.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 namespace needle {
 namespace {
@@ -26,14 +32,54 @@ class stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
+/// What chosen keys capture of a row's softmax: dense attention on the same arguments says what there was.
+class mass_meter {
+ public:
+  void measure(const skim::attention_args& chosen, const executor& threads) {
+    const auto& [Tq, Hq, Dv] = chosen.out.extents;
+    out_.reserve(static_cast<std::size_t>(Tq * Hq * Dv) * sizeof(float));
+    lse_.reserve(static_cast<std::size_t>(Tq * Hq) * sizeof(float));
+    skim::attention_args dense = chosen;
+    dense.out = {out_.data(), {Tq, Hq, Dv}, skim::element::f32};
+    dense.lse = {lse_.as<float>(), {Tq, Hq}};
+    const skim::cpu::attention<> every_key;
+    workspace_.reserve(every_key.workspace_bytes(dense, threads.concurrency()));
+    demand(every_key.run(dense, {}, workspace_, threads));
+    for (const auto& head : skim::testing::captured_mass(chosen.lse, dense.lse).heads) {
+      all_.masses.insert(all_.masses.end(), head.masses.begin(), head.masses.end());
+    }
+  }
+
+  /// Of all heads as one.
+  skim::testing::head_mass result() const {
+    skim::testing::head_mass sorted = all_;
+    std::sort(sorted.masses.begin(), sorted.masses.end());
+    const double rows = static_cast<double>(sorted.masses.size());
+    if (rows > 0) sorted.mean = std::accumulate(sorted.masses.begin(), sorted.masses.end(), 0.0) / rows;
+    return sorted;
+  }
+
+ private:
+  skim::testing::head_mass all_;
+  skim::buffer out_, lse_, workspace_;
+};
+
 /// What the runs of one method add up to.
 class tally {
  public:
-  /// Prefills the prompt but its last token and compares every prediction with what follows, off the clock; then decodes
-  /// `generate` tokens.
-  void run(session& fresh, const prompt& text, std::int64_t generate) {
+  /// Prefills the prompt but its last token and compares every prediction with what follows and, if asked for, every
+  /// sparse chunk's mass with dense attention's, off the clock; then decodes `generate` tokens.
+  void run(session& fresh, const prompt& text, std::int64_t generate, bool measure_mass, const executor& threads) {
     const std::vector<std::int32_t> fed(text.tokens.begin(), text.tokens.end() - 1);
     stopwatch prefill;
+    if (measure_mass) {
+      fresh.listen({}, [&](std::int64_t, const skim::attention_args& args, bool sparse) {
+        if (!sparse) return;
+        prefill.stop();
+        mass_.measure(args, threads);
+        prefill.start();
+      });
+    }
     prefill.start();
     fresh.feed(fed, [&](std::int64_t first, std::int64_t count) {
       prefill.stop();
@@ -42,6 +88,7 @@ class tally {
     });
     const row last = fresh.logits(fresh.tokens() - 1);
     prefill.stop();
+    fresh.listen({}, {});
     const session_counts& counts = fresh.counts();
     ttft_ms_.push_back(prefill.milliseconds());
     select_ms_.push_back(counts.select_ms);
@@ -73,6 +120,9 @@ class tally {
     if (!decode_ms_per_token_.empty()) result.decode_ms_per_token = median(decode_ms_per_token_);
     result.kv_tokens_read = keys_read_ / reads_;
     result.kv_bytes_held = kv_bytes_held_;
+    const skim::testing::head_mass mass = mass_.result();
+    result.mass = mass.mean;
+    result.mass_of_worst = mass.quantile(0.05);
     return result;
   }
 
@@ -103,6 +153,7 @@ class tally {
   std::int64_t answers_ = 0, right_ = 0, others_ = 0;
   double nll_ = 0, keys_read_ = 0, reads_ = 0;
   std::int64_t kv_bytes_held_ = 0;
+  mass_meter mass_;
 };
 
 /// The first words, the asked needle among its neighbours, and dots between.
@@ -137,7 +188,7 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
       const session_options options{settings.shape.tokens - 1 + settings.generate, settings.chunk, settings.kv_type,
                                     static_cast<std::uint64_t>(number)};
       session fresh(weights, methods[i], options, threads);
-      tallies[i].run(fresh, text, settings.generate);
+      tallies[i].run(fresh, text, settings.generate, number < settings.mass_prompts, threads);
     }
   }
   report(all, all, "");

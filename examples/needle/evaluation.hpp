@@ -13,7 +13,8 @@ struct evaluation_settings {
   std::int64_t chunk = 128;
   std::uint64_t seed = 1;
   skim::element kv_type = skim::element::bf16;
-  std::int64_t generate = 0;  ///< tokens to decode greedily after the prompt
+  std::int64_t generate = 0;      ///< tokens to decode greedily after the prompt
+  std::int64_t mass_prompts = 1;  ///< the first so many prompts are also attended to densely, off the clock
 };
 
 /// Times are medians over the prompts.
@@ -26,6 +27,9 @@ struct evaluation_result {
   double select_ms = 0, attention_ms = 0, ffn_ms = 0, evict_ms = 0;
   double kv_tokens_read = 0;       ///< past keys, mean per chunk, layer and KV head
   std::int64_t kv_bytes_held = 0;  ///< keys, values, positions, norms, evictor state, at the peak
+  /// Share of a row's softmax over what is in the cache that the keys it read received: of all rows of sparse chunks, in
+  /// all layers and heads. 1: no chunk was sparse, or none was measured.
+  double mass = 1, mass_of_worst = 1;  ///< the mean, and what the worst twentieth does not exceed
 };
 
 /// Called before each run: how many of how many are done, and which comes.

@@ -2,6 +2,7 @@
 /// \file needle: prefills needle-in-a-haystack prompts with several methods and shows what each costs and saves.
 #include "error.hpp"
 #include "output.hpp"
+#include "tuning.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
 
@@ -21,12 +22,20 @@ namespace {
 
 using namespace needle;
 
-struct command_line {
+/// What is prefilled, and how.
+struct workload_line {
   std::string model = "qwen2", kv = "bf16", json;
-  std::vector<std::string> methods = {"dense", "quoka:budget=512", "quoka:queries=lowest_cosine,n=16,budget=512"};
   evaluation_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
+};
+
+struct evaluation_line : workload_line {
+  std::vector<std::string> methods = {"dense", "quoka:budget=512", "quoka:queries=lowest_cosine,n=16,budget=512"};
   bool show = false;
+};
+
+struct tuning_line : workload_line {
+  tuning_settings tuning;
 };
 
 struct calibration_line {
@@ -63,7 +72,15 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   return command;
 }
 
-void add_options(CLI::App& app, command_line& line) {
+void show_defaults(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_items_expected() > 0 && option->get_name() != "--json" && option->get_name() != "--method") {
+      option->capture_default_str();
+    }
+  }
+}
+
+void add_workload(CLI::App& app, workload_line& line) {
   evaluation_settings& settings = line.settings;
   app.add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors");
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
@@ -76,6 +93,17 @@ void add_options(CLI::App& app, command_line& line) {
   app.add_option("--seed", settings.seed, "the same seed, the same prompts")->check(CLI::NonNegativeNumber);
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option(
+         "--mass-prompts", settings.mass_prompts,
+         "prompts in which dense attention runs beside, off the clock, and says which share of the softmax the\n"
+         "chosen keys receive: its mean over rows, heads and layers, and what the worst twentieth does not exceed")
+      ->check(CLI::Range(std::int64_t{0}, most_tokens));
+  app.add_option("--json", line.json, "also write the results to this file");
+}
+
+void add_options(CLI::App& app, evaluation_line& line) {
+  add_workload(app, line);
+  evaluation_settings& settings = line.settings;
   app.add_option("--generate", settings.generate,
                  "tokens to decode greedily after each prompt: reports the time of one; --show prints them")
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
@@ -105,13 +133,23 @@ void add_options(CLI::App& app, command_line& line) {
                  "ffn(random):seed=0")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_option("--json", line.json, "also write the results to this file");
   app.add_flag("--show", line.show, "print a shortened prompt, a question and each method's answer");
-  for (CLI::Option* option : app.get_options()) {
-    if (option->get_items_expected() > 0 && option->get_name() != "--json" && option->get_name() != "--method") {
-      option->capture_default_str();
-    }
-  }
+  show_defaults(app);
+}
+
+CLI::App* add_tuning(CLI::App& app, tuning_line& line) {
+  CLI::App* const command = app.add_subcommand(
+      "tune", "tries QUOKA's budgets and numbers of queries on a model and names the quickest that loses little");
+  add_workload(*command, line);
+  const CLI::Range counts(std::int64_t{1}, most_tokens);
+  command->add_option("--budgets", line.tuning.budgets, "past keys that every 128 rows read")
+      ->delimiter(',')
+      ->check(counts);
+  command->add_option("--queries", line.tuning.queries, "queries that score the keys")->delimiter(',')->check(counts);
+  command->add_option("--share", line.tuning.share, "of dense attention's right answers, to be kept")
+      ->check(CLI::Range(0.0, 1.0));
+  show_defaults(*command);
+  return command;
 }
 
 std::filesystem::path directory_of(const std::string& name) {
@@ -125,7 +163,7 @@ skim::element element_named(const std::string& name) {
   return name == "f32" ? skim::element::f32 : name == "f16" ? skim::element::f16 : skim::element::bf16;
 }
 
-nlohmann::json settings_json(const command_line& line) {
+nlohmann::json settings_json(const workload_line& line) {
   const evaluation_settings& s = line.settings;
   return {{"model", line.model},
           {"context", s.shape.tokens},
@@ -135,14 +173,16 @@ nlohmann::json settings_json(const command_line& line) {
           {"chunk", s.chunk},
           {"seed", s.seed},
           {"generate", s.generate},
+          {"mass_prompts", s.mass_prompts},
           {"threads", line.threads},
           {"kv", line.kv}};
 }
 
-void run(command_line line) {
+/// Evaluates and writes what was asked for: `before` may use the model first, `after` sees the results.
+template <class Before, class After>
+void run(workload_line line, const std::vector<method>& methods, const Before& before, const After& after) {
   check(line.settings.shape);
   line.settings.kv_type = element_named(line.kv);
-  const std::vector<method> methods = parse_methods(line.methods);
   const model weights = read_model(directory_of(line.model));
   if (weights.config.vocabulary < vocabulary::size) {
     throw error("the model knows " + std::to_string(weights.config.vocabulary) + " tokens, needle prompts use " +
@@ -154,14 +194,38 @@ void run(command_line line) {
   tbb::task_arena arena(line.threads);
   const executor threads(arena);
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "prefill");
-  if (line.show) print_question(std::cout, ask(weights, methods, line.settings, threads, progress));
+  before(weights, line.settings, threads, progress);
   const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
   print_table(std::cout, results);
+  nlohmann::json written = to_json(settings_json(line), results);
+  after(results, written);
   if (!line.json.empty()) {
     std::ofstream json(line.json);
-    json << to_json(settings_json(line), results).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+    json << written.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
     if (!json.flush()) throw error(line.json + ": cannot be written");
   }
+}
+
+void run(const evaluation_line& line) {
+  const std::vector<method> methods = parse_methods(line.methods);
+  run(
+      line, methods,
+      [&](const model& weights, const evaluation_settings& settings, const executor& threads, progress_line& progress) {
+        if (line.show) print_question(std::cout, ask(weights, methods, settings, threads, progress));
+      },
+      [](const auto&, const auto&) {});
+}
+
+void run(const tuning_line& line) {
+  const double share = line.tuning.share;
+  run(
+      line, tuning_methods(line.tuning), [](const auto&...) {},
+      [&](const std::vector<evaluation_result>& results, nlohmann::json& written) {
+        const evaluation_result* const found = cheapest(results, share);
+        print_proposal(std::cout, results, found, share);
+        written["share"] = share;
+        written["proposal"] = found ? nlohmann::json(found->method) : nlohmann::json();
+      });
 }
 
 /// Saves to a file that has no name until it is whole, so that a process that is killed leaves nothing behind; where the
@@ -222,8 +286,10 @@ int complain(const std::string& text) {
 int main(int argc, char** argv) {
   try {
     CLI::App app("Prefills needle-in-a-haystack prompts and shows what each method costs and saves.", "needle");
-    command_line line;
+    evaluation_line line;
     add_options(app, line);
+    tuning_line tuning;
+    const CLI::App* const tunes = add_tuning(app, tuning);
     calibration_line calibration;
     const CLI::App* const calibrating = add_calibration(app, calibration);
     try {
@@ -233,8 +299,10 @@ int main(int argc, char** argv) {
     }
     if (calibrating->parsed()) {
       run(calibration);
+    } else if (tunes->parsed()) {
+      run(tuning);
     } else {
-      run(std::move(line));
+      run(line);
     }
     return 0;
   } catch (const std::bad_alloc&) {

@@ -65,11 +65,13 @@ void print_table(std::ostream& out, const std::vector<evaluation_result>& result
   const evaluation_result* const dense = find_dense(results);
   constexpr double mebibyte = 1024 * 1024;
   const bool decoded = !results.empty() && results[0].decode_ms_per_token > 0;
-  std::vector<std::vector<std::string>> rows = {{"method", "accuracy", "nll", "first token", "speedup", "select",
-                                                 "attention", "evict", "FFN", "keys read", "KV held"}};
+  std::vector<std::vector<std::string>> rows = {{"method", "accuracy", "nll", "mass", "worst 5 %", "first token",
+                                                 "speedup", "select", "attention", "evict", "FFN", "keys read",
+                                                 "KV held"}};
   if (decoded) rows[0].push_back("a token more");
   for (const evaluation_result& each : results) {
-    rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), fixed(each.ttft_ms, 0) + " ms",
+    rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), fixed(each.mass, 3),
+                    fixed(each.mass_of_worst, 3), fixed(each.ttft_ms, 0) + " ms",
                     dense ? fixed(dense->ttft_ms / each.ttft_ms, 2) + "x" : "-", fixed(each.select_ms, 0) + " ms",
                     fixed(each.attention_ms, 0) + " ms", fixed(each.evict_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms",
                     fixed(each.kv_tokens_read, 0),
@@ -77,6 +79,24 @@ void print_table(std::ostream& out, const std::vector<evaluation_result>& result
     if (decoded) rows.back().push_back(fixed(each.decode_ms_per_token, 2) + " ms");
   }
   print_columns(out, rows);
+}
+
+void print_proposal(std::ostream& out, const std::vector<evaluation_result>& results, const evaluation_result* found,
+                    double share) {
+  const evaluation_result& dense = results[0];
+  out << '\n';
+  if (dense.accuracy == 0) {
+    out << "dense attention has no right answer: these questions say nothing about this model\n";
+  } else if (!found) {
+    const auto best = std::max_element(results.begin() + 1, results.end(),
+                                       [](const auto& a, const auto& b) { return a.accuracy < b.accuracy; });
+    out << "none keeps " << fixed(share, 3) << " of the right answers; most, "
+        << fixed(best->accuracy / dense.accuracy, 3) << ", are kept by " << best->method << '\n';
+  } else {
+    out << "the quickest that keeps " << fixed(share, 3) << " of the right answers: " << found->method << ", "
+        << fixed(dense.ttft_ms / found->ttft_ms, 2) << "x to the first token, nll "
+        << (found->nll < dense.nll ? "" : "+") << fixed(found->nll - dense.nll, 4) << '\n';
+  }
 }
 
 void print_calibration(std::ostream& out, const calibration& fitted) {
@@ -114,6 +134,8 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
     rows.push_back({{"method", each.method},
                     {"accuracy", each.accuracy},
                     {"nll", each.nll},
+                    {"mass", each.mass},
+                    {"mass_of_worst", each.mass_of_worst},
                     {"ttft_ms", each.ttft_ms},
                     {"ttft_speedup", dense ? nlohmann::json(dense->ttft_ms / each.ttft_ms) : nlohmann::json()},
                     {"select_ms", each.select_ms},

@@ -16,6 +16,9 @@ namespace needle {
 const evaluation_result* find_dense(const std::vector<evaluation_result>& results);
 
 void print_table(std::ostream& out, const std::vector<evaluation_result>& results);
+/// Which of the sparse rows to take, `found`, or that none keeps `share` of row 0's right answers.
+void print_proposal(std::ostream& out, const std::vector<evaluation_result>& results, const evaluation_result* found,
+                    double share);
 /// What held-out prompts say of each layer.
 void print_calibration(std::ostream& out, const calibration& fitted);
 void print_question(std::ostream& out, const shown_question& shown);

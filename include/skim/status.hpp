@@ -5,6 +5,8 @@
 #include <skim/config.hpp>
 
 #include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
 
 namespace skim { inline namespace v0_2 {
 
@@ -71,6 +73,20 @@ struct quantity {
   SKIM_HD constexpr quantity(const char* value) : is(kind::name), name(value) {}     // NOLINT
 };
 
+namespace detail {
+
+/// In as few digits as tell it from every other double; from every other float if it is one.
+SKIM_LOCAL void describe_real(double value, char* text, std::size_t bytes) {
+  const bool is_float = value > -1e38 && value < 1e38 && static_cast<double>(static_cast<float>(value)) == value;
+  for (const int digits : {6, 9, 17}) {
+    const int length = std::snprintf(text, bytes, "%.*g", digits, value);
+    if (length < 0 || static_cast<std::size_t>(length) >= bytes) return;
+    if (is_float ? std::strtof(text, nullptr) == static_cast<float>(value) : std::strtod(text, nullptr) == value) return;
+  }
+}
+
+}  // namespace detail
+
 /// Writes the value into `text` (at most `bytes`, always terminated) and returns `text`. A NaN reads "nan".
 SKIM_LOCAL const char* describe(quantity value, char* text, std::size_t bytes) {
   switch (value.is) {
@@ -84,7 +100,7 @@ SKIM_LOCAL const char* describe(quantity value, char* text, std::size_t bytes) {
       if (value.real != value.real) {
         std::snprintf(text, bytes, "nan");
       } else {
-        std::snprintf(text, bytes, "%g", value.real);
+        detail::describe_real(value.real, text, bytes);
       }
       break;
     case quantity::kind::name:

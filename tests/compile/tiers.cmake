@@ -28,7 +28,7 @@ set(rules
     "skim/interop/tbb\\.hpp"          "${std}|${tier_0}|(oneapi/)?tbb/.*"
     "skim/interop/eigen\\.hpp"        "${std}|${tier_0}|Eigen/.*"
     "skim/interop/safetensors(_writer)?\\.hpp"  "${std}|${tier_0}|nlohmann/.*|skim/interop/safetensors\\.hpp"
-    "skim/interop/fitted_fastforward\\.hpp"     "${std}|${tier_0}"  # an engine that only loads needs no Eigen
+    "skim/interop/(fitted_fastforward|mask_reader)\\.hpp"  "${std}|${tier_0}"  # an engine that only loads needs no Eigen
     "skim/interop/fastforward_file\\.hpp"
       "${std}|${tier_0}|nlohmann/.*|skim/interop/(fitted_fastforward|safetensors(_writer)?)\\.hpp"
     "skim/calibrate/.*"

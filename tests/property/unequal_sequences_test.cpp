@@ -107,11 +107,17 @@ skim::cpu::attention<skim::quoka> keeps(std::int64_t budget, std::int64_t every 
   return {skim::quoka::paper(skim::queries::farthest_point(4), skim::retention::budget(budget, 2, 5).for_every(every))};
 }
 
+/// The same by our rule.
+skim::cpu::attention<skim::quoka> needs(std::int64_t budget, std::int64_t every = 0) {
+  return {skim::quoka{skim::queries::needed(5), skim::retention::budget(budget, 2, 5).for_every(every)}};
+}
+
 /// Around twice the budget, where the measured crossing lies, beside a long one: short ones stay dense.
 TEST(UnequalSequences, ShortOnesStayDenseBesideALongOne) {
   std::vector<std::int64_t> tokens{4000};
   for (std::int64_t Tk = 257; Tk < 530; Tk += 23) tokens.push_back(Tk + 3);
   unequal_sequences(tokens, 3).expect_equal(keeps(256));
+  unequal_sequences(tokens, 3).expect_equal(needs(256));
 }
 
 /// More tokens than one group of sequences holds, with the longest first, last and in between.
@@ -119,8 +125,10 @@ TEST(UnequalSequences, AreTakenInGroupsWithoutATrace) {
   std::vector<std::int64_t> tokens(40, 900);
   tokens[0] = tokens[23] = tokens[24] = tokens[39] = 70000;
   unequal_sequences(tokens, 2).expect_equal(keeps(100));
+  unequal_sequences(tokens, 2).expect_equal(needs(100));
   tokens.resize(25);
   unequal_sequences(tokens, 70).expect_equal(keeps(30, 16));
+  unequal_sequences(tokens, 70).expect_equal(needs(30, 16));
 }
 
 /// One prompt of 131072 tokens and 255 of 2048: scores and lists as long as their own sequences need, not as the longest.
@@ -149,8 +157,10 @@ TEST(UnequalSequences, NeedTheLargestCallsScratchAndTheirSums) {
   one.kv = views[77];
   one.sequences = nullptr;
   one.sequence_count = 1;
-  for (const skim::retention keep : {skim::retention::budget(1024), skim::retention::share(0.5)}) {
-    const skim::cpu::attention op{skim::quoka::paper(skim::queries::lowest_cosine(16), keep)};
+  for (const skim::quoka& rule :
+       {skim::quoka::paper(skim::queries::lowest_cosine(16), skim::retention::budget(1024)),
+        skim::quoka::paper(skim::queries::lowest_cosine(16), skim::retention::share(0.5)), skim::quoka{}}) {
+    const skim::cpu::attention op{rule};
     ASSERT_TRUE(op.check_shape(args).ok() && op.check_shape(one).ok());
     const double together = static_cast<double>(op.workspace_bytes(args, 4)),
                  alone = static_cast<double>(op.workspace_bytes(one, 4));
@@ -175,20 +185,21 @@ struct counting_executor {
 
 /// Work is in proportion to what there is: neither sequences times sequences nor sequences times the longest.
 TEST(UnequalSequences, AreNotWalkedForEachOther) {
-  const auto loops = [](const std::vector<std::int64_t>& tokens) {
-    unequal_sequences of(tokens, 1);
-    const skim::attention_args args = of.together();
-    const skim::cpu::attention<skim::quoka> op = keeps(8);
-    skim::buffer workspace(op.workspace_bytes(args, 1));
-    std::int64_t indices = 0;
-    EXPECT_TRUE(op.run(args, {}, workspace, counting_executor{&indices}).ok());
-    return indices;
-  };
-  const std::int64_t few = loops(std::vector<std::int64_t>(256, 30)), many = loops(std::vector<std::int64_t>(4096, 30));
-  EXPECT_LE(many, 17 * few);
-  std::vector<std::int64_t> tokens(2000, 30);
-  tokens[1000] = 40000;
-  EXPECT_LE(loops(tokens), 3 * (loops(std::vector<std::int64_t>(2000, 30)) + loops({40000})));
+  for (const skim::cpu::attention<skim::quoka>& op : {keeps(8), needs(8)}) {
+    const auto loops = [&op](const std::vector<std::int64_t>& tokens) {
+      unequal_sequences of(tokens, 1);
+      const skim::attention_args args = of.together();
+      skim::buffer workspace(op.workspace_bytes(args, 1));
+      std::int64_t indices = 0;
+      EXPECT_TRUE(op.run(args, {}, workspace, counting_executor{&indices}).ok());
+      return indices;
+    };
+    const std::vector<std::int64_t> few(256, 30), many(4096, 30), some(2000, 30);
+    EXPECT_LE(loops(many), 17 * loops(few));
+    std::vector<std::int64_t> tokens = some;
+    tokens[1000] = 40000;
+    EXPECT_LE(loops(tokens), 3 * (loops(some) + loops({40000})));
+  }
 }
 
 /// A budget that covers everything lists what a window hides too: the bits of dense.
@@ -210,7 +221,7 @@ TEST(UnequalSequences, OfACoveringBudgetHaveTheBitsOfDense) {
     skim::buffer workspace(dense_op.workspace_bytes(args, 1));
     ASSERT_TRUE(dense_op.run(args, {}, workspace, serial).ok());
     const std::vector<float> expected = bits();
-    const auto op = keeps(2000);
+    const auto op = round % 2 == 0 ? keeps(2000) : needs(2000);
     const std::int64_t rows = skim::list_rows(args, 0), capacity = op.list_capacity(args);
     std::vector<std::int32_t> indices(static_cast<std::size_t>(rows * capacity)),
         counts(static_cast<std::size_t>(rows));

@@ -16,7 +16,7 @@ using skim::status;
 using attention_fault = fault<skim::attention_args>;
 
 // Most views are contiguous with Tq 7, Tk 40, Hq 6, Hk 2, D 8, Dv 4.
-attention_case good_case() {
+attention_case good_attention() {
   attention_case c;
   c.Hk = 2;
   c.G = 3;
@@ -306,17 +306,17 @@ const std::vector<attention_fault> shared_value_faults{
      {status::bad_value, "kv.v.scales (values_in_keys, differ from kv.k)", ""}},
 };
 
-const float infinity = std::numeric_limits<float>::infinity(), nan_value = std::numeric_limits<float>::quiet_NaN();
+const float infinite = std::numeric_limits<float>::infinity(), nan_value = std::numeric_limits<float>::quiet_NaN();
 
 const std::vector<attention_fault> value_faults{
     {"scale NaN", [](auto& a) { a.scale = nan_value; }, {status::bad_value, "scale", "nan"}},
-    {"scale infinite", [](auto& a) { a.scale = infinity; }, {status::bad_value, "scale", "inf"}},
+    {"scale infinite", [](auto& a) { a.scale = infinite; }, {status::bad_value, "scale", "inf"}},
     {"negative soft cap", [](auto& a) { a.soft_cap = -1; }, {status::bad_value, "soft_cap", "-1"}},
     {"soft cap NaN", [](auto& a) { a.soft_cap = nan_value; }, {status::bad_value, "soft_cap", "nan"}},
     {"soft cap without a finite inverse",
      [](auto& a) { a.soft_cap = 2e-39f; },
      {status::bad_value, "soft_cap", "2e-39"}},
-    {"soft cap infinite", [](auto& a) { a.soft_cap = infinity; }, {status::bad_value, "soft_cap", "inf"}},
+    {"soft cap infinite", [](auto& a) { a.soft_cap = infinite; }, {status::bad_value, "soft_cap", "inf"}},
     {"mask left", [](auto& a) { a.mask.left = -1; }, {status::bad_value, "mask.left", "-1"}},
     {"mask right", [](auto& a) { a.mask.right = huge; }, {status::bad_value, "mask.right", "4611686018427387904"}},
     {"empty window", [](auto& a) { a.mask = skim::mask::window(0); }, {status::bad_value, "mask.left", "-1"}},
@@ -380,7 +380,7 @@ INSTANTIATE_TEST_SUITE_P(values, attention_faults, testing::ValuesIn(value_fault
 INSTANTIATE_TEST_SUITE_P(bias, attention_faults, testing::ValuesIn(bias_faults));
 
 TEST_P(attention_faults, are_named_and_nothing_is_written) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   const skim::cpu::attention dense_op;
   const skim::cpu::attend attend_op;
@@ -423,7 +423,7 @@ TEST_P(attention_faults, are_named_and_nothing_is_written) {
 }
 
 TEST(Attention, KeysAndValuesMayDifferInTypeOrShareMemory) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   args.kv.v.type = skim::element::bf16;
   EXPECT_TRUE(check(args).ok());
@@ -436,7 +436,7 @@ TEST(Attention, KeysAndValuesMayDifferInTypeOrShareMemory) {
 
 /// A view that is not written may have its extents all the same; what `check` accepts, sizes are stated for.
 TEST(Attention, AnLseWithoutMemoryIsNotWritten) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   const skim::cpu::attention<> op;
   const std::size_t bytes = op.workspace_bytes(args, 1);
@@ -460,7 +460,7 @@ TEST(Attention, ValuesInsideKeysOfOneHeadAreRefused) {
 }
 
 TEST(Attention, ScalesWithoutAllTheirDigitsAreRefused) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   for (const float scale : {1e-40f, -1e-45f, 0x1p-121f}) {
     args.scale = scale;
@@ -498,7 +498,7 @@ class sequence_arguments : public testing::TestWithParam<attention_fault> {};
 INSTANTIATE_TEST_SUITE_P(sequences, sequence_arguments, testing::ValuesIn(sequence_faults));
 
 attention_case good_sequences() {
-  attention_case c = good_case();
+  attention_case c = good_attention();
   c.sequences = 3;
   return c;
 }
@@ -636,7 +636,7 @@ TEST(Sequences, NoneIsNothingToDo) {
 
 TEST(Attention, AnEmptyChunkNeedsNoPointers) {
   skim::attention_args args;
-  attention_case c = good_case();
+  attention_case c = good_attention();
   c.Tk = 0;
   c.Tq = 0;
   attention_inputs inputs(c);
@@ -648,7 +648,7 @@ TEST(Attention, AnEmptyChunkNeedsNoPointers) {
 }
 
 TEST(Attention, CheckFollowsNoPointer) {
-  attention_case c = good_case();
+  attention_case c = good_attention();
   c.layout = skim::kv_layout::paged;
   c.page_size = 4;
   c.positions = positions_kind::holes;
@@ -680,7 +680,7 @@ TEST(Attention, CheckFollowsNoPointer) {
 // What `check` may not read.
 
 TEST(CheckIndices, BlockTablesPointIntoThePool) {
-  attention_case c = good_case();
+  attention_case c = good_attention();
   c.layout = skim::kv_layout::paged;
   c.page_size = 8;
   attention_inputs inputs(c);
@@ -701,7 +701,7 @@ TEST(CheckIndices, BlockTablesPointIntoThePool) {
 }
 
 TEST(CheckIndices, LengthsLieBetweenTheChunkAndAllTokens) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   std::int32_t lengths[] = {47, 7};
   args.kv.lengths = lengths;
@@ -713,7 +713,7 @@ TEST(CheckIndices, LengthsLieBetweenTheChunkAndAllTokens) {
 }
 
 TEST(CheckIndices, PositionsAreNotNegative) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   skim::attention_args args = inputs.args();
   std::vector<std::int32_t> positions(static_cast<std::size_t>(2 * args.kv.capacity));
   for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
@@ -727,7 +727,7 @@ TEST(CheckIndices, PositionsAreNotNegative) {
 }
 
 TEST(CheckIndices, ListsAscendWithinThePast) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   const skim::attention_args args = inputs.args();
   std::vector<std::int32_t> indices{0, 5, 39, 1, 2, 3}, counts{3, 3};
   const auto expect_fault = [&](skim::index_lists lists, expectation expected) {
@@ -758,7 +758,7 @@ TEST(CheckIndices, ListsAscendWithinThePast) {
 
 /// The past of a block is all that stands before it.
 TEST(CheckIndices, ListsOfABlockReachItsOwnPast) {
-  attention_inputs inputs(good_case());  // 7 rows behind 40: blocks of 6 and of 1
+  attention_inputs inputs(good_attention());  // 7 rows behind 40: blocks of 6 and of 1
   const skim::attention_args args = inputs.args();
   std::vector<std::int32_t> indices{39, 39, 45, 45}, counts{1, 1, 1, 1};
   const skim::index_lists lists{indices.data(), counts.data(), 4, 1, 6};
@@ -774,7 +774,7 @@ TEST(CheckIndices, ListsOfABlockReachItsOwnPast) {
 
 class short_memory : public testing::Test {
  protected:
-  attention_inputs inputs_{good_case()};
+  attention_inputs inputs_{good_attention()};
   skim::attention_args args_ = inputs_.args();
   const skim::cpu::attention<skim::quoka> op_{
       skim::quoka::paper(skim::queries::lowest_cosine(4), skim::retention::budget(10).dense_under(0))};
@@ -859,7 +859,7 @@ struct remembering_selector {
 };
 
 TEST(ShortState, IsRefused) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   const skim::attention_args args = inputs.args();
   const skim::cpu::attention<remembering_selector> op;
   aligned_memory workspace(op.workspace_bytes(args, 1)), state(128);
@@ -956,7 +956,7 @@ TEST(Retention, DenseBlocksHaveAShortPastOrFewRows) {
 }
 
 TEST(Selectors, ParametersAreChecked) {
-  attention_inputs inputs(good_case());
+  attention_inputs inputs(good_attention());
   const skim::attention_args args = inputs.args();
   const auto expect_fault = [&](const auto& selector, const char* argument, const char* got) {
     const skim::cpu::attention op{selector};
@@ -1027,6 +1027,10 @@ TEST(Report, DescribesItselfInOneLine) {
                "bad element type: kv.v.type is f16, expected bf16");
   EXPECT_STREQ(describe(skim::detail::check_real("scale", nan_value, -1, 1), text, sizeof text),
                "value out of range: scale is nan, expected a finite number of at least -1");
+  EXPECT_STREQ(describe(check(skim::retention::share(1 + 1e-9)), text, sizeof text),
+               "value out of range: keep.fraction is 1.0000000010000001, expected above 0 and at most 1");
+  EXPECT_STREQ(describe(skim::detail::check_real("scale", 1.1f, -1, 1), text, sizeof text),
+               "value out of range: scale is 1.1, expected at most 1");
   EXPECT_STREQ(describe(skim::detail::check_real("scale", 2.5f, -1, 1), text, sizeof text),
                "value out of range: scale is 2.5, expected at most 1");
   const volatile std::size_t few = 5;  // volatile: compilers would warn that the line is cut

@@ -13,7 +13,7 @@ using skim::status;
 using eviction_fault = fault<skim::eviction_args>;
 
 // Tq 7, Tk 40, Hq 6, Hk 2, D 8, Dv 4, pages of 4, positions and norms by head.
-eviction_case good_case() {
+eviction_case good_eviction() {
   eviction_case c;
   c.call.Hk = 2;
   c.call.G = 3;
@@ -166,7 +166,7 @@ const std::vector<eviction_fault> argument_faults{
 
 const std::vector<std::int32_t> some_budgets{20, 10};
 
-const std::vector<eviction_fault> attention_faults{
+const std::vector<eviction_fault> faults_of_attention{
     {"q null", [](auto& a) { a.attended.q.data = nullptr; }, {status::null_pointer, "q.data", ""}},
     {"q type", [](auto& a) { a.attended.q.type = skim::element::none; }, {status::bad_type, "q.type", "none"}},
     {"q stride", [](auto& a) { a.attended.q.strides[2] = 2; }, {status::bad_stride, "q.strides[2]", "2"}},
@@ -192,10 +192,10 @@ const std::vector<eviction_fault> attention_faults{
 
 class eviction_faults : public testing::TestWithParam<eviction_fault> {};
 INSTANTIATE_TEST_SUITE_P(arguments, eviction_faults, testing::ValuesIn(argument_faults));
-INSTANTIATE_TEST_SUITE_P(attention, eviction_faults, testing::ValuesIn(attention_faults));
+INSTANTIATE_TEST_SUITE_P(attention, eviction_faults, testing::ValuesIn(faults_of_attention));
 
 TEST_P(eviction_faults, are_named_and_nothing_is_written) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   eviction.args.block_table = const_cast<std::int32_t*>(eviction.args.kv.block_table);
   GetParam().make(eviction.args);
   eviction.expect_refused(GetParam().expected);
@@ -204,8 +204,8 @@ TEST_P(eviction_faults, are_named_and_nothing_is_written) {
 
 /// KeyDiff needs nothing of the attention.
 TEST(EvictionCheck, PoliciesThatLookAtKeysNeedNoQueries) {
-  guarded_eviction<skim::keydiff<>> eviction(skim::keydiff<>{retention::budget(24)}, good_case());
-  for (const eviction_fault& fault : attention_faults) {
+  guarded_eviction<skim::keydiff<>> eviction(skim::keydiff<>{retention::budget(24)}, good_eviction());
+  for (const eviction_fault& fault : faults_of_attention) {
     if (std::string(fault.name) == "budgets of one list") continue;
     skim::eviction_args args = eviction.inputs.args();
     fault.make(args);
@@ -216,7 +216,7 @@ TEST(EvictionCheck, PoliciesThatLookAtKeysNeedNoQueries) {
 /// A policy that cannot be, and the report that names why.
 template <class Policy>
 void expect_policy_refused(const Policy& bad, const expectation& expected) {
-  eviction_inputs inputs(good_case());
+  eviction_inputs inputs(good_eviction());
   const skim::cpu::eviction<Policy> op{bad};
   const skim::eviction_args args = inputs.args();
   expect_report(op.check(args), expected);
@@ -262,7 +262,7 @@ TEST(EvictionCheck, PoliciesAreNamed) {
 }
 
 TEST(EvictionCheck, TheJointFormHasOneListAHead) {
-  eviction_inputs inputs(good_case());
+  eviction_inputs inputs(good_eviction());
   skim::eviction_args args = inputs.args();
   args.share_heads = true;
   const skim::cpu::eviction<skim::caote<skim::tova>> joint{{skim::tova{retention::budget(20)}, true}};
@@ -273,7 +273,7 @@ TEST(EvictionCheck, TheJointFormHasOneListAHead) {
 // Memory.
 
 TEST(EvictionMemory, ThatIsShortIsNamedWithItsSize) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   const auto expect_short = [&](const skim::report& got, status code, const char* argument, std::size_t needed,
                                 std::size_t given) {
     expect_report(got, {code, argument, std::to_string(given)});
@@ -383,7 +383,7 @@ TEST(EvictionMemory, IsEnough) {
   const retention keep = retention::budget(24, 2, 5);
   const auto expect_enough = [](const auto& policy) {
     for (const compaction how : {compaction::refill, compaction::stable, compaction::pages}) {
-      eviction_case c = good_case();
+      eviction_case c = good_eviction();
       c.how = how;
       c.share_heads = how == compaction::pages;
       eviction_inputs inputs(c);
@@ -410,7 +410,7 @@ TEST(EvictionMemory, IsEnough) {
 // Scores and lists.
 
 TEST(EvictionLists, AreNamed) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   const cache_snapshot before = eviction.inputs.snapshot();
   const auto expect_fault = [&](const std::function<void(skim::index_lists&)>& make, const expectation& expected) {
     skim::index_lists lists = eviction.lists.lists;
@@ -429,7 +429,7 @@ TEST(EvictionLists, AreNamed) {
 }
 
 TEST(EvictionScores, AreNamed) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   using view = skim::tensor_view<float, 2>;
   const auto expect_fault = [&](const std::function<void(view&)>& make, const expectation& expected) {
     view scores = eviction.scores.view();
@@ -468,7 +468,7 @@ TEST(PoolScores, NamesItsArguments) {
 // What `check` may not read.
 
 TEST(EvictionCheck, FollowsNoPointer) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   skim::eviction_args args = eviction.args;
   std::uintptr_t address = 0;  // K and V may not begin at the same
   const auto nowhere = [&](auto*& pointer) {
@@ -494,7 +494,7 @@ TEST(EvictionCheck, FollowsNoPointer) {
 }
 
 TEST(EvictionIndices, AreReadByCheckIndices) {
-  guarded_eviction<skim::h2o> eviction(watching, good_case());
+  guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   const retention keep = watching.keep;
   const skim::policy_needs needs = watching.needs();
   skim::eviction_args args = eviction.args;

@@ -38,7 +38,7 @@ std::pair<bytes, bytes> two_blocks(const Op& op, const ffn_case& c, executor_cho
 }
 
 /// More than one unit of every loop, and a rest: batches of 512 tokens, tiles of 128, 32 neurons, columns.
-ffn_case wide_case() {
+ffn_case wide_layer() {
   ffn_case c;
   c.weights = skim::element::bf16;
   c.M = 700;
@@ -59,7 +59,7 @@ skim::ffn_args shape_of(std::int64_t M, std::int64_t d, std::int64_t f) {
 /// Calls `body(op)` for a policy of each kind and each way to multiply.
 template <class Body>
 void for_each_op(const Body& body) {
-  ffn_inputs parts(wide_case());  // outlives the calls: policies view its predictor and compensator
+  ffn_inputs parts(wide_layer());  // outlives the calls: policies view its predictor and compensator
   const neuron_retention keep = neuron_retention::budget(101);
   const skim::fastforward selector{keep, parts.predictor(), parts.compensator()};
   body(skim::cpu::ffn{selector});
@@ -74,7 +74,7 @@ INSTANTIATE_TEST_SUITE_P(kinds, ffn_executors, testing::ValuesIn(every_executor)
 
 TEST_P(ffn_executors, leave_the_serial_bits) {
   for_each_op([](const auto& op) {
-    EXPECT_TRUE(two_blocks(op, wide_case(), GetParam()) == two_blocks(op, wide_case(), executor_choice{}));
+    EXPECT_TRUE(two_blocks(op, wide_layer(), GetParam()) == two_blocks(op, wide_layer(), executor_choice{}));
   });
 }
 
@@ -146,7 +146,7 @@ TEST(FfnWorkspace, IsDefinedForEveryShape) {
 TEST(FfnWorkspace, ContentsDoNotMatter) {
   for (const unsigned char fill : {0x00, 0x7f, 0x3f}) {
     for_each_op([&](const auto& op) {
-      EXPECT_TRUE(two_blocks(op, wide_case(), {}, fill) == two_blocks(op, wide_case(), {}))
+      EXPECT_TRUE(two_blocks(op, wide_layer(), {}, fill) == two_blocks(op, wide_layer(), {}))
           << "filled with " << int{fill};
     });
   }
@@ -155,7 +155,7 @@ TEST(FfnWorkspace, ContentsDoNotMatter) {
 /// Tokens do not see each other: a block in pieces gives the rows of the whole, whatever tile and lane they fall in.
 TEST(FfnTokens, AreIndependentOfTheirBlock) {
   for_each_op([](const auto& op) {
-    const ffn_case c = wide_case();
+    const ffn_case c = wide_layer();
     ffn_inputs whole(c), pieces(c);
     skim::ffn_args args = whole.args();
     std::vector<std::int32_t> list{1, 2, 30, 31, 32, 33, 34, 100, 219};
@@ -267,7 +267,7 @@ TEST(FfnBlocks, GiveTheBitsOfCallsForEach) {
   for (const prompt_sample& sample : prompt_samples()) {
     SCOPED_TRACE(testing::Message() << "blocks of " << sample.block_tokens);
     for_each_edge([&](const auto& op) {
-      const many_outputs out = compute_blocks(op, wide_case(), sample, {});
+      const many_outputs out = compute_blocks(op, wide_layer(), sample, {});
       EXPECT_TRUE(out.call == out.apart);
       EXPECT_TRUE(out.call == out.steps);
       EXPECT_TRUE(out.state == out.state_apart);
@@ -278,8 +278,8 @@ TEST(FfnBlocks, GiveTheBitsOfCallsForEach) {
 TEST_P(ffn_executors, leave_the_serial_bits_of_many_blocks) {
   const prompt_sample& sample = prompt_samples()[3];
   for_each_op([&](const auto& op) {
-    const many_outputs out = compute_blocks(op, wide_case(), sample, GetParam());
-    const many_outputs serial = compute_blocks(op, wide_case(), sample, {});
+    const many_outputs out = compute_blocks(op, wide_layer(), sample, GetParam());
+    const many_outputs serial = compute_blocks(op, wide_layer(), sample, {});
     EXPECT_TRUE(out.call == serial.call);
     EXPECT_TRUE(out.steps == serial.call);
     EXPECT_TRUE(out.state == serial.state);

@@ -143,13 +143,13 @@ const linear_case wide_cases[] = {
 TEST(Linear, LeavesTheSerialBits) {
   for (const linear_case& c : wide_cases) {
     linear_inputs inputs(c);
-    const auto serial = run(c, inputs);
+    const auto expected = run(c, inputs);
     for (const executor_choice choice : every_executor) {
       linear_inputs other(c);
-      EXPECT_TRUE(run(c, other, choice) == serial) << c << " on " << choice;
+      EXPECT_TRUE(run(c, other, choice) == expected) << c << " on " << choice;
     }
     linear_inputs other(c);
-    EXPECT_TRUE(run(c, other, {}, 0x3f) == serial) << c << ", other contents of the workspace";
+    EXPECT_TRUE(run(c, other, {}, 0x3f) == expected) << c << ", other contents of the workspace";
   }
 }
 

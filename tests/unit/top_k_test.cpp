@@ -17,16 +17,16 @@ using skim::retention;
 using list_of_slots = std::vector<std::int64_t>;
 
 TEST(RankBits, OrderLikeTheScores) {
-  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  const float ascending[] = {-infinity, -3e38f, -1, -1e-45f, 0, 1e-45f, 1, 3e38f, infinity};
+  const float largest = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float ascending[] = {-largest, -3e38f, -1, -1e-45f, 0, 1e-45f, 1, 3e38f, largest};
   for (std::size_t i = 1; i < std::size(ascending); ++i) {
     EXPECT_LT(skim::rank_bits(ascending[i - 1]), skim::rank_bits(ascending[i])) << ascending[i];
   }
   EXPECT_EQ(skim::rank_bits(0.0f), skim::rank_bits(-0.0f));
   EXPECT_EQ(skim::rank_bits(nan), skim::rank_bits(-nan));
-  EXPECT_LT(skim::rank_bits(nan), skim::rank_bits(-infinity));
+  EXPECT_LT(skim::rank_bits(nan), skim::rank_bits(-largest));
   EXPECT_GT(skim::rank_bits(nan), 0u);
-  EXPECT_LT(skim::rank_bits(infinity), 0xffffffffu);
+  EXPECT_LT(skim::rank_bits(largest), 0xffffffffu);
 }
 
 /// The kernel's list for given scores.
@@ -52,8 +52,8 @@ INSTANTIATE_TEST_SUITE_P(positions, top_k,
                                          positions_kind::shuffled));
 
 TEST_P(top_k, equals_the_reference_on_scores_full_of_ties) {
-  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-  const float few[] = {nan, -nan, -infinity, -1, -0.0f, 0.0f, 1e-45f, 1, infinity};
+  const float largest = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float few[] = {nan, -nan, -largest, -1, -0.0f, 0.0f, 1e-45f, 1, largest};
   std::mt19937 random(3);
   for (int round = 0; round < 400; ++round) {
     attention_case c;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The program as a user meets it: what it prints, writes and refuses.
+#include "../tuning.hpp"
 #include "tiny_model.hpp"
 
 #include <sys/wait.h>
@@ -81,20 +82,69 @@ TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   EXPECT_EQ(written["settings"]["generate"], 0);
   ASSERT_EQ(written["results"].size(), 3u);
   const char* const fields[] = {
-      "method",    "accuracy",     "nll",    "ttft_ms",  "ttft_speedup",        "kv_tokens_read",
-      "select_ms", "attention_ms", "ffn_ms", "evict_ms", "decode_ms_per_token", "kv_bytes_held"};
+      "method",        "accuracy",  "nll",          "ttft_ms", "ttft_speedup", "kv_tokens_read",      "mass",
+      "mass_of_worst", "select_ms", "attention_ms", "ffn_ms",  "evict_ms",     "decode_ms_per_token", "kv_bytes_held"};
   for (const nlohmann::json& row : written["results"]) {
     EXPECT_EQ(row.size(), std::size(fields));
     for (const char* field : fields) EXPECT_TRUE(row.contains(field)) << field;
   }
   EXPECT_EQ(written["results"][0]["ttft_speedup"], 1.0);
   EXPECT_EQ(written["results"][1]["method"], "quoka:budget=64,n=4");
+  EXPECT_EQ(written["results"][0]["mass"], 1.0) << "everything was read";
+  EXPECT_GT(written["results"][1]["mass"], 0.2);
+  EXPECT_LT(written["results"][1]["mass"], 1.0);
+  EXPECT_LT(written["results"][1]["mass_of_worst"], written["results"][1]["mass"]);
+  EXPECT_EQ(written["results"][2]["mass"], 1.0) << "everything that was held was read";
   EXPECT_EQ(written["results"][0]["evict_ms"], 0.0);
   EXPECT_GT(written["results"][2]["evict_ms"], 0.0);
   EXPECT_TRUE(written["results"][0]["decode_ms_per_token"].is_null());
   const std::int64_t layers = 2, heads = 2, token = 2 * 8 * 2, position = 4, weight = 4;
   EXPECT_EQ(written["results"][0]["kv_bytes_held"], layers * heads * 299 * token);
   EXPECT_EQ(written["results"][2]["kv_bytes_held"], layers * heads * (64 + 32) * (token + position + weight));
+}
+
+TEST_F(command, masses_are_measured_off_the_clock_and_change_no_result) {
+  tiny_model().write(folder_.path());
+  const std::string methods =
+      "--method quoka:budget=64,n=4+keydiff:budget=128 --chunk 32 --json '" + path("json") + "' ";
+  ASSERT_EQ(run(small(methods)).status, 0);
+  const nlohmann::json measured = nlohmann::json::parse(text_of(path("json")))["results"][0];
+  ASSERT_EQ(run(small(methods + "--mass-prompts 0")).status, 0);
+  const nlohmann::json plain = nlohmann::json::parse(text_of(path("json")))["results"][0];
+  EXPECT_LT(measured["mass"], 1.0);
+  EXPECT_EQ(plain["mass"], 1.0);
+  for (const char* same : {"accuracy", "nll", "kv_tokens_read", "kv_bytes_held"})
+    EXPECT_EQ(measured[same], plain[same]);
+}
+
+TEST_F(command, tunes) {
+  tiny_model().write(folder_.path());
+  const outcome result =
+      run("tune " + small("--budgets 32,64 --queries 4,8 --share 0 --chunk 32 --json '" + path("json") + "'"));
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_NE(result.out.find("\nquoka:n=4,budget=32 "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("\nquoka:n=8,budget=64 "), std::string::npos) << result.out;
+  const nlohmann::json written = nlohmann::json::parse(text_of(path("json")));
+  EXPECT_EQ(written["results"].size(), 5u);
+  EXPECT_EQ(written["share"], 0.0);
+  EXPECT_EQ(written["proposal"].get<std::string>().rfind("quoka:n=", 0), 0u);
+  expect_refusal("tune --budgets 0", "--budgets");
+  expect_refusal("tune --queries 8,x", "--queries");
+  expect_refusal("tune --share 1.5", "--share");
+  expect_refusal("tune --method dense", "--method");
+}
+
+TEST(tuning, proposes_the_quickest_that_keeps_the_share) {
+  std::vector<needle::evaluation_result> results(4);
+  const double accuracies[] = {0.8, 0.5, 0.76, 0.79}, times[] = {10, 1, 3, 4};
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    results[i].accuracy = accuracies[i];
+    results[i].ttft_ms = times[i];
+  }
+  EXPECT_EQ(needle::cheapest(results, 0.5), &results[1]);
+  EXPECT_EQ(needle::cheapest(results, 0.95), &results[2]);
+  EXPECT_EQ(needle::cheapest(results, 0.98), &results[3]);
+  EXPECT_EQ(needle::cheapest(results, 1), nullptr);
 }
 
 TEST_F(command, generates_under_a_bounded_cache) {

@@ -98,7 +98,7 @@ struct attention {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::dense);
     report answer = taken(path::dense);
-    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t) {
+    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t, std::int64_t) {
       if (runs_dense(part)) {
         detail::attend_keys<Accumulate>(part, nullptr, block_rows(), workspace.data, executor);
         return;
@@ -120,7 +120,7 @@ struct attention {
     if (report r = check_call(args, state, workspace, executor.concurrency()); !r) return r;
     if (sequence_count(args) == 0) return taken(path::sparse);
     if (report r = check_lists(args, lists); !r) return r;
-    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t before) {
+    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t, std::int64_t before) {
       index_lists own = lists;
       own.indices += before * first_view(args).heads * lists.capacity;
       own.counts += before * first_view(args).heads;
@@ -139,7 +139,11 @@ struct attention {
     if (report r = check_scores(args, scores); !r) return r;
     if (report r = detail::check_apart(scores, "scores"); !r) return r;
     if (round < 0) return fault(status::bad_value, "round", round, 0, "at least");
-    score_blocks({&args, block_rows(), round}, scores, state, workspace, executor);
+    for_each_group(args, executor.concurrency(), [&](const attention_args& part, std::int64_t first, std::int64_t) {
+      const std::int64_t heads = first_view(part).heads, count = sequence_count(part);
+      score_blocks({&part, block_rows(), round}, rows(scores, first * heads, count * heads), state, workspace,
+                   executor);
+    });
     return {};
   }
 
@@ -215,15 +219,11 @@ struct attention {
     return {static_cast<char*>(all.data) + front.used(), all.bytes - front.used()};
   }
 
-  /// The tokens that a group of sequences may count, each as long as its longest, block by block. All tokens count, not the
-  /// past alone: of two calls over as many tokens that with fewer rows has the longer past, and must not need more.
   /// What keeps a state, gives lists itself or selects nothing sees the whole call.
   std::int64_t group_tokens(const attention_args& args, unsigned workers) const {
     constexpr std::int64_t everything = (std::numeric_limits<std::int64_t>::max)();
     if (lists_itself || std::is_same_v<Selector, dense> || kernel::state_bytes(selector, args) > 0) return everything;
-    const std::int64_t busy = static_cast<std::int64_t>(workers) / first_view(args).heads;  // sequences for all workers
-    const std::int64_t one = detail::saturated(most_tokens(args), block_count(most_rows(args), block_rows()));
-    return detail::greater(detail::saturated(one, detail::greater(busy, 2)), 1 << 18);
+    return detail::group_tokens(args, block_rows(), workers);
   }
 
   /// Sequences [first, first + count) of a call, in the same q and out. `offsets` do not begin at 0.
@@ -241,8 +241,8 @@ struct attention {
     return args;
   }
 
-  /// Calls `body(part, blocks before it)` for runs of sequences: scores and lists are laid out by the longest of a run, and
-  /// one long prompt must not make all short ones as long.
+  /// Calls `body(part, sequences before it, blocks before it)` for runs of sequences: scores and lists are laid out by the
+  /// longest of a run, and one long prompt must not make all short ones as long.
   template <class Body>
   void for_each_group(const attention_args& args, unsigned workers, const Body& body) const {
     const std::int64_t sequences = sequence_count(args), room = group_tokens(args, workers);
@@ -256,7 +256,7 @@ struct attention {
         if (count > 0 && detail::saturated(with_next, longest) > room) break;
         blocks = with_next;
       }
-      body(part_of(args, first, count), before);
+      body(part_of(args, first, count), first, before);
     }
   }
 

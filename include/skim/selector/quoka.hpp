@@ -41,7 +41,8 @@ enum class reduction : std::uint8_t {
 /// an infinity or NaN has it as its cosine.
 ///
 /// `smooth`: a key's score is then the mean of the scores, of those that are finite, of it and its `smooth - 1` neighbours by
-/// position among the candidates; one that is not finite is NaN.
+/// position among the candidates; one that is not finite is NaN. What is asked for is a span of tokens in text; where single
+/// keys far apart matter, smoothing hands two thirds of their lead to their neighbours: set it to 1.
 struct quoka {
   query_rule queries{};
   retention keep = retention::preset(512);

@@ -112,6 +112,15 @@ SKIM_NOINLINE inline void keep_ends(const kv_view& kv, std::int64_t head, std::i
   take_above(age, past, limit, [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { ranks[slot] = kept_anyway; });
 }
 
+/// The tokens that sequences which are selected together may count, each as long as the longest of them, block by block. All
+/// tokens count, not the past alone: of two calls over as many tokens that with fewer rows has the longer past, and must not
+/// need more.
+SKIM_LOCAL std::int64_t group_tokens(const attention_args& args, std::int64_t block_rows, unsigned workers) {
+  const std::int64_t busy = static_cast<std::int64_t>(workers) / first_view(args).heads;  // sequences for all workers
+  const std::int64_t one = saturated(most_tokens(args), block_count(most_rows(args), block_rows));
+  return greater(saturated(one, greater(busy, 2)), 1 << 18);
+}
+
 /// Writes ranks of all past slots and returns how many are candidates. `scores` null: all candidates rank equal.
 SKIM_NOINLINE inline std::int64_t rank_candidates(const attention_args& args, const attention_sequence& sequence,
                                                   std::int64_t head, const float* scores, std::uint32_t* ranks) {

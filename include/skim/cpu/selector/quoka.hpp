@@ -32,7 +32,9 @@ struct quoka_scratch {
   char* workers;            // [workers, worker_bytes]
   std::size_t packed_floats, lanes, tokens, worker_bytes;
 
-  quoka_scratch(arena& arena, const quoka& policy, const attention_args& args, unsigned count) {
+  /// `list_tokens`: room for candidates of a KV head, of all sequences together.
+  quoka_scratch(arena& arena, const quoka& policy, const attention_args& args, unsigned count,
+                std::int64_t list_tokens) {
     const std::int64_t D = args.q.extents[2], G = group_size(args), most = most_rows(args), every = policy.keep.every;
     const std::int64_t rows = every > 0 ? smaller(every, most) : most, kept = policy.queries.kept(rows, G);
     const std::int64_t r = saturated(sequence_count(args), first_view(args).heads);
@@ -45,7 +47,7 @@ struct quoka_scratch {
     seen = arena.take<position_range>(r);
     packed = arena.take<float>(saturated(r, static_cast<std::int64_t>(packed_floats)));
     factors = arena.take<float>(standardises(policy) ? saturated(r, 2 * static_cast<std::int64_t>(lanes)) : 0);
-    lists = arena.take<std::int32_t>(saturated(r, static_cast<std::int64_t>(tokens)));
+    lists = arena.take<std::int32_t>(tokens > 0 ? saturated(first_view(args).heads, list_tokens) : 0);
     detail::arena choosing, scoring;
     choosing.take<float>(saturated(kept, padded_row(D)));
     order_scratch(choosing, static_cast<std::int64_t>(tokens));
@@ -111,7 +113,8 @@ template <>
 struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
   static std::size_t workspace_bytes(const quoka& policy, const attention_args& args, unsigned workers) {
     detail::arena arena;
-    detail::quoka_scratch(arena, policy, args, workers);
+    const std::int64_t together = detail::group_tokens(args, policy.keep.every, workers);
+    detail::quoka_scratch(arena, policy, args, workers, detail::smaller(tokens_of(args), together));
     return arena.used();
   }
 
@@ -119,7 +122,7 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
                     memory workspace, executor_ref executor) {
     const attention_args& args = *blocks.args;
     detail::arena arena(workspace.data);
-    const detail::quoka_scratch scratch(arena, policy, args, executor.concurrency());
+    const detail::quoka_scratch scratch(arena, policy, args, executor.concurrency(), tokens_of(args));
     const std::int64_t heads = first_view(args).heads, rows = blocks.count() * heads;
 
     executor.parallel_for(rows, [&](std::int64_t r, unsigned worker) {
@@ -157,6 +160,11 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
   }
 
  private:
+  /// As scores are laid out: as many for each sequence as the longest has.
+  static std::int64_t tokens_of(const attention_args& args) {
+    return detail::saturated(sequence_count(args), most_tokens(args));
+  }
+
   /// Nothing to score: the block is empty, reads everything, or its budget covers what this head holds.
   static bool keeps_all(const quoka& policy, const attention_sequence& block, std::int64_t head) {
     const std::int64_t past = block.past(head);
