@@ -75,7 +75,7 @@ struct quoka {
   /// Scoring multiplies every past key with every chosen query and reads K once; choosing is small beside it.
   SKIM_INLINE cost_estimate cost(const attention_args& args) const {
     cost_estimate total;
-    for_each_block(args, keep.every, [&](const attention_sequence& block, std::int64_t) {
+    for_each_block(args, keep.every, [&](const attention_sequence& block, std::int64_t) SKIM_LAMBDA_INLINE {
       const double D = static_cast<double>(args.q.extents[2]), Tk = static_cast<double>(block.Tk());
       const double heads = static_cast<double>(block.kv.heads);
       const double n = reduce == reduction::mean ? 1 : static_cast<double>(queries.kept(block.Tq, group_size(args)));
