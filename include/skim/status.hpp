@@ -81,7 +81,8 @@ SKIM_LOCAL void describe_real(double value, char* text, std::size_t bytes) {
   for (const int digits : {6, 9, 17}) {
     const int length = std::snprintf(text, bytes, "%.*g", digits, value);
     if (length < 0 || static_cast<std::size_t>(length) >= bytes) return;
-    if (is_float ? std::strtof(text, nullptr) == static_cast<float>(value) : std::strtod(text, nullptr) == value) return;
+    if (is_float ? std::strtof(text, nullptr) == static_cast<float>(value) : std::strtod(text, nullptr) == value)
+      return;
   }
 }
 
