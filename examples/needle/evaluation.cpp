@@ -120,9 +120,10 @@ class tally {
     if (!decode_ms_per_token_.empty()) result.decode_ms_per_token = median(decode_ms_per_token_);
     result.kv_tokens_read = keys_read_ / reads_;
     result.kv_bytes_held = kv_bytes_held_;
-    const skim::testing::head_mass mass = mass_.result();
-    result.mass = mass.mean;
-    result.mass_of_worst = mass.quantile(0.05);
+    if (const skim::testing::head_mass mass = mass_.result(); !mass.masses.empty()) {
+      result.mass = mass.mean;
+      result.mass_of_worst = mass.quantile(0.05);
+    }
     return result;
   }
 

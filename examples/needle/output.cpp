@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iomanip>
 #include <ostream>
@@ -64,17 +65,17 @@ const evaluation_result* find_dense(const std::vector<evaluation_result>& result
 void print_table(std::ostream& out, const std::vector<evaluation_result>& results) {
   const evaluation_result* const dense = find_dense(results);
   constexpr double mebibyte = 1024 * 1024;
+  const auto mass = [](double share) { return std::isnan(share) ? std::string("-") : fixed(share, 3); };
   const bool decoded = !results.empty() && results[0].decode_ms_per_token > 0;
   std::vector<std::vector<std::string>> rows = {{"method", "accuracy", "nll", "mass", "worst 5 %", "first token",
                                                  "speedup", "select", "attention", "evict", "FFN", "keys read",
                                                  "KV held"}};
   if (decoded) rows[0].push_back("a token more");
   for (const evaluation_result& each : results) {
-    rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), fixed(each.mass, 3),
-                    fixed(each.mass_of_worst, 3), fixed(each.ttft_ms, 0) + " ms",
-                    dense ? fixed(dense->ttft_ms / each.ttft_ms, 2) + "x" : "-", fixed(each.select_ms, 0) + " ms",
-                    fixed(each.attention_ms, 0) + " ms", fixed(each.evict_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms",
-                    fixed(each.kv_tokens_read, 0),
+    rows.push_back({each.method, fixed(each.accuracy, 3), fixed(each.nll, 4), mass(each.mass), mass(each.mass_of_worst),
+                    fixed(each.ttft_ms, 0) + " ms", dense ? fixed(dense->ttft_ms / each.ttft_ms, 2) + "x" : "-",
+                    fixed(each.select_ms, 0) + " ms", fixed(each.attention_ms, 0) + " ms",
+                    fixed(each.evict_ms, 0) + " ms", fixed(each.ffn_ms, 0) + " ms", fixed(each.kv_tokens_read, 0),
                     fixed(static_cast<double>(each.kv_bytes_held) / mebibyte, 1) + " MiB"});
     if (decoded) rows.back().push_back(fixed(each.decode_ms_per_token, 2) + " ms");
   }
@@ -130,12 +131,13 @@ void print_question(std::ostream& out, const shown_question& shown) {
 nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results) {
   const evaluation_result* const dense = find_dense(results);
   nlohmann::json rows = nlohmann::json::array();
+  const auto known = [](double share) { return std::isnan(share) ? nlohmann::json() : nlohmann::json(share); };
   for (const evaluation_result& each : results) {
     rows.push_back({{"method", each.method},
                     {"accuracy", each.accuracy},
                     {"nll", each.nll},
-                    {"mass", each.mass},
-                    {"mass_of_worst", each.mass_of_worst},
+                    {"mass", known(each.mass)},
+                    {"mass_of_worst", known(each.mass_of_worst)},
                     {"ttft_ms", each.ttft_ms},
                     {"ttft_speedup", dense ? nlohmann::json(dense->ttft_ms / each.ttft_ms) : nlohmann::json()},
                     {"select_ms", each.select_ms},

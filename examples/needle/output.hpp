@@ -24,7 +24,7 @@ void print_calibration(std::ostream& out, const calibration& fitted);
 void print_question(std::ostream& out, const shown_question& shown);
 
 /// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run,
-/// `decode_ms_per_token` where nothing was generated.
+/// `decode_ms_per_token` where nothing was generated, masses where none were measured.
 nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results);
 
 /// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.

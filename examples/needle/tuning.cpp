@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tuning.hpp"
 
+#include "error.hpp"
+
+#include <cmath>
+
 namespace needle {
 
 std::vector<method> tuning_methods(const tuning_settings& settings) {
+  if (std::isnan(settings.share)) throw error("share is nan, expected 0 to 1");
   std::vector<std::string> texts = {"dense"};
   for (const std::int64_t budget : settings.budgets) {
     for (const std::int64_t n : settings.queries) {

@@ -77,7 +77,8 @@ namespace detail {
 
 /// In as few digits as tell it from every other double; from every other float if it is one.
 SKIM_LOCAL void describe_real(double value, char* text, std::size_t bytes) {
-  const bool is_float = value > -1e38 && value < 1e38 && static_cast<double>(static_cast<float>(value)) == value;
+  const bool is_float =
+      value >= -0x1.fffffep127 && value <= 0x1.fffffep127 && static_cast<double>(static_cast<float>(value)) == value;
   for (const int digits : {6, 9, 17}) {
     const int length = std::snprintf(text, bytes, "%.*g", digits, value);
     if (length < 0 || static_cast<std::size_t>(length) >= bytes) return;

@@ -1029,6 +1029,7 @@ TEST(Report, DescribesItselfInOneLine) {
                "value out of range: scale is nan, expected a finite number of at least -1");
   EXPECT_STREQ(describe(check(skim::retention::share(1 + 1e-9)), text, sizeof text),
                "value out of range: keep.fraction is 1.0000000010000001, expected above 0 and at most 1");
+  EXPECT_STREQ(describe(skim::quantity(0x1.fffffep127), text, sizeof text), "3.40282347e+38");
   EXPECT_STREQ(describe(skim::detail::check_real("scale", 1.1f, -1, 1), text, sizeof text),
                "value out of range: scale is 1.1, expected at most 1");
   EXPECT_STREQ(describe(skim::detail::check_real("scale", 2.5f, -1, 1), text, sizeof text),

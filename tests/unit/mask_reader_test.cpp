@@ -81,7 +81,7 @@ std::vector<skim::mask_run> runs_of(const seen_cells& seen) {
   skim::mask_reader reader;
   for (const element type : {element::f32, element::bf16, element::f16}) {
     reader.clear();
-    reader.read(mask_tensor(seen, type).view, 7);
+    EXPECT_TRUE(reader.read(mask_tensor(seen, type).view, 7).ok());
     EXPECT_EQ(complaint(reader, seen, 7), "") << to_string(type);
   }
   return reader.runs();
@@ -234,9 +234,9 @@ TEST(MaskReader, OtherNumbersAreABias) {
     mask_tensor tensor(seen);
     skim::store_element(tensor.bytes.data(), element::f16, 9 * 7 + 2, odd);
     skim::mask_reader reader;
-    reader.read(mask_tensor(seen).view);
+    ASSERT_TRUE(reader.read(mask_tensor(seen).view).ok());
     const std::size_t before = reader.runs().size();
-    reader.read(tensor.view, 10);
+    ASSERT_TRUE(reader.read(tensor.view, 10).ok());
     ASSERT_EQ(reader.runs().size(), before + 3) << odd;  // 10 rows over 4 cells
     for (std::size_t r = before; r < reader.runs().size(); ++r) {
       EXPECT_TRUE(reader.runs()[r].biased);
@@ -248,8 +248,26 @@ TEST(MaskReader, OtherNumbersAreABias) {
   mask_tensor negative(seen);
   for (std::int64_t t = 0; t < 10; ++t) skim::store_element(negative.bytes.data(), element::f16, t * 7 + t % 4, -0.0f);
   skim::mask_reader reader;
-  reader.read(negative.view);
+  ASSERT_TRUE(reader.read(negative.view).ok());
   EXPECT_EQ(complaint(reader, seen), "") << "-0 is 0";
+}
+
+TEST(MaskReader, RefusesWhatItCannotRead) {
+  const mask_tensor tensor(seen_cells(4, 6));
+  skim::mask_reader reader;
+  skim::tensor_view<const void, 2> mask = tensor.view;
+  mask.type = element::none;
+  EXPECT_EQ(reader.read(mask).code, skim::status::bad_type);
+  mask = tensor.view;
+  mask.strides[1] = 2;
+  EXPECT_EQ(reader.read(mask).code, skim::status::bad_stride);
+  mask = tensor.view;
+  mask.data = nullptr;
+  EXPECT_EQ(reader.read(mask).code, skim::status::null_pointer);
+  mask = tensor.view;
+  mask.extents[0] = -1;
+  EXPECT_EQ(reader.read(mask).code, skim::status::bad_extent);
+  EXPECT_TRUE(reader.runs().empty());
 }
 
 /// Caches in every state, and masks that follow no rule, small enough for millions of rows.
@@ -283,7 +301,7 @@ TEST(MaskReader, RandomMasksAreSaidExactly) {
       }
     }
     reader.clear();
-    reader.read(mask_tensor(seen).view);
+    ASSERT_TRUE(reader.read(mask_tensor(seen).view).ok());
     const std::string wrong = complaint(reader, seen);
     ASSERT_EQ(wrong, "") << "mask " << m;
     rows_read += seen.rows();

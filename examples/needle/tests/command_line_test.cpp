@@ -90,11 +90,11 @@ TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   }
   EXPECT_EQ(written["results"][0]["ttft_speedup"], 1.0);
   EXPECT_EQ(written["results"][1]["method"], "quoka:budget=64,n=4");
-  EXPECT_EQ(written["results"][0]["mass"], 1.0) << "everything was read";
+  EXPECT_TRUE(written["results"][0]["mass"].is_null()) << "everything was read";
   EXPECT_GT(written["results"][1]["mass"], 0.2);
   EXPECT_LT(written["results"][1]["mass"], 1.0);
   EXPECT_LT(written["results"][1]["mass_of_worst"], written["results"][1]["mass"]);
-  EXPECT_EQ(written["results"][2]["mass"], 1.0) << "everything that was held was read";
+  EXPECT_TRUE(written["results"][2]["mass"].is_null()) << "everything that was held was read";
   EXPECT_EQ(written["results"][0]["evict_ms"], 0.0);
   EXPECT_GT(written["results"][2]["evict_ms"], 0.0);
   EXPECT_TRUE(written["results"][0]["decode_ms_per_token"].is_null());
@@ -112,7 +112,8 @@ TEST_F(command, masses_are_measured_off_the_clock_and_change_no_result) {
   ASSERT_EQ(run(small(methods + "--mass-prompts 0")).status, 0);
   const nlohmann::json plain = nlohmann::json::parse(text_of(path("json")))["results"][0];
   EXPECT_LT(measured["mass"], 1.0);
-  EXPECT_EQ(plain["mass"], 1.0);
+  EXPECT_TRUE(plain["mass"].is_null());
+  EXPECT_TRUE(plain["mass_of_worst"].is_null());
   for (const char* same : {"accuracy", "nll", "kv_tokens_read", "kv_bytes_held"})
     EXPECT_EQ(measured[same], plain[same]);
 }
@@ -131,6 +132,7 @@ TEST_F(command, tunes) {
   expect_refusal("tune --budgets 0", "--budgets");
   expect_refusal("tune --queries 8,x", "--queries");
   expect_refusal("tune --share 1.5", "--share");
+  expect_refusal("tune --prompts 1000000 --share nan", "share is nan");
   expect_refusal("tune --method dense", "--method");
 }
 

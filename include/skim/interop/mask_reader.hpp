@@ -3,8 +3,8 @@
 /// positions and a mask rule, which is how `attention_args` says it. Allocates.
 #pragma once
 
+#include <skim/check.hpp>
 #include <skim/math/mask.hpp>
-#include <skim/view.hpp>
 
 #include <algorithm>
 #include <cstring>
@@ -14,6 +14,8 @@
 namespace skim { inline namespace v0_2 {
 
 /// Rows of the mask, one after another, that are one sequence for `attention_args`: its last `rows` tokens are the rows' own.
+/// A call has one `mask`: runs of equal `see` that follow each other may share one. Rows without tokens are the host's to
+/// fill, with zeros.
 struct mask_run {
   std::int64_t first_row = 0, rows = 0;
   std::int64_t tokens = 0;       ///< that some row sees, at least `rows`; 0: the rows see nothing
@@ -34,11 +36,17 @@ struct mask_run {
 class mask_reader {
  public:
   /// Appends the runs of `mask` [rows, cells]: f32, f16 or bf16, 0 = seen, -inf = hidden. A mask with other numbers becomes
-  /// biased runs. `first_row`: what row 0 is called.
-  void read(const tensor_view<const void, 2>& mask, std::int64_t first_row = 0) {
+  /// biased runs, also where they are meant to hide, such as the lowest float: write -inf. `first_row`: what row 0 is called.
+  /// Statuses: those of a view, bad_type; then nothing is appended.
+  report read(const tensor_view<const void, 2>& mask, std::int64_t first_row = 0) {
+    if (report r = detail::check_tensor(mask, "mask"); !r) return r;
+    if (mask.type != element::f32 && mask.type != element::f16 && mask.type != element::bf16) {
+      return fault(status::bad_type, "mask.type", to_string(mask.type), "f32, f16 or bf16");
+    }
     if (mask.type == element::f32) read_words<std::uint32_t, 0xff800000u>(mask, first_row);
     if (mask.type == element::f16) read_words<std::uint16_t, 0xfc00u>(mask, first_row);
     if (mask.type == element::bf16) read_words<std::uint16_t, 0xff80u>(mask, first_row);
+    return {};
   }
 
   /// Forgets all runs, keeps the memory.
