@@ -30,7 +30,7 @@ struct evaluation_result {
   double kv_tokens_read = 0;       ///< past keys, mean per chunk, layer and KV head
   std::int64_t kv_bytes_held = 0;  ///< keys, values, positions, norms, evictor state, at the peak
   /// Share of a row's softmax over what is in the cache that the keys it read received: of all rows of sparse chunks, in
-  /// all layers and heads: the mean, and what the worst twentieth does not exceed. NaN: no chunk was sparse, or none measured.
+  /// all layers and heads; the mean, and what the worst twentieth does not exceed. NaN: no chunk was sparse, or none measured.
   double mass = std::nan(""), mass_of_worst = std::nan("");
 };
 

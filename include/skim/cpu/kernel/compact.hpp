@@ -91,8 +91,11 @@ SKIM_NOINLINE inline void close_up_pages(const eviction_args& args, const std::i
     std::int64_t low = 0, high = count;
     while (low < high) {
       const std::int64_t middle = low + (high - low) / 2;
-      if (list[middle] < first_slot) low = middle + 1;
-      if (list[middle] >= first_slot) high = middle;
+      if (list[middle] < first_slot) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
     }
     return (low + page_size - 1) / page_size;
   };
