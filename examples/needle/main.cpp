@@ -304,6 +304,7 @@ int main(int argc, char** argv) {
     } else {
       run(line);
     }
+    if (!std::cout.flush()) return complain("the results cannot be written to standard output");
     return 0;
   } catch (const std::bad_alloc&) {
     return complain("not enough memory");

@@ -30,6 +30,9 @@ struct ffn_prompt {
 /// The rows of a prompt fall into blocks of `block_tokens`, of which the last may be shorter. Each block is dense, or
 /// computes neurons of its own: see `neuron_retention`. A prompt without rows is one empty block. Blocks do not see each
 /// other: a call gives the bits that calls for each block would give in turn.
+///
+/// Kernels compute in f32. Beyond 3.4e38, where numbers turn into infinities, must not lie: for each sum over d or f the sum
+/// of its products' sizes; below 2^-126, where they lose digits, a neuron's value that counts.
 struct ffn_args {
   tensor_view<const void, 2> x;     ///< [M, d], any element type: the FFN's input, after the norm
   tensor_view<const void, 2> gate;  ///< [f, d], or empty

@@ -11,6 +11,9 @@ namespace skim { inline namespace v0_2 {
 /// Arguments of one call of a linear layer. Plain values and views.
 ///
 ///     out = x weight^T + bias
+///
+/// Kernels compute in f32: beyond 3.4e38, where numbers turn into infinities, must not lie, for any output, the sum of its
+/// products' sizes.
 struct linear_args {
   tensor_view<const void, 2> x;       ///< [M, n_in], any element type
   tensor_view<const void, 2> weight;  ///< [n_out, n_in], any element type: a row is an output, as in checkpoints

@@ -34,6 +34,43 @@ TEST(CaoteEdges, AWeightNearOneIsWithinItsBound) {
   }
 }
 
+/// A power of two in all values is one in all scores, and changes no choice: but where scores are no f32 numbers.
+TEST(CaoteEdges, ValuesOfEverySizeCountByTheirDistance) {
+  const retention keep = retention::budget(30);
+  const auto at_size = [](int exponent, const auto& policy, auto&& look) {
+    eviction_inputs inputs(small_case());
+    const skim::kv_cache kv = inputs.args().kv;
+    for (std::int64_t h = 0; h < kv.heads; ++h) {
+      for (std::int64_t slot = 0; slot < kv.length(h); ++slot) {
+        std::vector<float> value;
+        for (const double x : reference::row_of(kv, kv.v, h, slot))
+          value.push_back(static_cast<float>(std::ldexp(x, exponent)));
+        write_row(kv, kv.v, h, slot, value.data());
+      }
+    }
+    look(scores_of(policy, inputs.args(), 0), lists_of(policy, inputs.args()));
+  };
+  const auto expect_same = [&](const auto& policy, bool scores_are_distances) {
+    at_size(0, policy, [&](const std::vector<double>& plain, const auto& plain_lists) {
+      for (const int exponent : {-100, -80, -70, -60, 58, 63, 70, 120}) {
+        SCOPED_TRACE(testing::Message() << "values times 2^" << exponent);
+        at_size(exponent, policy, [&](const std::vector<double>& scores, const auto& lists) {
+          EXPECT_EQ(lists, plain_lists);
+          for (std::size_t i = 0; i < plain.size(); ++i) {
+            const double expected = scores_are_distances ? std::ldexp(plain[i], exponent) : plain[i];
+            EXPECT_TRUE(scores[i] == expected || std::fabs(scores[i] - expected) <= expected * 1e-5)
+                << scores[i] << " for " << expected << " in slot " << i;
+          }
+        });
+      }
+    });
+  };
+  expect_same(skim::caote{skim::keydiff<>{keep}}, true);
+  expect_same(skim::fast_caote{skim::keydiff<>{keep}}, true);
+  expect_same(skim::evictors::standard(30), true);
+  expect_same(skim::caote{skim::keydiff<>{keep}, true}, false);  // scores are the order of leaving
+}
+
 /// Keys count by their direction, however short or long they are; zeros have none.
 TEST(KeydiffEdges, TinyAndHugeKeysAreWithinTheirBounds) {
   for (const float size : {0.0f, 1e-42f, 1e-38f, 1e-25f, 1e-14f, 1e15f, 1e25f, 1e36f}) {

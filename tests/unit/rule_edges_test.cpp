@@ -194,8 +194,16 @@ TEST(OwnRule, OfNumbersThatAreNone) {
 }
 
 TEST(OwnRule, OfEverySize) {
-  for (const auto& [query, key] : std::initializer_list<std::pair<float, float>>{
-           {1e-20f, 1}, {1e18f, 1}, {1, 1e-20f}, {1, 1e18f}, {1e-20f, 1e18f}, {1e18f, 1e-20f}, {1e-18f, 1e-18f}}) {
+  for (const auto& [query, key] : std::initializer_list<std::pair<float, float>>{{1e-20f, 1},
+                                                                                 {1e18f, 1},
+                                                                                 {1, 1e-20f},
+                                                                                 {1, 1e18f},
+                                                                                 {1e-20f, 1e18f},
+                                                                                 {1e18f, 1e-20f},
+                                                                                 {1e-18f, 1e-18f},
+                                                                                 {1, 1e-37f},
+                                                                                 {1e-30f, 1e-40f},
+                                                                                 {1e18f, 1e-42f}}) {
     SCOPED_TRACE(testing::Message() << query << " and " << key);
     attention_inputs inputs(block_of_rows(40, 300));
     scale_all(inputs, query, key);

@@ -103,6 +103,14 @@ TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   EXPECT_EQ(written["results"][2]["kv_bytes_held"], layers * heads * (64 + 32) * (token + position + weight));
 }
 
+TEST_F(command, a_table_that_cannot_be_written_is_an_error) {
+  tiny_model().write(folder_.path());
+  std::filesystem::create_symlink("/dev/full", path("out"));
+  const outcome result = run(small("--method dense"));
+  EXPECT_EQ(result.status, 2);
+  EXPECT_NE(result.err.find("cannot be written to standard output"), std::string::npos) << result.err;
+}
+
 TEST_F(command, masses_are_measured_off_the_clock_and_change_no_result) {
   tiny_model().write(folder_.path());
   const std::string methods =

@@ -11,6 +11,7 @@
 #include <skim/evictor/caote.hpp>
 
 #include <cmath>
+#include <limits>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 namespace detail {
@@ -72,6 +73,12 @@ SKIM_INLINE float one_minus(float weight) {
   return 1 - weight > least_remainder ? 1 - weight : least_remainder;
 }
 
+/// A score beyond f32 is the largest number: infinite are those of tokens that stay, and of values with an infinity.
+SKIM_INLINE float below_stays(float score, float distance) {
+  constexpr float most = (std::numeric_limits<float>::max)();
+  return score > most && distance <= most ? most : score;
+}
+
 /// What the slots of one head have gone through in the joint form.
 struct joint_search {
   const kv_view* kv;
@@ -87,9 +94,10 @@ struct joint_search {
     double squares = 0;
     for (std::int64_t d = 0; d < Dv; ++d) {
       const float base = change[d] + weight * center[d], difference = base - weight * values[d];
-      squares += static_cast<double>(difference * difference);
+      squares += static_cast<double>(difference) * static_cast<double>(difference);
     }
-    return static_cast<float>(std::sqrt(squares)) / one_minus(left + weight);
+    const double error = std::sqrt(squares) / static_cast<double>(one_minus(left + weight));
+    return below_stays(static_cast<float>(error), static_cast<float>(std::sqrt(squares)));
   }
 
   /// A value with an infinity or NaN, which the centre leaves out, takes only its weight along: all later errors would
@@ -138,8 +146,8 @@ SKIM_NOINLINE inline void score_values(const kv_view& kv, const stream_plan& pla
                                        const float* centers, const tensor_view<float, 2>& scores) {
   const auto weigh = [&](std::int64_t head, std::int64_t slot, const stored_row& value) SKIM_LAMBDA_INLINE {
     float& score = *scores.at(head, slot);
-    const float distance = std::sqrt(squared_distance(value, centers + head * kv.v.dim, kv.v.dim));
-    score = score == protected_weight ? stays : score / one_minus(score) * distance;
+    const float apart = distance(value, centers + head * kv.v.dim, kv.v.dim);
+    score = score == protected_weight ? stays : below_stays(score / one_minus(score) * apart, apart);
   };
   plan.for_each_row(kv, kv.v, unit, weigh);
 }
@@ -228,7 +236,8 @@ struct caote_kernel : own_hooks<Policy, executor_ref> {
 
 /// Scores are f32. With u = 2^-24 and b = `rows_summed_apart` a score c lies within u (Dv / 8 + 20 + hn / (1 - hn)) c
 /// + u (min(n, b) + n / b + 4) hn / (1 - hn) S of exact arithmetic on the base's scores and the stored values, S being the
-/// length of the centre of the |v_i|: of sums that cancel, rounding does not.
+/// length of the centre of the |v_i|: of sums that cancel, rounding does not. Scores below 2^-126 lose digits, those above
+/// 3.4e38 are that.
 template <class Base>
 struct score_kernel<caote<Base>> : detail::caote_kernel<caote<Base>, Base> {};
 template <class Base>

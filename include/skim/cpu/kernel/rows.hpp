@@ -124,11 +124,24 @@ SKIM_INLINE float dot(const stored_row& row, const float* other, std::int64_t n)
   return sum * row.scale;
 }
 
-/// |row - other|^2
-SKIM_INLINE float squared_distance(const stored_row& row, const float* other, std::int64_t n) {
-  float sum = 0;
-  with_row(row, [&](auto values) SKIM_LAMBDA_INLINE { sum = squared_distance_of(values, row.scale, other, n); });
-  return sum;
+/// `distance` where f32 squares overflow or lose digits.
+SKIM_NOINLINE inline float distance_by_f64(const stored_row& row, const float* other, std::int64_t n) {
+  double squares = 0;
+  for (std::int64_t d = 0; d < n; ++d) {
+    const double difference =
+        static_cast<double>(load_element(row.data, row.type, d)) * static_cast<double>(row.scale) -
+        static_cast<double>(other[d]);
+    squares += difference * difference;
+  }
+  const double most = static_cast<double>((std::numeric_limits<float>::max)()), length = std::sqrt(squares);
+  return static_cast<float>(length > most && std::isfinite(length) ? most : length);
+}
+
+/// |row - other|; at most the largest f32.
+SKIM_INLINE float distance(const stored_row& row, const float* other, std::int64_t n) {
+  float squares = 0;
+  with_row(row, [&](auto values) SKIM_LAMBDA_INLINE { squares = squared_distance_of(values, row.scale, other, n); });
+  return squares > 1e-30f && squares < 1e38f ? std::sqrt(squares) : distance_by_f64(row, other, n);
 }
 
 /// target += factor * row

@@ -204,16 +204,28 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     if (standardises(policy)) scale_queries(rows, kept, D, block.kv.k.type);
     const packed_queries place = scratch.place_of(r, D, standardises(policy));
     const bool pairs = standardises(policy) && !block.kv.k.scales;
-    simd::with_math(
-        accumulate::dot_pairs{}, pairs ? block.kv.k.type : element::none,
-        [&](auto math) SKIM_LAMBDA_INLINE { packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place); });
+    const auto pack = [&] {
+      simd::with_math(accumulate::dot_pairs{}, pairs ? block.kv.k.type : element::none,
+                      [&](auto math) SKIM_LAMBDA_INLINE {
+                        packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place);
+                      });
+    };
+    pack();
     if (!standardises(policy)) return;
-    bool some = false;
+    moments_found found;
     const moment_scratch moments(arena, kept, D);
-    with_products(packed, block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
-      some = find_moments<decltype(math)>(block, head, order, packed, moments);
-    });
-    if (!some) packed.n = 0;
+    const auto measure = [&] {
+      with_products(packed, block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
+        found = find_moments<decltype(math)>(block, head, order, packed, moments);
+      });
+    };
+    measure();
+    if (found.vanish) {
+      raise_queries(rows, kept, D);
+      pack();
+      measure();
+    }
+    if (!found.some) packed.n = 0;
   }
 };
 

@@ -21,7 +21,8 @@ struct moment_places {
   }
 };
 
-/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is.
+/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is. And from there up
+/// where keys are so small that a query's products would have no finite factor.
 SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_t D, element type) {
   const std::int64_t length = padded_row(D);
   for (std::int64_t i = 0; i < n; ++i) {
@@ -29,6 +30,13 @@ SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_
     if (is_silent(row)) continue;
     scale_to_one(row, length);
     for (std::int64_t d = 0; type == element::bf16 && d < D; ++d) row[d] = to_float(from_float<bf16>(row[d]));
+  }
+}
+
+SKIM_NOINLINE inline void raise_queries(float* rows, std::int64_t n, std::int64_t D) {
+  const std::int64_t length = padded_row(D);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (!is_silent(rows + i * length)) scale_row(0x1p64f, D, rows + i * length);
   }
 }
 
@@ -104,10 +112,15 @@ SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count
   }
 }
 
-/// Finds factors and offsets of the packed queries, 0 and -inf for those that do not score. Returns whether any does.
+/// What moments say of the queries: whether any scores, and whether one does not only because its products are too small.
+struct moments_found {
+  bool some = false, vanish = false;
+};
+
+/// Finds factors and offsets of the packed queries, 0 and -inf for those that do not score.
 template <class Math>
-SKIM_NOINLINE bool find_moments(const attention_sequence& block, std::int64_t head, const slot_order& past,
-                                const packed_queries& queries, const moment_scratch& scratch) {
+SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::int64_t head, const slot_order& past,
+                                         const packed_queries& queries, const moment_scratch& scratch) {
   using step = typename Math::step;
   const kv_view& kv = block.kv;
   const std::int64_t stride = padded_row(kv.k.dim), lanes = padded_row(queries.n);
@@ -138,7 +151,7 @@ SKIM_NOINLINE bool find_moments(const attention_sequence& block, std::int64_t he
     }
     add_products(scratch.products, count, lanes, scratch.sums);
   }
-  bool some = false;
+  moments_found found;
   for (std::int64_t j = 0; j < queries.n; ++j) {
     const double s = scratch.sums[j].deviation();
     const float factor = s > 0 ? static_cast<float>(1 / s) : 0.0f;
@@ -146,9 +159,10 @@ SKIM_NOINLINE bool find_moments(const attention_sequence& block, std::int64_t he
     const bool scores = factor > 0 && factor * 0 == 0 && offset * 0 == 0;
     queries.factors[j] = scores ? factor : 0.0f;
     queries.offsets[j] = scores ? offset : minus_infinity;
-    some |= scores;
+    found.some |= scores;
+    found.vanish |= s > 0 && s < 0x1p-100;  // rounding below 2^-126 is no longer relative
   }
-  return some;
+  return found;
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail
