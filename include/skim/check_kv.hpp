@@ -181,9 +181,74 @@ SKIM_LOCAL constexpr report check_apart(const kv_cache& view, const kv_cache_ten
   const int axis = tensor.scales ? overlapping_axis(extents, scale_strides, 3) : -1;
   return axis < 0 ? report{} : fault(status::bad_stride, names.scale_strides, scale_strides[axis], lies_apart);
 }
-SKIM_LOCAL constexpr report check_apart(const kv_cache& view) {
+
+/// Bytes that a tensor's rows lie in, from the lowest on: its strides without signs, the largest axis first.
+struct kv_storage {
+  std::uintptr_t lowest;
+  std::int64_t extents[3], strides[3], row_bytes;
+
+  kv_storage(const kv_cache& view, const kv_cache_tensor& tensor)
+      : lowest(reinterpret_cast<std::uintptr_t>(tensor.data)), row_bytes(bytes_of(tensor.type, tensor.dim)) {
+    const bool paged = view.layout == kv_layout::paged;
+    const std::int64_t counts[] = {paged ? view.pages : 1, paged ? view.page_size : view.capacity, view.heads};
+    const std::int64_t steps[] = {tensor.page_stride, tensor.row_stride, tensor.head_stride};
+    for (int axis = 0; axis < 3; ++axis) {
+      const std::int64_t bytes = bytes_of(tensor.type, steps[axis]);
+      extents[axis] = counts[axis];
+      strides[axis] = counts[axis] <= 1 ? 0 : bytes < 0 ? -bytes : bytes;
+      if (counts[axis] > 1 && bytes < 0) lowest -= static_cast<std::uintptr_t>(strides[axis] * (counts[axis] - 1));
+    }
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int axis = 0; axis < 2; ++axis) {
+        if (strides[axis] >= strides[axis + 1]) continue;
+        const std::int64_t stride = strides[axis], extent = extents[axis];
+        strides[axis] = strides[axis + 1];
+        extents[axis] = extents[axis + 1];
+        strides[axis + 1] = stride;
+        extents[axis + 1] = extent;
+      }
+    }
+  }
+
+  /// Bytes from the first to the last of what the axes from `axis` on reach.
+  std::int64_t reach(int axis) const {
+    std::int64_t bytes = row_bytes;
+    for (; axis < 3; ++axis) bytes += strides[axis] * (extents[axis] > 1 ? extents[axis] - 1 : 0);
+    return bytes;
+  }
+};
+
+/// Whether two tensors whose own rows lie apart share a byte, the second beginning `ahead` bytes behind the first. Where their
+/// strides differ, what both reach counts as shared.
+SKIM_LOCAL bool share_bytes(const kv_storage& a, const kv_storage& b, std::int64_t ahead, int axis = 0) {
+  if (ahead >= a.reach(axis) || -ahead >= b.reach(axis)) return false;
+  if (axis == 3 || a.strides[axis] != b.strides[axis]) return true;
+  if (a.strides[axis] == 0) return share_bytes(a, b, ahead, axis + 1);
+  const std::int64_t steps = ahead / a.strides[axis];  // or one more or less: inner axes reach less than a stride
+  for (std::int64_t step = steps - 1; step <= steps + 1; ++step) {
+    const bool exists = step < a.extents[axis] && -step < b.extents[axis];
+    if (exists && share_bytes(a, b, ahead - step * a.strides[axis], axis + 1)) return true;
+  }
+  return false;
+}
+
+/// Of a checked view: nothing that is written lies on something else.
+SKIM_LOCAL report check_apart(const kv_cache& view) {
   if (report r = check_apart(view, view.k, names_of_k); !r || view.values_in_keys) return r;
-  return check_apart(view, view.v, names_of_v);
+  if (report r = check_apart(view, view.v, names_of_v); !r) return r;
+  if (view.k.scales && view.k.scales == view.v.scales) {
+    return fault(status::bad_value, "kv.v.scales (those of kv.k, without values_in_keys)", 1, 0);
+  }
+  if (!view.k.data || !view.v.data || view.heads == 0 || view.capacity == 0) return {};
+  const kv_storage k(view, view.k), v(view, view.v);
+  constexpr std::uintptr_t far = static_cast<std::uintptr_t>(1) << (8 * sizeof(std::uintptr_t) - 2);
+  const bool behind = v.lowest >= k.lowest;
+  const std::uintptr_t apart = behind ? v.lowest - k.lowest : k.lowest - v.lowest;
+  if (apart >= far) return {};
+  const std::int64_t ahead = behind ? static_cast<std::int64_t>(apart) : -static_cast<std::int64_t>(apart);
+  if (!share_bytes(k, v, ahead)) return {};
+  return fault(status::bad_value, "kv.v.data (among rows of kv.k; bytes behind it)", ahead, k.reach(0),
+               "values_in_keys and 0, or rows that lie apart: for instance");
 }
 
 /// Block table and lengths of a checked view, whose memory the host can read.

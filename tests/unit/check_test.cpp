@@ -189,6 +189,16 @@ const std::vector<attention_fault> cache_faults{
        a.kv.block_table = &table;
      },
      {status::bad_extent, "kv.k.pages", "1"}},
+    {"pages of v",
+     [](auto& a) {
+       static const std::int32_t table = 0;
+       a.kv.layout = skim::kv_layout::paged;
+       a.kv.page_size = 1;
+       a.kv.pages = a.kv.k.pages = 100;
+       a.kv.v.pages = 50;
+       a.kv.block_table = &table;
+     },
+     {status::bad_extent, "kv.v.pages", "50"}},
     {"page stride",
      [](auto& a) {
        static const std::int32_t table = 0;
@@ -535,11 +545,14 @@ TEST(Sequences, MustAgreeWithTheFirst) {
 TEST(Sequences, OffsetsStartAtZeroAndAscend) {
   attention_inputs inputs(good_sequences());
   skim::attention_args args = inputs.args();
-  const std::int64_t late[] = {1, 7, 7, 11}, back[] = {0, 7, 6, 11};
+  const std::int64_t late[] = {1, 7, 7, 11}, back[] = {0, 7, 6, 11},
+                     low[] = {0, 7, (std::numeric_limits<std::int64_t>::min)(), 11};
   args.offsets = late;
   expect_report(check(args), {status::bad_value, "offsets[0]", "1"});
   args.offsets = back;
   expect_report(check(args), {status::bad_value, "offsets[s + 1]", "6"});
+  args.offsets = low;
+  expect_report(check(args), {status::bad_value, "offsets[s + 1]", "-9223372036854775808"});
 }
 
 // A batch in one pool.

@@ -108,6 +108,12 @@ const std::vector<eviction_fault> argument_faults{
     {"k and v in one place",
      [](auto& a) { a.kv.v.data = a.kv.k.data; },
      {status::bad_value, "kv.v.data (that of kv.k, without values_in_keys)", "1"}},
+    {"v a head behind k",
+     [](auto& a) { a.kv.v.data = static_cast<char*>(a.kv.k.data) + skim::bytes_of(a.kv.k.type, a.kv.k.head_stride); },
+     {status::bad_value, "kv.v.data (among rows of kv.k; bytes behind it)", ""}},
+    {"v a row behind k",
+     [](auto& a) { a.kv.v.data = static_cast<char*>(a.kv.k.data) + skim::bytes_of(a.kv.k.type, a.kv.k.row_stride); },
+     {status::bad_value, "kv.v.data (among rows of kv.k; bytes behind it)", ""}},
     {"table null", [](auto& a) { a.kv.block_table = nullptr; }, {status::null_pointer, "kv.block_table", ""}},
     {"no positions", [](auto& a) { a.kv.positions = nullptr; }, {status::null_pointer, "kv.positions", ""}},
     {"positions overlap",
@@ -470,9 +476,9 @@ TEST(PoolScores, NamesItsArguments) {
 TEST(EvictionCheck, FollowsNoPointer) {
   guarded_eviction<skim::h2o> eviction(watching, good_eviction());
   skim::eviction_args args = eviction.args;
-  std::uintptr_t address = 0;  // K and V may not begin at the same
+  std::uintptr_t address = 0;  // K and V may not overlap
   const auto nowhere = [&](auto*& pointer) {
-    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(address += 64);
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(address += 1 << 24);
   };
   nowhere(args.attended.q.data);
   nowhere(args.attended.out.data);

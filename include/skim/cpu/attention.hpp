@@ -219,10 +219,11 @@ struct attention {
     return {static_cast<char*>(all.data) + front.used(), all.bytes - front.used()};
   }
 
+  static constexpr std::int64_t all_of_it = (std::numeric_limits<std::int64_t>::max)();
+
   /// What keeps a state, gives lists itself or selects nothing sees the whole call.
   std::int64_t group_tokens(const attention_args& args, unsigned workers) const {
-    constexpr std::int64_t everything = (std::numeric_limits<std::int64_t>::max)();
-    if (lists_itself || std::is_same_v<Selector, dense> || kernel::state_bytes(selector, args) > 0) return everything;
+    if (lists_itself || std::is_same_v<Selector, dense> || kernel::state_bytes(selector, args) > 0) return all_of_it;
     return detail::group_tokens(args, block_rows(), workers);
   }
 
@@ -242,18 +243,22 @@ struct attention {
   }
 
   /// Calls `body(part, sequences before it, blocks before it)` for runs of sequences: scores and lists are laid out by the
-  /// longest of a run, and one long prompt must not make all short ones as long.
+  /// longest of a run, and one long prompt must not make all short ones as long; nor are all sequences to be walked as often
+  /// as the one of most blocks.
   template <class Body>
   void for_each_group(const attention_args& args, unsigned workers, const Body& body) const {
     const std::int64_t sequences = sequence_count(args), room = group_tokens(args, workers);
     for (std::int64_t first = 0, before = 0, count = 0, blocks = 0; first < sequences;
          first += count, before += blocks) {
-      std::int64_t longest = 0;
+      std::int64_t longest = 0, rounds = 0;
       for (count = blocks = 0; first + count < sequences; ++count) {
         const attention_sequence next = sequence_at(args, first + count);
-        const std::int64_t with_next = blocks + block_count(next.Tq, block_rows());
+        const std::int64_t own = block_count(next.Tq, block_rows()), with_next = blocks + own;
         longest = detail::greater(longest, args.sequences ? next.kv.tokens : args.kv.tokens);
-        if (count > 0 && detail::saturated(with_next, longest) > room) break;
+        rounds = detail::greater(rounds, own);
+        const bool too_long = detail::saturated(with_next, longest) > room;
+        const bool uneven = room < all_of_it && detail::saturated(rounds, count + 1) > 2 * with_next + 1024;
+        if (count > 0 && (too_long || uneven)) break;
         blocks = with_next;
       }
       body(part_of(args, first, count), first, before);

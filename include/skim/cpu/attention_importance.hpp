@@ -41,12 +41,11 @@ SKIM_INLINE std::int64_t rows_apart(const attention_importance_args& args) {
 inline attend_job importance_job(const attention_importance_args& args, std::int64_t unit) {
   const attention_args& call = args.attended;
   const attention_sequence sequence = sequence_at(call, 0);
-  std::int64_t b = 0;
-  attention_sequence block = block_of(sequence, 0, rows_apart(args));
-  while (unit >= call.kv.heads * importance_strips(call, block)) {
-    unit -= call.kv.heads * importance_strips(call, block);
-    block = block_of(sequence, ++b, rows_apart(args));
-  }
+  // All blocks but the last have the rows of the first.
+  const std::int64_t of_first = call.kv.heads * importance_strips(call, block_of(sequence, 0, rows_apart(args)));
+  const std::int64_t b = unit / of_first;
+  unit -= b * of_first;
+  const attention_sequence block = block_of(sequence, b, rows_apart(args));
   const std::int64_t strips = importance_strips(call, block), begin = unit % strips * weight_rows;
   attend_job job{};
   job.args = &call;

@@ -33,7 +33,10 @@ struct bounded_cache {
     args.v = v;
     args.kv = kv();
     args.position = position;
-    const std::int64_t Tq = k.extents[0], room = kv().capacity - kv().tokens;
+    const std::int64_t Tq = k.extents[0];
+    if (report r = detail::check_range("kv.tokens", kv().tokens, 0, detail::largest_index); !r) return r;
+    if (report r = detail::check_range("kv.capacity", kv().capacity, kv().tokens, detail::largest_index); !r) return r;
+    const std::int64_t room = kv().capacity - kv().tokens;
     if (Tq > room) return detail::part_fault(status::bad_extent, "k", part::extents, 0, Tq, room, "at most");
     if (Tq > 0) args.kv.tokens += Tq;
     if (report r = skim::check(args); !r) return r;
