@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file A backend that llama.cpp loads: flash-attention nodes are computed by skim, everything else stays with the host.
+///
+/// It is an accelerator device beside the CPU's, as ggml's BLAS backend is: it works in the host's buffers, so nothing is
+/// copied, and the scheduler hands it what `supports_op` accepts. Rows of generation are refused: there the host is quicker.
+#include "settings.hpp"
+
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/interop/ggml.hpp>
+
+#include <ggml-backend-impl.h>
+#include <omp.h>
+
+#include <cstdio>
+#include <memory>
+#include <mutex>
+#include <unordered_set>
+
+namespace {
+
+using namespace skim_llama;
+
+std::mutex mutex;                        // of what all contexts share, the next two
+std::shared_ptr<const settings> wanted;  // set before the device can be found
+/// Caches, by their address, that a node with many rows has been seen of. llama.cpp asks for a graph with one token a
+/// sequence first, and turns flash attention off if that is not computed where the layer lives; so short nodes are taken
+/// once there was a long one, and not before.
+std::unordered_set<const void*> known_caches;
+
+constexpr std::int64_t least_rows = 4;  // from here on skim is quicker than ggml, see README.md
+std::int64_t many_rows = 64 + 1;        // more than llama.cpp asks for first: a token for each of -np sequences
+
+std::shared_ptr<const settings> current() {
+  const std::lock_guard<std::mutex> hold(mutex);
+  return wanted;
+}
+
+/// Null where all is well, else what is wrong, for as long as nobody asks again.
+const char* configure(const char* text) {
+  static std::string problem;
+  try {
+    const auto read = std::make_shared<const settings>(settings_of(text ? text : ""));
+    const std::lock_guard<std::mutex> hold(mutex);
+    wanted = read;
+    return nullptr;
+  } catch (const std::invalid_argument& refused) {
+    problem = refused.what();
+    return problem.c_str();
+  }
+}
+
+/// The threads of the compiler's OpenMP, which are ggml's too where it was built with it: the same team, so that nobody
+/// waits for a core on which somebody else spins.
+struct openmp_executor {
+  int threads;
+
+  unsigned concurrency() const { return static_cast<unsigned>(threads); }
+  template <class Body>
+  void parallel_for(std::int64_t n, const Body& body) const {
+    if (n <= 1 || threads == 1) {
+      for (std::int64_t i = 0; i < n; ++i) body(i, 0u);
+      return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (std::int64_t i = 0; i < n; ++i) body(i, static_cast<unsigned>(omp_get_thread_num()));
+  }
+};
+
+/// What one context of llama.cpp computes with.
+struct backend_context {
+  std::shared_ptr<const settings> now = current();
+  std::unique_ptr<skim::ggml_attention<skim::quoka>> sparse;
+  skim::ggml_attention<> dense;
+  int threads = omp_get_max_threads();
+
+  skim::report compute(ggml_tensor& node) {
+    const skim::ggml_operands x = skim::ggml_operands_of(node);
+    return sparse ? sparse->compute(x, openmp_executor{threads}) : dense.compute(x, openmp_executor{threads});
+  }
+
+  void look_at_settings(bool first = false) {
+    const auto next = current();
+    if (next == now && !first) return;
+    now = next;
+    sparse.reset();
+    if (now->quoka)
+      sparse = std::make_unique<skim::ggml_attention<skim::quoka>>(skim::cpu::attention<skim::quoka>{*now->quoka});
+  }
+};
+
+bool takes(const ggml_tensor& node) {
+  if (node.op != GGML_OP_FLASH_ATTN_EXT || !node.src[0] || !node.src[1] || !current()->on) return false;
+  const std::int64_t rows = node.src[0]->ne[1];
+  if (rows < least_rows || !skim::check(skim::ggml_operands_of(const_cast<ggml_tensor&>(node)))) return false;
+  const ggml_tensor* cache = node.src[1];
+  while (cache->view_src) cache = cache->view_src;
+  const std::lock_guard<std::mutex> hold(mutex);
+  if (rows >= many_rows) known_caches.insert(cache->data);
+  return rows >= many_rows || (cache->data && known_caches.count(cache->data) != 0);
+}
+
+backend_context& context_of(ggml_backend_t backend) {
+  return *static_cast<backend_context*>(backend->context);
+}
+
+ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph* graph) {
+  backend_context& context = context_of(backend);
+  context.look_at_settings();
+  for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+    ggml_tensor* const node = ggml_graph_node(graph, i);
+    if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
+    if (const skim::report report = context.compute(*node); !report) {
+      char text[256];
+      std::fprintf(stderr, "skim: %s: %s\n", node->name, skim::describe(report, text, sizeof text));
+      return GGML_STATUS_FAILED;
+    }
+  }
+  return GGML_STATUS_SUCCESS;
+}
+
+ggml_backend_t new_backend(ggml_backend_dev_t device, const char*) {
+  static ggml_guid id = {0x5b, 0x1d, 0x8e, 0x0a, 0x41, 0x77, 0x4c, 0x39,
+                         0x9a, 0x52, 0x73, 0x6b, 0x69, 0x6d, 0x30, 0x32};
+  ggml_backend_i calls = {};
+  calls.get_name = [](ggml_backend_t) { return "skim"; };
+  calls.free = [](ggml_backend_t backend) {
+    delete &context_of(backend);
+    delete backend;
+    // Another cache may come to lie where one of this context's was; those of others are seen again with their next chunk.
+    const std::lock_guard<std::mutex> hold(mutex);
+    known_caches.clear();
+  };
+  calls.graph_compute = compute_graph;
+  auto context = std::make_unique<backend_context>();
+  context->look_at_settings(true);
+  return new ggml_backend{&id, calls, device, context.release()};
+}
+
+void set_n_threads(ggml_backend_t backend, int n_threads) {
+  context_of(backend).threads = n_threads > 0 ? n_threads : 1;
+}
+
+ggml_backend_device_i device_calls() {
+  ggml_backend_device_i calls = {};
+  calls.get_name = [](ggml_backend_dev_t) { return "skim"; };
+  calls.get_description = [](ggml_backend_dev_t) { return "flash attention of chunks by skim"; };
+  calls.get_memory = [](ggml_backend_dev_t, std::size_t* free, std::size_t* total) { *free = *total = 0; };
+  calls.get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; };
+  calls.get_props = [](ggml_backend_dev_t device, ggml_backend_dev_props* props) {
+    *props = {};
+    props->name = ggml_backend_dev_name(device);
+    props->description = ggml_backend_dev_description(device);
+    props->type = GGML_BACKEND_DEVICE_TYPE_ACCEL;
+  };
+  calls.init_backend = new_backend;
+  calls.get_buffer_type = [](ggml_backend_dev_t) {  // the CPU's, which is what makes the scheduler share nodes with us
+    return ggml_backend_dev_buffer_type(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+  };
+  calls.supports_op = [](ggml_backend_dev_t, const ggml_tensor* op) {
+    return op->op == GGML_OP_NONE || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_VIEW || op->op == GGML_OP_PERMUTE ||
+           op->op == GGML_OP_TRANSPOSE || takes(*op);
+  };
+  calls.supports_buft = [](ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
+    return ggml_backend_buft_is_host(type);
+  };
+  return calls;
+}
+
+void* find_function(ggml_backend_reg_t, const char* name) {
+  const std::string wanted_name = name;
+  if (wanted_name == "ggml_backend_set_n_threads") return reinterpret_cast<void*>(set_n_threads);
+  if (wanted_name == "skim_configure") return reinterpret_cast<void*>(configure);
+  return nullptr;
+}
+
+ggml_backend_reg_t registration() {
+  static ggml_backend_device device = {device_calls(), nullptr, nullptr};
+  static ggml_backend_reg reg = [] {
+    ggml_backend_reg_i calls = {};
+    calls.get_name = [](ggml_backend_reg_t) { return "skim"; };
+    calls.get_device_count = [](ggml_backend_reg_t) -> std::size_t { return 1; };
+    calls.get_device = [](ggml_backend_reg_t, std::size_t) -> ggml_backend_dev_t { return &device; };
+    calls.get_proc_address = find_function;
+    return ggml_backend_reg{GGML_BACKEND_API_VERSION, calls, nullptr};
+  }();
+  device.reg = &reg;
+  return &reg;
+}
+
+/// Whether the processor has what this file was compiled for.
+bool processor_fits() {
+  bool fits = true;
+#if defined(__x86_64__)
+#if defined(__AVX2__)
+  fits = fits && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#if defined(__AVX512F__)
+  fits = fits && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+#if defined(__AVX512BF16__)
+  fits = fits && __builtin_cpu_supports("avx512bf16");
+#endif
+#endif
+  return fits;
+}
+
+}  // namespace
+
+/// What ggml looks for in a backend that it loads; a host that links this file registers it with
+/// `ggml_backend_register(ggml_backend_init())`. Null where the environment asks for what there is not.
+extern "C" {
+GGML_BACKEND_API ggml_backend_reg_t ggml_backend_init();
+GGML_BACKEND_API int ggml_backend_score();
+}
+
+ggml_backend_reg_t ggml_backend_init() {
+  if (const char* const rows = std::getenv("SKIM_ROWS")) many_rows = std::max(std::atoll(rows), 1ll);
+  if (const char* const problem = configure(std::getenv("SKIM_QUOKA"))) {
+    std::fprintf(stderr, "skim: not loaded: %s\n", problem);
+    return nullptr;
+  }
+  std::fprintf(stderr, "skim: %s, for chunks of %d rows and more with a cache of f32, f16 or bf16%s\n",
+               current()->line.c_str(), static_cast<int>(least_rows),
+               "; with more than 64 parallel sequences in one cache set -fa on");
+  return registration();
+}
+
+/// 0: cannot run here.
+int ggml_backend_score() {
+  return processor_fits() ? 1 : 0;
+}

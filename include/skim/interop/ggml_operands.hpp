@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Tensors of ggml as views, and whether skim takes an attention node of them. Needs ggml.h alone, which the host brings.
+#pragma once
+
+#include <skim/attention.hpp>
+
+#include <ggml.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace skim { inline namespace v0_2 {
+
+/// What skim calls a type; `none` where it has no such type.
+inline element element_of_ggml(ggml_type type) {
+  switch (type) {
+    case GGML_TYPE_F32:
+      return element::f32;
+    case GGML_TYPE_F16:
+      return element::f16;
+    case GGML_TYPE_BF16:
+      return element::bf16;
+    default:
+      return element::none;
+  }
+}
+
+/// Operands of the node, from wherever the host keeps them. q [D, Tq, Hq, streams], k [D, cells, Hk, streams],
+/// v [Dv, cells, Hk, streams], mask [cells, Tq, 1 or Hq, streams or fewer], out [Dv, Hq, Tq, streams], ggml's order of axes.
+struct ggml_operands {
+  const ggml_tensor *q = nullptr, *k = nullptr, *v = nullptr;
+  const ggml_tensor* mask = nullptr;   ///< optional; f16 or f32
+  const ggml_tensor* sinks = nullptr;  ///< optional: [Hq] f32
+  ggml_tensor* out = nullptr;
+  float scale = 1, max_bias = 0, soft_cap = 0;
+
+  /// Whether V is the front of K's rows, as of MLA.
+  bool v_in_k() const {
+    return k->data == v->data && k->data && k->type == v->type && k->nb[1] == v->nb[1] && v->ne[0] <= k->ne[0] &&
+           (k->nb[2] == v->nb[2] || k->ne[2] == 1) && (k->nb[3] == v->nb[3] || k->ne[3] == 1);
+  }
+};
+
+/// Of a node of that op.
+inline ggml_operands ggml_operands_of(ggml_tensor& node) {
+  ggml_operands x;
+  x.q = node.src[0];
+  x.k = node.src[1];
+  x.v = node.src[2];
+  x.mask = node.src[3];
+  x.sinks = node.src[4];
+  x.out = &node;
+  float numbers[3];
+  std::memcpy(numbers, node.op_params, sizeof numbers);
+  x.scale = numbers[0];
+  x.max_bias = numbers[1];
+  x.soft_cap = numbers[2];
+  return x;
+}
+
+namespace detail {
+
+/// ggml counts strides in bytes.
+inline std::int64_t ggml_stride(const ggml_tensor& x, int axis) {
+  return static_cast<std::int64_t>(x.nb[axis] / ggml_type_size(x.type));
+}
+
+/// [rows, heads, dim] of one stream of q.
+inline tensor_view<const void, 3> ggml_rows(const ggml_tensor& q, std::int64_t stream) {
+  const char* const data = static_cast<const char*>(q.data);
+  return {data ? data + static_cast<std::size_t>(stream) * q.nb[3] : data,
+          {q.ne[1], q.ne[2], q.ne[0]},
+          {ggml_stride(q, 1), ggml_stride(q, 2), ggml_stride(q, 0)},
+          element_of_ggml(q.type)};
+}
+
+/// The same of the result.
+inline tensor_view<void, 3> ggml_result(const ggml_tensor& out, std::int64_t stream) {
+  char* const data = static_cast<char*>(out.data);
+  return {data ? data + static_cast<std::size_t>(stream) * out.nb[3] : data,
+          {out.ne[2], out.ne[1], out.ne[0]},
+          {ggml_stride(out, 2), ggml_stride(out, 1), ggml_stride(out, 0)},
+          element_of_ggml(out.type)};
+}
+
+/// [cells, heads, dim] of one stream of k or v, from a cell on.
+inline tensor_view<const void, 3> ggml_cells(const ggml_tensor& kv, std::int64_t stream, std::int64_t first) {
+  const char* const data = static_cast<const char*>(kv.data);
+  return {data ? data + static_cast<std::size_t>(stream) * kv.nb[3] + static_cast<std::size_t>(first) * kv.nb[1] : data,
+          {kv.ne[1] - first, kv.ne[2], kv.ne[0]},
+          {ggml_stride(kv, 1), ggml_stride(kv, 2), ggml_stride(kv, 0)},
+          element_of_ggml(kv.type)};
+}
+
+/// Rows [first, first + count) of a stream's mask.
+inline tensor_view<const void, 2> ggml_mask_rows(const ggml_tensor& mask, std::int64_t stream, std::int64_t first,
+                                                 std::int64_t count, std::int64_t cells) {
+  const char* const data = static_cast<const char*>(mask.data) + static_cast<std::size_t>(stream) * mask.nb[3] +
+                           static_cast<std::size_t>(first) * mask.nb[1];
+  return {data, {count, cells}, {ggml_stride(mask, 1), 1}, element_of_ggml(mask.type)};
+}
+
+inline report check_ggml_tensor(const ggml_tensor* x, const char* name) {
+  if (!x) return null_fault(name);
+  if (element_of_ggml(x->type) == element::none) {
+    return fault(status::bad_type, name, ggml_type_name(x->type), "f32, f16 or bf16");
+  }
+  if (x->nb[0] != ggml_type_size(x->type)) {
+    return fault(status::bad_stride, name, static_cast<std::int64_t>(x->nb[0]),
+                 static_cast<std::int64_t>(ggml_type_size(x->type)));
+  }
+  for (int axis = 1; axis < 4; ++axis) {
+    if (x->nb[axis] % ggml_type_size(x->type) != 0) {
+      return fault(status::bad_stride, name, static_cast<std::int64_t>(x->nb[axis]),
+                   static_cast<std::int64_t>(ggml_type_size(x->type)), "a multiple of");
+    }
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// What the node asks for as one dense call over all cells, as before there is memory: to check it, or to size scratch.
+inline attention_args ggml_shape_of(const ggml_operands& x) {
+  using namespace detail;
+  attention_args args;
+  args.q = ggml_rows(*x.q, 0);
+  args.out = ggml_result(*x.out, 0);
+  args.kv = contiguous_kv(ggml_cells(*x.k, 0, 0), ggml_cells(*x.v, 0, 0), x.k->ne[1]);
+  if (x.v_in_k()) args.kv = with_values_in_keys(args.kv, x.v->ne[0]);
+  args.q.extents[0] = args.out.extents[0] = (std::min)(x.q->ne[1], x.k->ne[1]);
+  args.scale = x.scale;
+  args.soft_cap = x.soft_cap;
+  return args;
+}
+
+/// Whether skim takes the node: types, strides, heads, mask. Reads no data, so that a host can ask while it builds the graph
+/// and leave to its own kernel what is refused: other types of K or V, transposed V, ALiBi (`max_bias`).
+inline report check(const ggml_operands& x) {
+  using namespace detail;
+  for (const auto& [tensor, name] : {std::pair{x.q, "q"}, {x.k, "k"}, {x.v, "v"}}) {
+    if (report r = check_ggml_tensor(tensor, name); !r) return r;
+  }
+  if (report r = check_ggml_tensor(x.out, "out"); !r) return r;
+  if (x.max_bias != 0) return fault(status::unsupported, "max_bias", static_cast<double>(x.max_bias), 0);
+  if (x.scale == 0) return fault(status::bad_value, "scale", 0.0, "another number than 0");
+  const std::int64_t streams = x.q->ne[3];
+  if (x.k->ne[3] != streams) return fault(status::bad_extent, "k.ne[3]", x.k->ne[3], streams);
+  if (x.v->ne[3] != streams) return fault(status::bad_extent, "v.ne[3]", x.v->ne[3], streams);
+  if (x.v->ne[1] != x.k->ne[1]) return fault(status::bad_extent, "v.ne[1]", x.v->ne[1], x.k->ne[1]);
+  if (x.v->ne[2] != x.k->ne[2]) return fault(status::bad_extent, "v.ne[2]", x.v->ne[2], x.k->ne[2]);
+  if (x.mask) {
+    if (report r = check_ggml_tensor(x.mask, "mask"); !r) return r;
+    if (x.mask->ne[0] < x.k->ne[1])
+      return fault(status::bad_extent, "mask.ne[0]", x.mask->ne[0], x.k->ne[1], "at least");
+    if (x.mask->ne[1] < x.q->ne[1])
+      return fault(status::bad_extent, "mask.ne[1]", x.mask->ne[1], x.q->ne[1], "at least");
+    if (x.mask->ne[2] != 1) return fault(status::unsupported, "mask.ne[2]", x.mask->ne[2], 1);
+    if (x.mask->ne[3] < 1 || streams % x.mask->ne[3] != 0) {
+      return fault(status::bad_extent, "mask.ne[3]", x.mask->ne[3], streams, "a divisor of");
+    }
+  }
+  if (x.sinks && (x.sinks->type != GGML_TYPE_F32 || x.sinks->ne[0] != x.q->ne[2])) {
+    return fault(status::bad_extent, "sinks.ne[0]", x.sinks->ne[0], x.q->ne[2]);
+  }
+  return check(ggml_shape_of(x), pointers::ignored);
+}
+
+}}  // namespace skim::v0_2

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+// ggml's attention node by skim, over tensors laid out as ggml's are: masks of every kind that llama.cpp makes, and some
+// that it does not, against attention in doubles to which the mask is a bias over all cells.
+#include "support/values.hpp"
+
+#include <skim/cpu/selector/quoka.hpp>
+#include <skim/interop/ggml.hpp>
+#include <skim/testing/attention_truth.hpp>
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <functional>
+#include <list>
+#include <thread>
+
+struct ggml_context {
+  std::list<ggml_tensor> nodes;
+  ggml_custom_op_t function = nullptr;
+  void* userdata = nullptr;
+};
+
+ggml_tensor* ggml_custom_4d(ggml_context* graph, ggml_type type, std::int64_t ne0, std::int64_t ne1, std::int64_t ne2,
+                            std::int64_t ne3, ggml_tensor** args, int n_args, ggml_custom_op_t fun, int,
+                            void* userdata) {
+  ggml_tensor made = {};
+  made.type = type;
+  made.op = GGML_OP_CUSTOM;
+  const std::int64_t ne[] = {ne0, ne1, ne2, ne3};
+  std::size_t bytes = ggml_type_size(type);
+  for (int axis = 0; axis < 4; ++axis) {
+    made.ne[axis] = ne[axis];
+    made.nb[axis] = bytes;
+    bytes *= static_cast<std::size_t>(ne[axis]);
+  }
+  for (int i = 0; i < n_args; ++i) made.src[i] = args[i];
+  graph->nodes.push_back(made);
+  graph->function = fun;
+  graph->userdata = userdata;
+  return &graph->nodes.back();
+}
+
+namespace {
+
+using namespace skim_test;
+
+constexpr float hidden = -std::numeric_limits<float>::infinity();
+
+/// A tensor with memory: extents ne, stored in the order of axes `order`, the first of them next to each other.
+struct stored_tensor {
+  ggml_tensor tensor = {};
+  std::vector<char> bytes;
+
+  stored_tensor() = default;
+  stored_tensor(ggml_type type, std::initializer_list<std::int64_t> ne, const std::array<int, 4>& order, unsigned seed,
+                std::int64_t gap = 0) {
+    tensor.type = type;
+    std::copy(ne.begin(), ne.end(), tensor.ne);
+    std::size_t next = ggml_type_size(type);
+    for (const int axis : order) {
+      tensor.nb[axis] = next;
+      next *= static_cast<std::size_t>(tensor.ne[axis] + (axis == order[1] ? gap : 0));
+    }
+    bytes.assign(next, '\x5a');
+    tensor.data = bytes.data();
+    if (seed == 0) return;
+    const std::vector<float> values = normal_values(count(), seed);
+    std::size_t i = 0;
+    for_each([&](void* at) { skim::store_element(at, skim::element_of_ggml(type), 0, values[i++]); });
+  }
+
+  std::int64_t count() const { return tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]; }
+  char* at(std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
+    return bytes.data() + static_cast<std::size_t>(a) * tensor.nb[0] + static_cast<std::size_t>(b) * tensor.nb[1] +
+           static_cast<std::size_t>(c) * tensor.nb[2] + static_cast<std::size_t>(d) * tensor.nb[3];
+  }
+  template <class Body>
+  void for_each(const Body& body) {
+    for (std::int64_t d = 0; d < tensor.ne[3]; ++d)
+      for (std::int64_t c = 0; c < tensor.ne[2]; ++c)
+        for (std::int64_t b = 0; b < tensor.ne[1]; ++b)
+          for (std::int64_t a = 0; a < tensor.ne[0]; ++a) body(at(a, b, c, d));
+  }
+};
+
+struct problem {
+  const char* name;
+  std::int64_t rows, cells, streams = 1;
+  std::function<float(std::int64_t stream, std::int64_t row, std::int64_t cell)> mask = {};  // what is added
+  std::int64_t Hq = 6, Hk = 2, D = 24, Dv = 24;
+  ggml_type type = GGML_TYPE_F16;
+  bool sinks = false, v_in_k = false, heads_inside = true;  // heads between rows and dimensions, as in llama.cpp
+  float soft_cap = 0;
+  std::int64_t mask_streams = 0;  // 0: all
+};
+
+/// The node's operands in memory, as llama.cpp lays them out: rows and cells outside of heads, or as a permuted view.
+struct node_memory {
+  stored_tensor q, k, v, mask, sinks, out;
+  ggml_tensor node = {};
+
+  explicit node_memory(const problem& p, unsigned seed = 1) {
+    const std::array<int, 4> order = p.heads_inside ? std::array<int, 4>{0, 2, 1, 3} : std::array<int, 4>{0, 1, 2, 3};
+    q = stored_tensor(GGML_TYPE_F32, {p.D, p.rows, p.Hq, p.streams}, order, seed, 1);
+    k = stored_tensor(p.type, {p.D, p.cells, p.Hk, p.streams}, order, seed + 1, 2);
+    v = stored_tensor(p.type, {p.Dv, p.cells, p.Hk, p.streams}, order, seed + 2);
+    out = stored_tensor(GGML_TYPE_F32, {p.Dv, p.Hq, p.rows, p.streams}, {0, 1, 2, 3}, 0);
+    if (p.v_in_k) {
+      v.tensor = k.tensor;
+      v.tensor.ne[0] = p.Dv;
+    }
+    if (p.mask) {
+      const std::int64_t streams = p.mask_streams > 0 ? p.mask_streams : p.streams;
+      mask = stored_tensor(GGML_TYPE_F16, {p.cells, p.rows + 3, 1, streams}, {0, 1, 2, 3}, 0);
+      write_mask(p);
+    }
+    if (p.sinks) sinks = stored_tensor(GGML_TYPE_F32, {p.Hq, 1, 1, 1}, {0, 1, 2, 3}, seed + 3);
+    node = out.tensor;
+    node.op = GGML_OP_FLASH_ATTN_EXT;
+    node.src[0] = &q.tensor;
+    node.src[1] = &k.tensor;
+    node.src[2] = &v.tensor;
+    node.src[3] = p.mask ? &mask.tensor : nullptr;
+    node.src[4] = p.sinks ? &sinks.tensor : nullptr;
+    const float numbers[] = {0.3f, 0, p.soft_cap};
+    std::memcpy(node.op_params, numbers, sizeof numbers);
+  }
+
+  void write_mask(const problem& p) {
+    for (std::int64_t s = 0; s < mask.tensor.ne[3]; ++s) {
+      for (std::int64_t t = 0; t < p.rows; ++t) {
+        for (std::int64_t c = 0; c < p.cells; ++c)
+          skim::store_element(mask.at(c, t, 0, s), skim::element::f16, 0, p.mask(s, t, c));
+      }
+    }
+  }
+
+  /// Every output is attention over all cells with the mask as a bias, within the bound of the arithmetic.
+  void expect_exact() {
+    const skim::ggml_operands x = skim::ggml_operands_of(node);
+    const std::int64_t rows = q.tensor.ne[1], cells = k.tensor.ne[1];
+    for (std::int64_t s = 0; s < q.tensor.ne[3]; ++s) {
+      for (std::int64_t t = 0; t < rows; t += cells) expect_exact(x, s, t, std::min(cells, rows - t));
+    }
+  }
+
+ private:
+  void expect_exact(const skim::ggml_operands& x, std::int64_t s, std::int64_t first, std::int64_t rows) {
+    skim::attention_args args = skim::ggml_shape_of(x);
+    args.q = skim::rows(skim::detail::ggml_rows(q.tensor, s), first, rows);
+    args.out = skim::rows(skim::detail::ggml_result(node, s), first, rows);
+    args.kv = skim::contiguous_kv(skim::detail::ggml_cells(k.tensor, s, 0), skim::detail::ggml_cells(v.tensor, s, 0),
+                                  k.tensor.ne[1]);
+    args.mask = skim::mask::full();
+    args.sink_logits = x.sinks ? static_cast<const float*>(x.sinks->data) : nullptr;
+    if (x.mask) {
+      const auto added = skim::detail::ggml_mask_rows(*x.mask, s % x.mask->ne[3], first, rows, x.k->ne[1]);
+      args.bias = {added.data, {1, rows, x.k->ne[1]}, {0, added.strides[0], 1}, added.type};
+    }
+    const auto truth = skim::testing::attend_exactly(args);
+    std::size_t wrong = 0;
+    for (std::int64_t t = 0; t < truth.Tq; ++t) {
+      for (std::int64_t h = 0; h < truth.Hq; ++h) {
+        for (std::int64_t d = 0; d < truth.Dv; ++d) {
+          const std::size_t i = static_cast<std::size_t>((t * truth.Hq + h) * truth.Dv + d);
+          const double got = static_cast<double>(skim::load_element(out.at(d, h, first + t, s), skim::element::f32, 0));
+          const double room = truth.out_bound[i] + 0x1p-24 * std::fabs(truth.out[i]);
+          wrong += !(std::fabs(got - truth.out[i]) <= room);
+        }
+      }
+    }
+    EXPECT_EQ(wrong, 0u) << "of " << truth.out.size() << " numbers of stream " << s;
+  }
+};
+
+using sees = std::function<bool(std::int64_t, std::int64_t, std::int64_t)>;
+auto of(sees seen) {
+  return [seen](std::int64_t s, std::int64_t t, std::int64_t c) { return seen(s, t, c) ? 0.0f : hidden; };
+}
+
+/// Cells in an order without meaning, and back.
+std::int64_t shuffled(std::int64_t cell) {
+  return (cell * 37 + 11) % 256;
+}
+
+const std::vector<problem> problems{
+    {"no mask", 33, 90},
+    {"no mask, more rows than cells", 90, 33},
+    {"causal, padded", 50, 256, 1, of([](auto, auto t, auto c) { return c <= 150 + t; })},
+    {"causal, no past", 50, 64, 1, of([](auto, auto t, auto c) { return c <= t; })},
+    {"one row", 1, 64, 1, of([](auto, auto, auto c) { return c <= 40; })},
+    {"cells in any order", 50, 256, 1, of([](auto, auto t, auto c) { return shuffled(c) <= 150 + t; })},
+    {"a window", 50, 256, 1, of([](auto, auto t, auto c) { return shuffled(c) <= 150 + t && shuffled(c) > 90 + t; })},
+    {"two sequences in a row", 50, 256, 1,
+     of([](auto, auto t, auto c) { return t < 30 ? c % 2 == 0 && c / 2 <= 60 + t : c % 2 == 1 && c / 2 <= 20 + t; })},
+    {"two sequences, rows in turn", 50, 256, 1,
+     of([](auto, auto t, auto c) { return c % 2 == t % 2 && c / 2 <= 60 + t / 2; })},
+    {"a prefix that two share", 40, 256, 1,
+     of([](auto, auto t, auto c) { return c < 60 || (t < 20 ? c >= 100 && c <= 100 + t : c >= 150 && c <= 130 + t); })},
+    {"generation beside a prompt", 43, 256, 1,
+     of([](auto, auto t, auto c) { return t < 3 ? c % 5 == t && c < 200 : c % 5 >= 3 && c <= 150 + t; })},
+    {"streams", 30, 128, 3, of([](auto s, auto t, auto c) { return c <= 30 * s + t; })},
+    {"streams that share a mask", 30, 128, 4, of([](auto, auto t, auto c) { return c <= 30 + t; }), 6, 2, 24, 24,
+     GGML_TYPE_F16, false, false, false, 0, 1},
+    {"rows outside of heads", 30, 128, 2, of([](auto, auto t, auto c) { return c <= 30 + t; }), 6, 2, 24, 24,
+     GGML_TYPE_F16, false, false, false},
+    {"rows that see all", 40, 128, 1, of([](auto, auto, auto c) { return c < 100; })},
+    {"an image in a prompt", 50, 128, 1,
+     of([](auto, auto t, auto c) { return c <= 60 + (t >= 10 && t < 30 ? 29 : t); })},
+    {"some rows see nothing", 40, 128, 1, of([](auto, auto t, auto c) { return t % 3 != 0 && c <= 60 + t; })},
+    {"anything", 40, 128, 1, of([](auto, auto t, auto c) { return (t * 7919 + c * 104729) % 11 < 4; })},
+    {"other numbers", 40, 128, 2,
+     [](std::int64_t, std::int64_t t, std::int64_t c) {
+       return c > 60 + t ? hidden : -0.25f * static_cast<float>((60 + t - c) % 8);
+     }},
+    {"sink logits and a soft cap", 40, 128, 1, of([](auto, auto t, auto c) { return c <= 60 + t; }), 6, 2, 24, 24,
+     GGML_TYPE_F16, true, false, true, 3},
+    {"bf16, groups of 5", 40, 128, 1, of([](auto, auto t, auto c) { return c <= 60 + t; }), 5, 1, 72, 40,
+     GGML_TYPE_BF16},
+    {"f32", 40, 128, 1, of([](auto, auto t, auto c) { return c <= 60 + t; }), 4, 4, 17, 9, GGML_TYPE_F32},
+    {"V in K", 40, 128, 1, of([](auto, auto t, auto c) { return c <= 60 + t; }), 16, 1, 96, 64, GGML_TYPE_F16, false,
+     true},
+    {"V in K, heads", 40, 128, 2, of([](auto, auto t, auto c) { return shuffled(c) <= 60 + t; }), 4, 2, 96, 64,
+     GGML_TYPE_F16, false, true},
+};
+
+class ggml_node : public testing::TestWithParam<problem> {};
+TEST_P(ggml_node, is_attention_under_its_mask) {
+  node_memory memory(GetParam());
+  const skim::ggml_operands x = skim::ggml_operands_of(memory.node);
+  ASSERT_TRUE(skim::check(x).ok());
+  skim::ggml_attention<> attention;
+  const skim::report answer = attention.compute(x, skim::serial_executor{});
+  char text[200];
+  ASSERT_TRUE(answer.ok()) << skim::describe(answer, text, sizeof text);
+  memory.expect_exact();
+}
+INSTANTIATE_TEST_SUITE_P(masks, ggml_node, testing::ValuesIn(problems), [](const auto& each) {
+  std::string name = each.param.name;
+  for (char& c : name) {
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  }
+  return name;
+});
+
+problem causal(std::int64_t past) {
+  return {"causal", 40, 256, 1, of([past](auto, auto t, auto c) { return c <= past + t; })};
+}
+
+/// Layers share a mask; with the first layer's keys comes another, in the same memory.
+TEST(GgmlAttention, ReadsAMaskOnceInAGraph) {
+  node_memory first(causal(100), 1), second(causal(100), 5);
+  second.node.src[3] = &first.mask.tensor;
+  skim::ggml_attention<> attention;
+  const auto compute = [&](node_memory& memory) {
+    const skim::report answer = attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{});
+    char text[200];
+    ASSERT_TRUE(answer.ok()) << skim::describe(answer, text, sizeof text);
+  };
+  for (const std::int64_t past : {100, 140}) {
+    first.write_mask(causal(past));
+    compute(first);
+    first.expect_exact();
+    compute(second);
+    second.expect_exact();
+  }
+  // One that a host did not say anew, of which the edges tell: it is not taken for the one before.
+  node_memory third(causal(100), 9);
+  third.node.src[3] = &first.mask.tensor;
+  first.write_mask(causal(33));
+  compute(third);
+  third.expect_exact();
+}
+
+/// Sparse where there is something to leave out, dense where rows look both ways or the mask has numbers.
+TEST(GgmlAttention, ThinsWhatIsCausal) {
+  const skim::quoka rule{skim::queries::needed(8), skim::retention::budget(20).dense_under(0, 4)};
+  const auto outputs = [&](const problem& p, bool sparse) {
+    node_memory memory(p);
+    const skim::ggml_operands x = skim::ggml_operands_of(memory.node);
+    skim::ggml_attention<skim::quoka> thinned{skim::cpu::attention<skim::quoka>{rule}};
+    skim::ggml_attention<> dense;
+    EXPECT_TRUE(
+        (sparse ? thinned.compute(x, skim::serial_executor{}) : dense.compute(x, skim::serial_executor{})).ok());
+    return memory.out.bytes;
+  };
+  EXPECT_NE(outputs(causal(100), true), outputs(causal(100), false));
+  for (const problem& p : problems) {
+    const std::string name = p.name;
+    if (name != "no mask" && name != "rows that see all" && name != "other numbers" && name != "one row") continue;
+    EXPECT_EQ(outputs(p, true), outputs(p, false)) << name;
+  }
+}
+
+/// By the threads of a team, in a node of a graph: the bits of one thread.
+TEST(GgmlAttention, IsAnOpOfAGraph) {
+  for (const bool sinks : {false, true}) {
+    problem p = causal(100);
+    p.sinks = sinks;
+    node_memory memory(p);
+    skim::ggml_attention<> alone, shared;
+    ASSERT_TRUE(alone.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{}).ok());
+    ggml_context graph;
+    skim::ggml_attention_op<> op;
+    op.attention = &shared;
+    op.scale = 0.3f;
+    ggml_tensor* const made = op.node(&graph, &memory.q.tensor, &memory.k.tensor, &memory.v.tensor, &memory.mask.tensor,
+                                      sinks ? &memory.sinks.tensor : nullptr);
+    ASSERT_NE(made, nullptr);
+    std::vector<char> result(memory.out.bytes.size());
+    made->data = result.data();
+    ASSERT_TRUE(shared.reserve(skim::ggml_operands_of(memory.node), 3).ok());
+    std::vector<std::thread> team;
+    for (int i = 0; i < 3; ++i) team.emplace_back([&, i] { graph.function(made, i, 3, graph.userdata); });
+    for (std::thread& member : team) member.join();
+    EXPECT_TRUE(op.last.ok());
+    EXPECT_EQ(result, memory.out.bytes);
+  }
+}
+
+/// What is refused, and by which name: the host's own kernel takes it.
+TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
+  const auto expect = [](const char* argument, const std::function<void(node_memory&)>& change) {
+    node_memory memory(causal(100));
+    change(memory);
+    for (stored_tensor* const each : {&memory.q, &memory.k, &memory.v, &memory.mask}) each->tensor.data = nullptr;
+    memory.node.data = nullptr;
+    const skim::report answer = skim::check(skim::ggml_operands_of(memory.node));
+    char text[200];
+    EXPECT_FALSE(answer.ok()) << argument;
+    EXPECT_EQ(std::string(skim::argument_name(answer, text, sizeof text)), argument);
+  };
+  node_memory good(causal(100));
+  EXPECT_TRUE(skim::check(skim::ggml_operands_of(good.node)).ok());
+  expect("k", [](node_memory& m) { m.k.tensor.type = GGML_TYPE_Q8_0; });
+  expect("v", [](node_memory& m) { m.v.tensor.type = GGML_TYPE_Q4_0; });
+  expect("v", [](node_memory& m) { std::swap(m.v.tensor.nb[0], m.v.tensor.nb[1]); });  // transposed
+  expect("q", [](node_memory& m) { m.q.tensor.nb[1] += 1; });
+  expect("max_bias", [](node_memory& m) { m.node.op_params[1] = 0x41000000; });  // 8: ALiBi
+  expect("scale", [](node_memory& m) { m.node.op_params[0] = 0; });
+  expect("v.ne[1]", [](node_memory& m) { m.v.tensor.ne[1] -= 1; });
+  expect("v.ne[2]", [](node_memory& m) { m.v.tensor.ne[2] = 1; });
+  expect("k.ne[3]", [](node_memory& m) { m.k.tensor.ne[3] = 2; });
+  expect("mask.ne[0]", [](node_memory& m) { m.mask.tensor.ne[0] = 255; });
+  expect("mask.ne[1]", [](node_memory& m) { m.mask.tensor.ne[1] = 39; });
+  expect("mask.ne[2]", [](node_memory& m) { m.mask.tensor.ne[2] = 6; });
+  expect("mask.ne[3]", [](node_memory& m) { m.mask.tensor.ne[3] = 2; });
+  expect("mask", [](node_memory& m) { m.mask.tensor.type = GGML_TYPE_Q8_0; });
+}
+
+}  // namespace
