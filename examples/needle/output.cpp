@@ -54,6 +54,21 @@ std::string compiler() {
 #endif
 }
 
+unsigned byte_at(const std::string& text, std::size_t i) {
+  return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+}
+
+/// Of the character that begins at `i`; 0 where that is no UTF-8.
+std::size_t character_bytes(const std::string& text, std::size_t i) {
+  const unsigned first = byte_at(text, i);
+  if (first < 0x80) return 1;
+  const std::size_t bytes = first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+  for (std::size_t k = 1; k < bytes; ++k) {
+    if ((byte_at(text, i + k) & 0xc0) != 0x80) return 0;
+  }
+  return bytes;
+}
+
 }  // namespace
 
 const evaluation_result* find_dense(const std::vector<evaluation_result>& results) {
@@ -168,14 +183,13 @@ bool can_write(const std::filesystem::path& path) {
 
 std::string one_line(std::string text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
-    const unsigned char c = static_cast<unsigned char>(text[i]),
-                        before = i > 0 ? static_cast<unsigned char>(text[i - 1]) : 0;
-    const bool upper_control = before == 0xc2 && c >= 0x80 && c < 0xa0;  // U+0080 to U+009F, in UTF-8
-    if (c == '\n') {
-      text[i] = ' ';
-    } else if (c < ' ' || c == 0x7f || upper_control) {
-      text[i] = '?';
-      if (upper_control) text[i - 1] = '?';
+    const std::size_t bytes = character_bytes(text, i);
+    const unsigned first = byte_at(text, i), second = byte_at(text, i + 1);
+    const bool control = first < ' ' || first == 0x7f || (first == 0xc2 && second < 0xa0);  // U+0080 to U+009F
+    if (bytes > 0 && !control) {
+      i += bytes - 1;
+    } else {  // or no UTF-8, and perhaps a terminal's command in one byte
+      text.replace(i, std::max<std::size_t>(bytes, 1), first == '\n' ? " " : "?");
     }
   }
   return text;

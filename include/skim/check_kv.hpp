@@ -241,10 +241,10 @@ SKIM_LOCAL report check_apart(const kv_cache& view) {
   }
   if (!view.k.data || !view.v.data || view.heads == 0 || view.capacity == 0) return {};
   const kv_storage k(view, view.k), v(view, view.v);
-  constexpr std::uintptr_t far = static_cast<std::uintptr_t>(1) << (8 * sizeof(std::uintptr_t) - 2);
+  constexpr std::uintptr_t beyond = static_cast<std::uintptr_t>(1) << (8 * sizeof(std::uintptr_t) - 2);
   const bool behind = v.lowest >= k.lowest;
   const std::uintptr_t apart = behind ? v.lowest - k.lowest : k.lowest - v.lowest;
-  if (apart >= far) return {};
+  if (apart >= beyond) return {};
   const std::int64_t ahead = behind ? static_cast<std::int64_t>(apart) : -static_cast<std::int64_t>(apart);
   if (!share_bytes(k, v, ahead)) return {};
   return fault(status::bad_value, "kv.v.data (among rows of kv.k; bytes behind it)", ahead, k.reach(0),

@@ -271,7 +271,7 @@ TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--nonsense", "--nonsense");
   expect_refusal("nonsense", "nonsense");
   expect_refusal("--model nonsense", "model 'nonsense' is not qwen2, llama or a directory");
-  expect_refusal("--model \"$(printf 'no\\033[31m\\302\\233m\\rsuch')\"", "model 'no?[31m??m?such' is not");
+  expect_refusal("--model \"$(printf 'no\\033[31m\\302\\233m\\233m\\rsuch')\"", "model 'no?[31m?m?m?such' is not");
   expect_refusal("--context many", "--context");
   expect_refusal("--context 0", "--context");
   expect_refusal("--context -5", "--context");

@@ -5,16 +5,22 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <vector>
+
 namespace {
 
 using namespace needle;
 
 /// A cache of `Tk + 128` keys, and a chunk of 128 on it; operations check that there is memory, and touch none.
 skim::kv_cache cache_of(std::int64_t Tk) {
-  static float keys[64], values[64];  // a row of each: rows that overlap are refused
   static std::int32_t nothing;
-  skim::kv_cache kv = skim::contiguous_cache({keys, {Tk + 128, 2, 64}, skim::element::f32},
-                                             {values, {Tk + 128, 2, 64}, skim::element::f32}, Tk + 128);
+  static std::vector<float> keys_and_values;  // never read, but caches that overlap are refused
+  const std::int64_t tokens = Tk + 128, each = tokens * 2 * 64;
+  keys_and_values.resize(std::max(keys_and_values.size(), static_cast<std::size_t>(2 * each)));
+  float* const keys = keys_and_values.data();
+  skim::kv_cache kv = skim::contiguous_cache({keys, {tokens, 2, 64}, skim::element::f32},
+                                             {keys + each, {tokens, 2, 64}, skim::element::f32}, tokens);
   kv.positions = &nothing;
   kv.positions_stride = Tk + 128;
   return kv;
