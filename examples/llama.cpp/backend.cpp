@@ -215,14 +215,19 @@ GGML_BACKEND_API int ggml_backend_score();
 }
 
 ggml_backend_reg_t ggml_backend_init() {
-  if (const char* const rows = std::getenv("SKIM_ROWS")) many_rows = std::max(std::atoll(rows), 1ll);
-  if (const char* const problem = configure(std::getenv("SKIM_QUOKA"))) {
-    std::fprintf(stderr, "skim: not loaded: %s\n", problem);
+  try {
+    const auto text = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
+    if (const std::string rows = text("SKIM_ROWS"); !rows.empty()) many_rows = whole_number("SKIM_ROWS=" + rows, rows);
+    wanted = std::make_shared<const settings>(settings_of(text("SKIM_QUOKA")));
+  } catch (const std::invalid_argument& refused) {
+    std::fprintf(stderr, "skim: not loaded: %s\n", refused.what());
     return nullptr;
   }
-  std::fprintf(stderr, "skim: %s, for chunks of %d rows and more with a cache of f32, f16 or bf16%s\n",
-               current()->line.c_str(), static_cast<int>(least_rows),
-               "; with more than 64 parallel sequences in one cache set -fa on");
+  std::fprintf(
+      stderr,
+      "skim: %s, for chunks of 4 rows and more with a cache of f32, f16 or bf16; with more than 64 sequences in "
+      "one cache set -fa on\n",
+      current()->line.c_str());
   return registration();
 }
 

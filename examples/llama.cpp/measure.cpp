@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <stdexcept>
+#include <thread>
 
 namespace {
 
@@ -134,6 +135,15 @@ estimate mean_of(const std::vector<double>& values) {
   return found;
 }
 
+/// The processor's name, as far as the system tells.
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(std::min(line.find(':') + 2, line.size()));
+  }
+  return "unknown";
+}
+
 /// The file of results: written anew after each, so that a run that is stopped goes on where it was.
 class results {
  public:
@@ -150,6 +160,7 @@ class results {
                                   ": move it away");
     }
     all_["settings"] = settings;
+    all_["machine"] = {{"processor", processor()}, {"cores", std::thread::hardware_concurrency()}};
   }
   json& of(const std::string& method) { return all_["methods"][method]; }
   const json& all() const { return all_; }

@@ -21,7 +21,15 @@ struct settings {
 inline constexpr const char* valid_settings =
     "SKIM_QUOKA is unset or 'dense' for dense attention, 'off' for the host's own, or settings of QUOKA's: "
     "budget=512,queries=64,every=128,sinks=4,recent=128 (what they are by default), after 'paper,' of the paper's rule "
-    "(budget=1024,queries=16)";
+    "(budget=1024,queries=16); SKIM_ROWS is the fewest rows that are taken at sight, 65 by default";
+
+/// Throws std::invalid_argument.
+inline std::int64_t whole_number(const std::string& what, const std::string& digits) {
+  if (digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos) {
+    throw std::invalid_argument("'" + what + "' has no whole number of at most nine digits. " + valid_settings);
+  }
+  return std::stoll(digits);
+}
 
 /// Throws std::invalid_argument, which says what is valid.
 inline settings settings_of(const std::string& text) {
@@ -53,11 +61,7 @@ inline settings settings_of(const std::string& text) {
       if (name == known) place = where;
     }
     if (!place || equals == std::string::npos) refuse("'" + part + "' is no setting");
-    const std::string digits = part.substr(equals + 1);
-    if (digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos) {
-      refuse("'" + part + "' has no whole number of at most nine digits");
-    }
-    *place = std::stoll(digits);
+    *place = whole_number(part, part.substr(equals + 1));
     if (name == "sinks" || name == "recent") rule.keep.shrinks = false;
   }
   // One row is generation, some more are too few to speak for: they read everything.

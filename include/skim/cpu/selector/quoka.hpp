@@ -220,7 +220,7 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
       });
     };
     measure();
-    if (found.vanish) {
+    if (found.want_raising()) {
       raise_queries(rows, kept, D);
       pack();
       measure();

@@ -112,9 +112,13 @@ SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count
   }
 }
 
-/// What moments say of the queries: whether any scores, and whether one does not only because its products are too small.
+/// What moments say of the queries: whether any scores, and the deviations that lie farthest apart.
 struct moments_found {
-  bool some = false, vanish = false;
+  bool some = false;
+  double least = 1, most = 0;
+
+  /// Whether products vanish, f32 being relative down to 2^-126 only, and all may be raised.
+  SKIM_INLINE bool want_raising() const { return least < 0x1p-100 && most < 1; }
 };
 
 /// Finds factors and offsets of the packed queries, 0 and -inf for those that do not score.
@@ -160,7 +164,8 @@ SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::i
     queries.factors[j] = scores ? factor : 0.0f;
     queries.offsets[j] = scores ? offset : minus_infinity;
     found.some |= scores;
-    found.vanish |= s > 0 && s < 0x1p-100;  // rounding below 2^-126 is no longer relative
+    if (s > 0 && s < found.least) found.least = s;
+    if (s > found.most) found.most = s;
   }
   return found;
 }
