@@ -246,7 +246,11 @@ void run_all(const std::string& path) {
          "two models at once, contexts freed while another computes");
   configure("budget=64,queries=16");
   expect(distance(prompt(*new_context(*model, {})), alone) > 1e-6, "QUOKA leaves something out");
-  expect(configure("budget=many") != nullptr, "a setting that is none is refused");
+  for (const char* const none : {"budget=many", "budget=0", "budget", "keys=3", "queries=64,paper", "sparse"}) {
+    const char* const problem = configure(none);
+    expect(problem && std::string(problem).find("budget=512") != std::string::npos,
+           std::string("'") + none + "' is refused, and what is valid listed");
+  }
 }
 
 }  // namespace

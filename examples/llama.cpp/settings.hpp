@@ -66,7 +66,8 @@ inline settings settings_of(const std::string& text) {
   }
   // One row is generation, some more are too few to speak for: they read everything.
   rule.keep = rule.keep.dense_under(-1, 16);
-  const skim::report answer = rule.check({});
+  skim::report answer = skim::check(rule.keep);
+  if (answer) answer = rule.check({});
   char why[200];
   if (!answer) refuse(skim::describe(answer, why, sizeof why));
   read.quoka = rule;
