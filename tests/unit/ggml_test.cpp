@@ -318,6 +318,20 @@ TEST(GgmlAttention, IsAnOpOfAGraph) {
   }
 }
 
+/// No rows: nothing is written; no cells: zeros.
+TEST(GgmlAttention, OfNothing) {
+  for (const bool masked : {false, true}) {
+    for (const std::int64_t rows : {0, 5}) {
+      problem p{"nothing", rows, rows == 0 ? 8 : 0};
+      if (masked) p.mask = of([](auto, auto, auto) { return true; });
+      node_memory memory(p);
+      skim::ggml_attention<> attention;
+      EXPECT_TRUE(attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{}).ok());
+      memory.out.for_each([](void* at) { EXPECT_EQ(skim::load_element(at, skim::element::f32, 0), 0.0f); });
+    }
+  }
+}
+
 /// What is refused, and by which name: the host's own kernel takes it.
 TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
   const auto expect = [](const char* argument, const std::function<void(node_memory&)>& change) {

@@ -112,7 +112,12 @@ class ggml_attention {
     offsets_.clear();
     calls_.clear();
     const std::int64_t Tq = x.q->ne[1], cells = x.k->ne[1];
+    if (Tq == 0) return {};
     for (std::int64_t stream = 0; stream < x.q->ne[3]; ++stream) {
+      if (cells == 0) {
+        add(x, stream, {0, Tq, 0, -1, skim::mask::full()}, nullptr, 0);
+        continue;
+      }
       if (!x.mask) {
         for (std::int64_t t = 0; t < Tq; t += cells) {
           add(x, stream, {t, (std::min)(cells, Tq - t), cells, 0, skim::mask::full()}, nullptr, 0);
