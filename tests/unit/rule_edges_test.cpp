@@ -211,6 +211,33 @@ TEST(OwnRule, OfEverySize) {
   }
 }
 
+/// Some queries look at a part of the keys' dimensions that is much smaller than what the others look at.
+TEST(OwnRule, OfQueriesThatSeeDifferentSizes) {
+  for (const float size : {1e-20f, 1e-23f, 1e-26f}) {
+    SCOPED_TRACE(testing::Message() << size);
+    attention_inputs inputs(block_of_rows(40, 300));
+    const auto q = inputs.q().view();
+    const std::int64_t half = q.extents[2] / 2;
+    for (std::int64_t t = 0; t < q.extents[0]; ++t) {
+      for (std::int64_t h = 0; h < q.extents[1]; ++h) {
+        for (std::int64_t d = 0; d < q.extents[2]; ++d) {
+          if ((d < half) == (t % 2 == 0)) skim::store_element(q.data, q.type, q.offset(t, h, d), 0.0f);
+        }
+      }
+    }
+    const skim::kv_cache& kv = inputs.writable(0);
+    for (std::int64_t h = 0; h < kv.heads; ++h) {
+      for (std::int64_t slot = 0; slot < kv.tokens; ++slot) {
+        std::vector<float> row;
+        for (const double x : reference::row_of(inputs.view(0), inputs.view(0).k, h, slot))
+          row.push_back(static_cast<float>(x) * (static_cast<std::int64_t>(row.size()) < half ? size : 1.0f));
+        write_row(kv, kv.k, h, slot, row.data());
+      }
+    }
+    expect_selection(ours(12, retention::preset(50)), inputs.args());
+  }
+}
+
 /// Positions in any order, with a window that hides some, and heads of unequal length.
 TEST(OwnRule, GoesByPosition) {
   for (const positions_kind positions : {positions_kind::shuffled, positions_kind::holes}) {

@@ -73,8 +73,8 @@ struct moment_scratch {
   }
 };
 
-/// Takes in a tile's products [count, lanes]: sums about the tile's own mean, in f32 and scaled so that squares neither
-/// overflow nor vanish; merged in f64.
+/// Takes in a tile's products [count, lanes]: sums about the tile's own mean, in f32 and each query's scaled so that squares
+/// neither overflow nor vanish; merged in f64.
 SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count, std::int64_t lanes,
                                        product_moments* sums) {
   const simd::floats zero(0.0f), one(1.0f);
@@ -88,9 +88,15 @@ SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count
       most = simd::larger(xsimd::select(finite, xsimd::abs(p), zero), most);
     }
     const simd::floats center = sum / simd::larger(number, one);
-    const float largest = simd::max_lane(most);
-    const int power = largest > 1e-37f ? std::ilogb(largest) : -126;
-    const simd::floats scale(static_cast<float>(std::ldexp(1.0, -power)));
+    float scales[simd::lanes];
+    double units[simd::lanes];
+    simd::store(scales, most);
+    for (std::int64_t i = 0; i < simd::lanes; ++i) {
+      const int power = scales[i] > 1e-37f ? std::ilogb(scales[i]) : -126;
+      scales[i] = static_cast<float>(std::ldexp(1.0, -power));
+      units[i] = std::ldexp(1.0, power);
+    }
+    const simd::floats scale = simd::load(static_cast<const float*>(scales));
     for (std::int64_t i = 0; i < count; ++i) {
       const simd::floats apart = (simd::load(products + i * lanes + lane) - center) * scale;
       const simd::floats finite = xsimd::select(apart * zero == zero, apart, zero);
@@ -102,9 +108,8 @@ SKIM_NOINLINE inline void add_products(const float* products, std::int64_t count
     simd::store(centers, center);
     simd::store(firsts, first);
     simd::store(seconds, second);
-    const double unit = std::ldexp(1.0, power);
     for (std::int64_t i = 0; i < simd::lanes; ++i) {
-      const double n = static_cast<double>(numbers[i]), left = static_cast<double>(firsts[i]);
+      const double n = static_cast<double>(numbers[i]), left = static_cast<double>(firsts[i]), unit = units[i];
       const double shift = n > 0 ? left / n : 0, squares = static_cast<double>(seconds[i]) - left * shift;
       sums[lane + i].merge(n, static_cast<double>(centers[i]) + shift * unit,
                            (squares > 0 ? squares : 0) * unit * unit);
