@@ -149,8 +149,8 @@ struct node_memory {
     skim::attention_args args = skim::ggml_shape_of(x);
     args.q = skim::rows(skim::detail::ggml_rows(q.tensor, s), first, rows);
     args.out = skim::rows(skim::detail::ggml_result(node, s), first, rows);
-    args.kv = skim::contiguous_kv(skim::detail::ggml_cells(k.tensor, s, 0), skim::detail::ggml_cells(v.tensor, s, 0),
-                                  k.tensor.ne[1]);
+    args.kv =
+        skim::contiguous_kv(skim::detail::ggml_rows(k.tensor, s), skim::detail::ggml_rows(v.tensor, s), k.tensor.ne[1]);
     args.mask = skim::mask::full();
     args.sink_logits = x.sinks ? static_cast<const float*>(x.sinks->data) : nullptr;
     if (x.mask) {
@@ -270,6 +270,13 @@ TEST(GgmlAttention, ReadsAMaskOnceInAGraph) {
   first.write_mask(causal(33));
   compute(third);
   third.expect_exact();
+  // What changes between the edges is not seen: the mask is not read again.
+  node_memory fourth(causal(100), 13);
+  fourth.node.src[3] = &first.mask.tensor;
+  skim::store_element(first.mask.at(0, 20, 0, 0), skim::element::f16, 0, hidden);
+  compute(fourth);
+  first.write_mask(causal(33));
+  fourth.expect_exact();
 }
 
 /// Sparse where there is something to leave out, dense where rows look both ways or the mask has numbers.
@@ -360,6 +367,14 @@ TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
   expect("mask.ne[2]", [](node_memory& m) { m.mask.tensor.ne[2] = 6; });
   expect("mask.ne[3]", [](node_memory& m) { m.mask.tensor.ne[3] = 2; });
   expect("mask", [](node_memory& m) { m.mask.tensor.type = GGML_TYPE_Q8_0; });
+  expect("out.ne[2]", [](node_memory& m) { m.node.ne[2] = 39; });
+  expect("out.ne[3]", [](node_memory& m) { m.node.ne[3] = 2; });
+  for (const std::int64_t heads : {5, 6}) {  // a number too few, and f16
+    expect(heads == 5 ? "sinks.ne[0]" : "sinks", [heads](node_memory& m) {
+      m.sinks = stored_tensor(heads == 5 ? GGML_TYPE_F32 : GGML_TYPE_F16, {heads, 1, 1, 1}, {0, 1, 2, 3}, 1);
+      m.node.src[4] = &m.sinks.tensor;
+    });
+  }
 }
 
 }  // namespace

@@ -209,8 +209,8 @@ class ggml_attention {
   static kv_view view_of(const ggml_operands& x, std::int64_t stream, const mask_run& run, const mask_reader* reader,
                          std::size_t index) {
     const std::int64_t first = run.first_cell >= 0 ? run.first_cell : 0;
-    const tensor_view<const void, 3> k = detail::ggml_cells(*x.k, stream, first),
-                                     v = detail::ggml_cells(*x.v, stream, first);
+    const tensor_view<const void, 3> k = detail::ggml_rows(*x.k, stream, first),
+                                     v = detail::ggml_rows(*x.v, stream, first);
     kv_view view;
     if (run.first_cell >= 0) {
       view = contiguous_kv(k, v, run.tokens);

@@ -27,10 +27,10 @@ inline element element_of_ggml(ggml_type type) {
 }
 
 /// Operands of the node, from wherever the host keeps them. q [D, Tq, Hq, streams], k [D, cells, Hk, streams],
-/// v [Dv, cells, Hk, streams], mask [cells, Tq, 1 or Hq, streams or fewer], out [Dv, Hq, Tq, streams], ggml's order of axes.
+/// v [Dv, cells, Hk, streams], mask [cells, Tq or more, 1, streams or fewer], out [Dv, Hq, Tq, streams], ggml's order of axes.
 struct ggml_operands {
   const ggml_tensor *q = nullptr, *k = nullptr, *v = nullptr;
-  const ggml_tensor* mask = nullptr;   ///< optional; f16 or f32
+  const ggml_tensor* mask = nullptr;   ///< optional; f16, bf16 or f32
   const ggml_tensor* sinks = nullptr;  ///< optional: [Hq] f32
   ggml_tensor* out = nullptr;
   float scale = 1, max_bias = 0, soft_cap = 0;
@@ -66,13 +66,13 @@ inline std::int64_t ggml_stride(const ggml_tensor& x, int axis) {
   return static_cast<std::int64_t>(x.nb[axis] / ggml_type_size(x.type));
 }
 
-/// [rows, heads, dim] of one stream of q.
-inline tensor_view<const void, 3> ggml_rows(const ggml_tensor& q, std::int64_t stream) {
-  const char* const data = static_cast<const char*>(q.data);
-  return {data ? data + static_cast<std::size_t>(stream) * q.nb[3] : data,
-          {q.ne[1], q.ne[2], q.ne[0]},
-          {ggml_stride(q, 1), ggml_stride(q, 2), ggml_stride(q, 0)},
-          element_of_ggml(q.type)};
+/// [rows, heads, dim] of one stream of q, k or v, from a row on; those of k and v are cells.
+inline tensor_view<const void, 3> ggml_rows(const ggml_tensor& x, std::int64_t stream, std::int64_t first = 0) {
+  const char* const data = static_cast<const char*>(x.data);
+  return {data ? data + static_cast<std::size_t>(stream) * x.nb[3] + static_cast<std::size_t>(first) * x.nb[1] : data,
+          {x.ne[1] - first, x.ne[2], x.ne[0]},
+          {ggml_stride(x, 1), ggml_stride(x, 2), ggml_stride(x, 0)},
+          element_of_ggml(x.type)};
 }
 
 /// The same of the result.
@@ -82,15 +82,6 @@ inline tensor_view<void, 3> ggml_result(const ggml_tensor& out, std::int64_t str
           {out.ne[2], out.ne[1], out.ne[0]},
           {ggml_stride(out, 2), ggml_stride(out, 1), ggml_stride(out, 0)},
           element_of_ggml(out.type)};
-}
-
-/// [cells, heads, dim] of one stream of k or v, from a cell on.
-inline tensor_view<const void, 3> ggml_cells(const ggml_tensor& kv, std::int64_t stream, std::int64_t first) {
-  const char* const data = static_cast<const char*>(kv.data);
-  return {data ? data + static_cast<std::size_t>(stream) * kv.nb[3] + static_cast<std::size_t>(first) * kv.nb[1] : data,
-          {kv.ne[1] - first, kv.ne[2], kv.ne[0]},
-          {ggml_stride(kv, 1), ggml_stride(kv, 2), ggml_stride(kv, 0)},
-          element_of_ggml(kv.type)};
 }
 
 /// Rows [first, first + count) of a stream's mask.
@@ -127,7 +118,7 @@ inline attention_args ggml_shape_of(const ggml_operands& x) {
   attention_args args;
   args.q = ggml_rows(*x.q, 0);
   args.out = ggml_result(*x.out, 0);
-  args.kv = contiguous_kv(ggml_cells(*x.k, 0, 0), ggml_cells(*x.v, 0, 0), x.k->ne[1]);
+  args.kv = contiguous_kv(ggml_rows(*x.k, 0), ggml_rows(*x.v, 0), x.k->ne[1]);
   if (x.v_in_k()) args.kv = with_values_in_keys(args.kv, x.v->ne[0]);
   args.q.extents[0] = args.out.extents[0] = (std::min)(x.q->ne[1], x.k->ne[1]);
   args.scale = x.scale;
@@ -161,8 +152,12 @@ inline report check(const ggml_operands& x) {
       return fault(status::bad_extent, "mask.ne[3]", x.mask->ne[3], streams, "a divisor of");
     }
   }
-  if (x.sinks && (x.sinks->type != GGML_TYPE_F32 || x.sinks->ne[0] != x.q->ne[2])) {
-    return fault(status::bad_extent, "sinks.ne[0]", x.sinks->ne[0], x.q->ne[2]);
+  if (x.out->ne[2] != x.q->ne[1]) return fault(status::bad_extent, "out.ne[2]", x.out->ne[2], x.q->ne[1]);
+  if (x.out->ne[3] != streams) return fault(status::bad_extent, "out.ne[3]", x.out->ne[3], streams);
+  if (x.sinks) {
+    if (report r = check_ggml_tensor(x.sinks, "sinks"); !r) return r;
+    if (x.sinks->type != GGML_TYPE_F32) return fault(status::bad_type, "sinks", ggml_type_name(x.sinks->type), "f32");
+    if (x.sinks->ne[0] != x.q->ne[2]) return fault(status::bad_extent, "sinks.ne[0]", x.sinks->ne[0], x.q->ne[2]);
   }
   return check(ggml_shape_of(x), pointers::ignored);
 }

@@ -4,8 +4,9 @@
 ///
 /// Weights and their sums are f32. With u = 2^-24 the weight that a query gives to a key lies within a factor of
 /// exp(u ((D + 8) A + 8 B + 4 |lse| + 2)) of exact arithmetic on the stored values and the given log-sum-exp, A being the
-/// largest `scale * sum_d |q_d k_d|` of the row and B its largest |bias| + |slope * distance|; it is never above 1. Summing r rows adds at most u (min(r, b) / 4 + r / b + c + 14) of the sum, where
-/// b = `weight_rows` and c counts the blocks of rows, over all chunks that were observed. Weights below 2^-126 count as 0.
+/// largest `scale * sum_d |q_d k_d|` of the row and B its largest |bias| + |slope * distance|; it is never above 1. Summing r
+/// rows adds at most u (min(r, b) / 4 + r / b + c + 14) of the sum, where b = `weight_rows` and c counts the blocks of rows,
+/// over all chunks that were observed. Weights below 2^-126 count as 0.
 #pragma once
 
 #include <skim/cpu/kernel/attention_weights.hpp>

@@ -21,8 +21,7 @@ struct moment_places {
   }
 };
 
-/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is. And from there up
-/// where keys are so small that a query's products would have no finite factor.
+/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is.
 SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_t D, element type) {
   const std::int64_t length = padded_row(D);
   for (std::int64_t i = 0; i < n; ++i) {
@@ -33,6 +32,7 @@ SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_
   }
 }
 
+/// And from there up, where keys are so small that products of them vanish.
 SKIM_NOINLINE inline void raise_queries(float* rows, std::int64_t n, std::int64_t D) {
   const std::int64_t length = padded_row(D);
   for (std::int64_t i = 0; i < n; ++i) {
