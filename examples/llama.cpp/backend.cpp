@@ -2,7 +2,7 @@
 /// \file A backend that llama.cpp loads: flash-attention nodes are computed by skim, everything else stays with the host.
 ///
 /// It is an accelerator device beside the CPU's, as ggml's BLAS backend is: it works in the host's buffers, so nothing is
-/// copied, and the scheduler hands it what `supports_op` accepts. Rows of generation are refused: there the host is quicker.
+/// copied, and the scheduler hands it what `supports_op` accepts. Rows of generation are refused and stay with the host.
 #include "settings.hpp"
 
 #include <skim/cpu/selector/quoka.hpp>
@@ -27,7 +27,7 @@ std::shared_ptr<const settings> wanted;  // set before the device can be found
 /// once there was a long one, and not before.
 std::unordered_set<const void*> known_caches;
 
-constexpr std::int64_t least_rows = 4;  // from here on skim is quicker than ggml, see README.md
+constexpr std::int64_t least_rows = 4;  // fewer are generation
 std::int64_t many_rows = 64 + 1;        // more than llama.cpp asks for first: a token for each of -np sequences
 
 std::shared_ptr<const settings> current() {
