@@ -68,7 +68,7 @@ struct openmp_executor {
 
 /// What one context of llama.cpp computes with.
 struct backend_context {
-  std::shared_ptr<const settings> now = current();
+  std::shared_ptr<const settings> now;  // none before the first graph
   std::unique_ptr<skim::ggml_attention<skim::quoka>> sparse;
   skim::ggml_attention<> dense;
   int threads = omp_get_max_threads();
@@ -78,9 +78,9 @@ struct backend_context {
     return sparse ? sparse->compute(x, openmp_executor{threads}) : dense.compute(x, openmp_executor{threads});
   }
 
-  void look_at_settings(bool first = false) {
+  void look_at_settings() {
     const auto next = current();
-    if (next == now && !first) return;
+    if (next == now) return;
     now = next;
     sparse.reset();
     if (now->quoka)
@@ -131,9 +131,7 @@ ggml_backend_t new_backend(ggml_backend_dev_t device, const char*) {
     known_caches.clear();
   };
   calls.graph_compute = compute_graph;
-  auto context = std::make_unique<backend_context>();
-  context->look_at_settings(true);
-  return new ggml_backend{&id, calls, device, context.release()};
+  return new ggml_backend{&id, calls, device, new backend_context};
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
