@@ -244,7 +244,7 @@ void run_all(const std::string& path) {
   // Not the same bits: who computes short chunks depends on what contexts there are.
   expect(distance(of_first, alone) < 1e-4 && distance(of_second, alone) < 1e-4,
          "two models at once, contexts freed while another computes");
-  configure("budget=64,queries=16");
+  expect(configure("budget=64,queries=16") == nullptr, "a budget less than what is always read is taken");
   expect(distance(prompt(*new_context(*model, {})), alone) > 1e-6, "QUOKA leaves something out");
   for (const char* const none : {"budget=many", "budget=0", "budget", "keys=3", "queries=64,paper", "sparse"}) {
     const char* const problem = configure(none);

@@ -66,7 +66,8 @@ inline settings settings_of(const std::string& text) {
   }
   // One row is generation, some more are too few to speak for: they read everything.
   rule.keep = rule.keep.dense_under(-1, 16);
-  skim::report answer = skim::check(rule.keep);
+  constexpr std::int64_t tokens = 1 << 20;  // of a cache: a budget is checked as it is kept of them
+  skim::report answer = skim::check(skim::kept_by(rule, tokens));
   if (answer) answer = rule.check({});
   char why[200];
   if (!answer) refuse(skim::describe(answer, why, sizeof why));
