@@ -12,6 +12,7 @@ install(EXPORT skim-targets NAMESPACE skim:: DESTINATION ${package_dir})
 # The build tree is a package too, for what is used from where it was built: skim_DIR is this project's binary directory.
 export(EXPORT skim-targets NAMESPACE skim:: FILE ${PROJECT_BINARY_DIR}/skim-targets.cmake)
 configure_file(cmake/skim-dependencies.cmake ${PROJECT_BINARY_DIR} COPYONLY)
+configure_file(cmake/skim-dispatch.cmake ${PROJECT_BINARY_DIR} COPYONLY)
 
 configure_package_config_file(cmake/skim-config.cmake.in ${PROJECT_BINARY_DIR}/skim-config.cmake
                               INSTALL_DESTINATION ${package_dir} NO_SET_AND_CHECK_MACRO
@@ -19,7 +20,7 @@ configure_package_config_file(cmake/skim-config.cmake.in ${PROJECT_BINARY_DIR}/s
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/skim-config-version.cmake
                                  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/skim-config.cmake ${PROJECT_BINARY_DIR}/skim-config-version.cmake
-              cmake/skim-dependencies.cmake
+              cmake/skim-dependencies.cmake cmake/skim-dispatch.cmake
         DESTINATION ${package_dir})
 
 # Relative to skim.pc itself, so that the installed tree can be moved.

@@ -20,6 +20,7 @@ set(operations "${policy_kernels}|skim/cpu/${name}")
 set(rules
     "skim/skim\\.hpp"                 "${tier_0}|${public_cpu}"
     "skim/cpu/features\\.hpp"         "${simd}|unistd\\.h|sys/syscall\\.h"
+    "skim/cpu/dispatch\\.hpp"          "${std}|${tier_0}"  # a host's units parse no SIMD code
     "skim/cpu/simd/.*"                "${simd}|xsimd/.*|immintrin\\.h|arm_neon\\.h"
     "skim/cpu/kernel/.*"              "${kernel}"
     "${hooks}"                        "${simd}|${hooks}"

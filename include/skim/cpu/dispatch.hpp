@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file One binary for any processor of a family: the operations behind tables of functions, of which there is one for each
+/// level of the processor. Tier 0 alone, so that a host's units parse no SIMD code and need no `-march`.
+///
+///   skim_add_dispatch(host LEVELS x86-64 x86-64-v3 x86-64-v4)       # CMake: one small unit for each level, the best is used
+///   skim::cpu::any_attention op{skim::quoka{}};                     // then as cpu::attention<skim::quoka>
+///   op.run(args, {}, workspace, executor);
+///
+/// It knows the library's policies with their usual parameters; a policy of one's own, other anchors and AMX go through
+/// `cpu::attention<Own>` and so on, in a unit that is compiled for one processor. Bits are those of such a unit.
+#pragma once
+
+#include <skim/append.hpp>
+#include <skim/attention.hpp>
+#include <skim/eviction.hpp>
+#include <skim/evictor/h2o.hpp>
+#include <skim/evictor/keydiff.hpp>
+#include <skim/evictor/random_tokens.hpp>
+#include <skim/evictor/snapkv.hpp>
+#include <skim/evictor/standard.hpp>
+#include <skim/evictor/tova.hpp>
+#include <skim/ffn.hpp>
+#include <skim/linear.hpp>
+#include <skim/math/accumulate.hpp>
+#include <skim/neuron_selector/all_neurons.hpp>
+#include <skim/neuron_selector/calibrated_set.hpp>
+#include <skim/neuron_selector/fastforward.hpp>
+#include <skim/neuron_selector/oracle.hpp>
+#include <skim/neuron_selector/random_neurons.hpp>
+#include <skim/neuron_selector/static_set.hpp>
+#include <skim/selector/dense.hpp>
+#include <skim/selector/quoka.hpp>
+#include <skim/selector/sink_window.hpp>
+
+#include <atomic>
+#include <cstring>
+#include <variant>
+
+namespace skim { inline namespace v0_2 { namespace cpu {
+
+using any_selector = std::variant<dense, quoka, sink_window>;
+using any_evictor = std::variant<standard_evictor, keydiff<>, fast_caote<tova>, fast_caote<snapkv>, tova, snapkv, h2o,
+                                 sink_window, random_tokens>;
+using any_neuron_selector =
+    std::variant<all_neurons, fastforward, calibrated_set, static_set, oracle, random_neurons>;
+using any_accumulate = std::variant<accumulate::widen_fma, accumulate::dot_pairs>;
+
+// Not `detail`: in units that have kernels too, that name is their feature set's.
+namespace level_detail {
+
+/// What a level of x86-64 has that the one before it lacks; a unit says what its compiler was told it may use.
+enum processor_needs : unsigned {
+  sse4_2 = 1,
+  avx2 = 2,           // with fma, f16c, bmi, bmi2: no processor has it without them
+  avx512 = 4,         // bw, cd, dq, vl
+  avx512_bf16 = 8,
+  avx512_vnni = 16,
+};
+
+/// Functions of an operation with one policy, whose address comes first.
+struct attention_functions {
+  report (*check)(const void*, const attention_args&, pointers);
+  std::int64_t (*list_capacity)(const void*, const attention_args&);
+  std::size_t (*workspace_bytes)(const void*, const attention_args&, unsigned);
+  cost_estimate (*cost)(const void*, const attention_args&);
+  report (*run)(const void*, const attention_args&, memory, memory, executor_ref);
+  report (*select)(const void*, const attention_args&, const index_lists&, memory, memory, executor_ref);
+};
+struct attend_functions {
+  std::size_t (*workspace_bytes)(const attention_args&, std::int64_t, unsigned);
+  report (*run)(const attention_args&, const index_lists&, memory, executor_ref);
+};
+struct eviction_functions {
+  report (*check)(const void*, const eviction_args&, pointers);
+  std::size_t (*state_bytes)(const void*, const eviction_args&);
+  std::size_t (*workspace_bytes)(const void*, const eviction_args&, unsigned);
+  cost_estimate (*cost)(const void*, const eviction_args&);
+  report (*reset)(const void*, const eviction_args&, memory, executor_ref);
+  report (*observe)(const void*, const eviction_args&, memory, memory, executor_ref);
+  report (*score)(const void*, const eviction_args&, tensor_view<float, 2>, memory, memory, executor_ref);
+  report (*choose)(const void*, const eviction_args&, tensor_view<const float, 2>, const index_lists&, memory,
+                   executor_ref);
+  report (*compact)(const void*, const eviction_args&, const index_lists&, memory, memory, executor_ref);
+  report (*run)(const void*, const eviction_args&, const index_lists&, memory, memory, executor_ref);
+};
+struct ffn_functions {
+  report (*check)(const void*, const ffn_args&, pointers);
+  std::size_t (*state_bytes)(const void*, const ffn_args&);
+  std::size_t (*workspace_bytes)(const void*, const ffn_args&, unsigned);
+  cost_estimate (*cost)(const void*, const ffn_args&);
+  report (*reset)(const void*, const ffn_args&, memory, executor_ref);
+  report (*run)(const void*, const ffn_args&, memory, memory, executor_ref);
+};
+struct linear_functions {
+  std::size_t (*workspace_bytes)(const linear_args&, unsigned);
+  report (*run)(const linear_args&, memory, executor_ref);
+};
+
+inline constexpr std::size_t accumulates = std::variant_size_v<any_accumulate>;
+
+/// All of one level. Alternatives are counted as in the variants.
+struct level_functions {
+  const char* name;
+  const char* feature_set;
+  unsigned needs;
+  attention_functions attention[std::variant_size_v<any_selector>][accumulates];
+  attend_functions attend[accumulates];
+  eviction_functions eviction[std::variant_size_v<any_evictor>];
+  ffn_functions ffn[std::variant_size_v<any_neuron_selector>][accumulates];
+  linear_functions linear[accumulates];
+  report (*append)(const append_args&, executor_ref);
+  report (*pool_scores)(tensor_view<const float, 2>, tensor_view<float, 2>, executor_ref);
+};
+
+/// What `skim_add_dispatch` compiled, in its order, null behind the last.
+extern const level_functions* const dispatch_levels[];
+
+inline bool runs_here(const level_functions& level) {
+#if defined(__x86_64__)
+  const bool v2 = __builtin_cpu_supports("sse4.2"), v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool v4 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const unsigned has = (v2 ? sse4_2 : 0u) | (v3 ? avx2 : 0u) | (v4 ? avx512 : 0u) |
+                       (__builtin_cpu_supports("avx512bf16") ? avx512_bf16 : 0u) |
+                       (__builtin_cpu_supports("avx512vnni") ? avx512_vnni : 0u);
+  return (level.needs & ~has) == 0;
+#else
+  return level.needs == 0;
+#endif
+}
+
+/// Null where no level that was compiled runs here.
+inline const level_functions* best_level() {
+  const level_functions* best = nullptr;
+  for (const level_functions* const* each = dispatch_levels; *each; ++each) {
+    if (runs_here(**each)) best = *each;
+  }
+  return best;
+}
+
+inline std::atomic<const level_functions*>& chosen_level() {
+  static std::atomic<const level_functions*> chosen{best_level()};
+  return chosen;
+}
+
+inline const level_functions& level_now() {
+  const level_functions* const chosen = chosen_level().load(std::memory_order_relaxed);
+  SKIM_ASSERT(chosen && "no level runs on this processor: ask cpu::level_name() first");
+  return *chosen;
+}
+
+template <class... Policies>
+const void* address_of(const std::variant<Policies...>& policy) {
+  return std::visit([](const auto& held) -> const void* { return &held; }, policy);
+}
+
+}  // namespace detail
+
+/// The level that computes: the last of those given to `skim_add_dispatch` that this processor has. Null where it has none;
+/// then nothing here may be called.
+inline const char* level_name() {
+  const level_detail::level_functions* const chosen = level_detail::chosen_level().load(std::memory_order_relaxed);
+  return chosen ? chosen->name : nullptr;
+}
+
+/// As `feature_set` in the units of that level.
+inline const char* level_feature_set() { return level_detail::level_now().feature_set; }
+
+/// Calls `action(name, whether it runs here)` for each level that was compiled.
+template <class Action>
+void for_each_level(const Action& action) {
+  for (const level_detail::level_functions* const* each = level_detail::dispatch_levels; *each; ++each) {
+    action((*each)->name, level_detail::runs_here(**each));
+  }
+}
+
+/// Computes at another level from now on; for a host's start-up and for tests, as workspaces differ. False, and nothing
+/// changes, where there is no such level or this processor lacks it.
+inline bool use_level(const char* name) {
+  for (const level_detail::level_functions* const* each = level_detail::dispatch_levels; *each; ++each) {
+    if (std::strcmp((*each)->name, name) != 0 || !level_detail::runs_here(**each)) continue;
+    level_detail::chosen_level().store(*each, std::memory_order_relaxed);
+    return true;
+  }
+  return false;
+}
+
+/// See `cpu::attention` for all of these; none of its selectors here keeps a state.
+struct any_attention {
+  any_selector selector{};
+  any_accumulate accumulate{};
+
+  report check(const attention_args& args) const { return now().check(policy(), args, pointers::required); }
+  report check_shape(const attention_args& args) const { return now().check(policy(), args, pointers::ignored); }
+  policy_needs needs() const {
+    return std::visit([](const auto& held) { return needs_of(held); }, selector);
+  }
+  std::int64_t block_rows() const {
+    return std::visit([](const auto& held) { return kept_by(held, 0).every; }, selector);
+  }
+  std::int64_t list_capacity(const attention_args& args) const { return now().list_capacity(policy(), args); }
+  std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
+    return now().workspace_bytes(policy(), args, workers);
+  }
+  cost_estimate cost(const attention_args& args) const { return now().cost(policy(), args); }
+  report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
+    return now().run(policy(), args, state, workspace, executor);
+  }
+  report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
+                executor_ref executor) const {
+    return now().select(policy(), args, lists, state, workspace, executor);
+  }
+
+ private:
+  const void* policy() const { return level_detail::address_of(selector); }
+  const level_detail::attention_functions& now() const {
+    return level_detail::level_now().attention[selector.index()][accumulate.index()];
+  }
+};
+
+/// See `cpu::attend`.
+struct any_attend {
+  any_accumulate accumulate{};
+
+  std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
+    return now().workspace_bytes(args, block_rows, workers);
+  }
+  report run(const attention_args& args, const index_lists& lists, memory workspace, executor_ref executor) const {
+    return now().run(args, lists, workspace, executor);
+  }
+
+ private:
+  const level_detail::attend_functions& now() const { return level_detail::level_now().attend[accumulate.index()]; }
+};
+
+/// See `cpu::eviction`.
+struct any_eviction {
+  any_evictor evictor{};
+
+  report check(const eviction_args& args) const { return now().check(policy(), args, pointers::required); }
+  report check_shape(const eviction_args& args) const { return now().check(policy(), args, pointers::ignored); }
+  policy_needs needs() const {
+    return std::visit([](const auto& held) { return needs_of(held); }, evictor);
+  }
+  std::size_t state_bytes(const eviction_args& args) const { return now().state_bytes(policy(), args); }
+  std::size_t workspace_bytes(const eviction_args& args, unsigned workers) const {
+    return now().workspace_bytes(policy(), args, workers);
+  }
+  cost_estimate cost(const eviction_args& args) const { return now().cost(policy(), args); }
+  report reset(const eviction_args& args, memory state, executor_ref executor) const {
+    return now().reset(policy(), args, state, executor);
+  }
+  report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
+    return now().observe(policy(), args, state, workspace, executor);
+  }
+  report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+               executor_ref executor) const {
+    return now().score(policy(), args, scores, state, workspace, executor);
+  }
+  report choose(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                memory workspace, executor_ref executor) const {
+    return now().choose(policy(), args, scores, lists, workspace, executor);
+  }
+  report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+                 executor_ref executor) const {
+    return now().compact(policy(), args, lists, state, workspace, executor);
+  }
+  report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+             executor_ref executor) const {
+    return now().run(policy(), args, lists, state, workspace, executor);
+  }
+
+ private:
+  const void* policy() const { return level_detail::address_of(evictor); }
+  const level_detail::eviction_functions& now() const { return level_detail::level_now().eviction[evictor.index()]; }
+};
+
+/// See `cpu::ffn`.
+struct any_ffn {
+  any_neuron_selector selector{};
+  any_accumulate accumulate{};
+
+  report check(const ffn_args& args) const { return now().check(policy(), args, pointers::required); }
+  report check_shape(const ffn_args& args) const { return now().check(policy(), args, pointers::ignored); }
+  std::size_t state_bytes(const ffn_args& args) const { return now().state_bytes(policy(), args); }
+  std::size_t workspace_bytes(const ffn_args& args, unsigned workers) const {
+    return now().workspace_bytes(policy(), args, workers);
+  }
+  cost_estimate cost(const ffn_args& args) const { return now().cost(policy(), args); }
+  report reset(const ffn_args& args, memory state, executor_ref executor) const {
+    return now().reset(policy(), args, state, executor);
+  }
+  report run(const ffn_args& args, memory state, memory workspace, executor_ref executor) const {
+    return now().run(policy(), args, state, workspace, executor);
+  }
+
+ private:
+  const void* policy() const { return level_detail::address_of(selector); }
+  const level_detail::ffn_functions& now() const {
+    return level_detail::level_now().ffn[selector.index()][accumulate.index()];
+  }
+};
+
+/// See `cpu::linear`.
+struct any_linear {
+  any_accumulate accumulate{};
+
+  report check(const linear_args& args) const { return skim::check(args); }
+  report check_shape(const linear_args& args) const { return skim::check_shape(args); }
+  std::size_t workspace_bytes(const linear_args& args, unsigned workers) const {
+    return now().workspace_bytes(args, workers);
+  }
+  cost_estimate cost(const linear_args& args) const { return linear_cost(args); }
+  report run(const linear_args& args, memory workspace, executor_ref executor) const {
+    return now().run(args, workspace, executor);
+  }
+
+ private:
+  const level_detail::linear_functions& now() const { return level_detail::level_now().linear[accumulate.index()]; }
+};
+
+/// See `cpu::append` and `cpu::pool_scores`.
+inline report any_append(const append_args& args, executor_ref executor) {
+  return level_detail::level_now().append(args, executor);
+}
+inline report any_pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
+  return level_detail::level_now().pool_scores(scores, pooled, executor);
+}
+
+}}}  // namespace skim::v0_2::cpu
