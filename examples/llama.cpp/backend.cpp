@@ -3,15 +3,18 @@
 ///
 /// It is an accelerator device beside the CPU's, as ggml's BLAS backend is: it works in the host's buffers, so nothing is
 /// copied, and the scheduler hands it what `supports_op` accepts. Rows of generation are refused and stay with the host.
+#include "cache_watch.hpp"
 #include "settings.hpp"
 
-#include <skim/cpu/selector/quoka.hpp>
+#include <skim/cpu/dispatch.hpp>
 #include <skim/interop/ggml.hpp>
 
 #include <ggml-backend-impl.h>
 #include <omp.h>
 
+#include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <unordered_set>
@@ -20,12 +23,16 @@ namespace {
 
 using namespace skim_llama;
 
-std::mutex mutex;                        // of what all contexts share, the next two
+std::mutex mutex;                        // of what all contexts share, down to `watching`
 std::shared_ptr<const settings> wanted;  // set before the device can be found
 /// Caches, by their address, that a node with many rows has been seen of. llama.cpp asks for a graph with one token a
 /// sequence first, and turns flash attention off if that is not computed where the layer lives; so short nodes are taken
 /// once there was a long one, and not before.
 std::unordered_set<const void*> known_caches;
+
+struct backend_context;
+backend_context* computed_last = nullptr;  // of those that are watched
+std::atomic<bool> watching{false};
 
 constexpr std::int64_t least_rows = 4;  // fewer are generation
 std::int64_t many_rows = 64 + 1;        // more than llama.cpp asks for first: a token for each of -np sequences
@@ -69,24 +76,55 @@ struct openmp_executor {
 /// What one context of llama.cpp computes with.
 struct backend_context {
   std::shared_ptr<const settings> now;  // none before the first graph
-  std::unique_ptr<skim::ggml_attention<skim::quoka>> sparse;
-  skim::ggml_attention<> dense;
+  std::unique_ptr<skim::ggml_attention<skim::cpu::any_attention>> attention;
   int threads = omp_get_max_threads();
+  std::unique_ptr<cache_watch> watch;  // where eviction is on
 
   skim::report compute(ggml_tensor& node) {
-    const skim::ggml_operands x = skim::ggml_operands_of(node);
-    return sparse ? sparse->compute(x, openmp_executor{threads}) : dense.compute(x, openmp_executor{threads});
+    if (watching && !watch) watch = std::make_unique<cache_watch>();
+    if (watch) {
+      watch->see(node);
+      const std::lock_guard<std::mutex> hold(mutex);
+      computed_last = this;
+    }
+    return attention->compute(skim::ggml_operands_of(node), openmp_executor{threads});
   }
 
   void look_at_settings() {
     const auto next = current();
     if (next == now) return;
     now = next;
-    sparse.reset();
-    if (now->quoka)
-      sparse = std::make_unique<skim::ggml_attention<skim::quoka>>(skim::cpu::attention<skim::quoka>{*now->quoka});
+    skim::cpu::any_attention op;
+    if (now->quoka) op.selector = *now->quoka;
+    attention = std::make_unique<skim::ggml_attention<skim::cpu::any_attention>>(op);
   }
 };
+
+/// From now on the caches of contexts are watched (or, at 0, no more), for `leaving`.
+void watch(int on) {
+  watching = on != 0;
+}
+
+/// Of the `tokens` tokens of the one sequence that the context holds which computed last, counted in the order in which they
+/// came, which have to leave so that `budget` stay: by "standard", skim's evictor, or "keydiff", the paper's. Writes them to
+/// `out`, ascending, and counts them as gone: take each one's position out of the context, by llama_memory_seq_rm. The
+/// number of them; -1, with a line on stderr, where that is not what was seen.
+std::int64_t leaving(const char* rule, std::int64_t tokens, std::int64_t budget, std::int32_t* out) {
+  skim::cpu::any_eviction op{skim::evictors::standard(budget)};
+  if (std::strcmp(rule, "keydiff") == 0) op.evictor = skim::keydiff<>{skim::retention::budget(budget)};
+  std::vector<std::int32_t> chosen;
+  const std::lock_guard<std::mutex> hold(mutex);
+  skim::report answer =
+      skim::fault(skim::status::null_pointer, "a context that is watched", "none", "one that computed");
+  if (computed_last) answer = computed_last->watch->choose(op, tokens, openmp_executor{computed_last->threads}, chosen);
+  if (!answer) {
+    char text[256];
+    std::fprintf(stderr, "skim: %s\n", skim::describe(answer, text, sizeof text));
+    return -1;
+  }
+  std::copy(chosen.begin(), chosen.end(), out);
+  return static_cast<std::int64_t>(chosen.size());
+}
 
 bool takes(const ggml_tensor& node) {
   if (node.op != GGML_OP_FLASH_ATTN_EXT || !node.src[0] || !node.src[1] || !current()->on) return false;
@@ -124,10 +162,11 @@ ggml_backend_t new_backend(ggml_backend_dev_t device, const char*) {
   ggml_backend_i calls = {};
   calls.get_name = [](ggml_backend_t) { return "skim"; };
   calls.free = [](ggml_backend_t backend) {
+    const std::lock_guard<std::mutex> hold(mutex);
+    if (computed_last == &context_of(backend)) computed_last = nullptr;
     delete &context_of(backend);
     delete backend;
     // Another cache may come to lie where one of this context's was; those of others are seen again with their next chunk.
-    const std::lock_guard<std::mutex> hold(mutex);
     known_caches.clear();
   };
   calls.graph_compute = compute_graph;
@@ -168,6 +207,8 @@ void* find_function(ggml_backend_reg_t, const char* name) {
   const std::string wanted_name = name;
   if (wanted_name == "ggml_backend_set_n_threads") return reinterpret_cast<void*>(set_n_threads);
   if (wanted_name == "skim_configure") return reinterpret_cast<void*>(configure);
+  if (wanted_name == "skim_watch") return reinterpret_cast<void*>(watch);
+  if (wanted_name == "skim_leaving") return reinterpret_cast<void*>(leaving);
   return nullptr;
 }
 
@@ -185,24 +226,6 @@ ggml_backend_reg_t registration() {
   return &reg;
 }
 
-/// Whether the processor has what this file was compiled for.
-bool processor_fits() {
-  bool fits = true;
-#if defined(__x86_64__)
-#if defined(__AVX2__)
-  fits = fits && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-#if defined(__AVX512F__)
-  fits = fits && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-#if defined(__AVX512BF16__)
-  fits = fits && __builtin_cpu_supports("avx512bf16");
-#endif
-#endif
-  return fits;
-}
-
 }  // namespace
 
 /// What ggml looks for in a backend that it loads; a host that links this file registers it with
@@ -215,6 +238,14 @@ GGML_BACKEND_API int ggml_backend_score();
 ggml_backend_reg_t ggml_backend_init() {
   try {
     const auto text = [](const char* name) { return std::string(std::getenv(name) ? std::getenv(name) : ""); };
+    if (const std::string level = text("SKIM_LEVEL"); !level.empty() && !skim::cpu::use_level(level.c_str())) {
+      std::string here;
+      skim::cpu::for_each_level([&](const char* name, bool runs) {
+        if (runs) here += std::string(here.empty() ? "" : ", ") + name;
+      });
+      throw std::invalid_argument("'SKIM_LEVEL=" + level + "' is no level that runs here, expected one of " + here);
+    }
+    if (!skim::cpu::level_name()) throw std::invalid_argument("this processor has none of the levels it was built for");
     if (const std::string rows = text("SKIM_ROWS"); !rows.empty()) many_rows = whole_number("SKIM_ROWS=" + rows, rows);
     wanted = std::make_shared<const settings>(settings_of(text("SKIM_QUOKA")));
   } catch (const std::invalid_argument& refused) {
@@ -223,13 +254,13 @@ ggml_backend_reg_t ggml_backend_init() {
   }
   std::fprintf(
       stderr,
-      "skim: %s, for chunks of 4 rows and more with a cache of f32, f16 or bf16; with more than 64 sequences in "
+      "skim: %s, by %s, for chunks of 4 rows and more with a cache of f32, f16 or bf16; with more than 64 sequences in "
       "one cache set -fa on\n",
-      current()->line.c_str());
+      current()->line.c_str(), skim::cpu::level_name());
   return registration();
 }
 
 /// 0: cannot run here.
 int ggml_backend_score() {
-  return processor_fits() ? 1 : 0;
+  return skim::cpu::level_name() ? 1 : 0;
 }

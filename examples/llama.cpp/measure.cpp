@@ -25,13 +25,17 @@ using json = nlohmann::json;
 
 struct method {
   std::string name, setting;  // what `SKIM_QUOKA` would say
+  std::string evictor;        // none: the cache holds the prompt; else, of a cache of `bounded_tokens`
 };
 
-const std::vector<method> methods = {{"llama.cpp", "off"},
-                                     {"skim dense", "dense"},
-                                     {"QUOKA 512", "budget=512"},
-                                     {"QUOKA 1024", "budget=1024"},
-                                     {"QUOKA, paper's rule 1024", "paper,budget=1024"}};
+constexpr int bounded_tokens = 2048;
+const std::vector<method> methods = {{"llama.cpp", "off", ""},
+                                     {"skim dense", "dense", ""},
+                                     {"QUOKA 512", "budget=512", ""},
+                                     {"QUOKA 1024", "budget=1024", ""},
+                                     {"QUOKA, paper's rule 1024", "paper,budget=1024", ""},
+                                     {"standard evictor 2048", "dense", "standard"},
+                                     {"KeyDiff 2048", "dense", "keydiff"}};
 
 struct options {
   std::string model, backend, text, out;
@@ -39,13 +43,20 @@ struct options {
   int length = 4096, prompts = 2, ubatch = 512, threads = 2, repeats = 3;
 };
 
-using configure_function = const char* (*)(const char*);
+/// What the backend offers beside attention.
+struct backend_functions {
+  const char* (*configure)(const char*);
+  void (*watch)(int);
+  std::int64_t (*leaving)(const char* rule, std::int64_t tokens, std::int64_t budget, std::int32_t* out);
+};
+backend_functions skim_backend;
+
 using model_pointer = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using context_pointer = std::unique_ptr<llama_context, decltype(&llama_free)>;
 
-context_pointer new_context(llama_model& model, const options& chosen) {
+context_pointer new_context(llama_model& model, const options& chosen, const method& used) {
   llama_context_params params = llama_context_default_params();
-  params.n_ctx = static_cast<std::uint32_t>(chosen.length);
+  params.n_ctx = static_cast<std::uint32_t>(used.evictor.empty() ? chosen.length : bounded_tokens + chosen.ubatch);
   params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(chosen.ubatch);
   params.n_threads = params.n_threads_batch = chosen.threads;
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -54,11 +65,26 @@ context_pointer new_context(llama_model& model, const options& chosen) {
   return context;
 }
 
-/// The prompt, chunk by chunk; `look(place, logits)` sees the places that `wanted` has, ascending.
+/// Lets tokens leave the cache, whose positions are `held`, so that `bounded_tokens` stay.
+void evict(llama_context& context, const std::string& evictor, std::vector<llama_pos>& held) {
+  if (held.size() <= static_cast<std::size_t>(bounded_tokens)) return;
+  std::vector<std::int32_t> leaving(held.size());
+  const std::int64_t count =
+      skim_backend.leaving(evictor.c_str(), static_cast<std::int64_t>(held.size()), bounded_tokens, leaving.data());
+  if (count < 0) throw std::runtime_error("the backend did not see the cache");
+  for (std::int64_t i = count - 1; i >= 0; --i) {
+    const auto at = held.begin() + leaving[static_cast<std::size_t>(i)];
+    llama_memory_seq_rm(llama_get_memory(&context), 0, *at, *at + 1);
+    held.erase(at);
+  }
+}
+
+/// The prompt, chunk by chunk; `look(i, logits)` sees place wanted[i] of those, which ascend, several threads at once.
 template <class Look>
-void read_prompt(llama_context& context, const tokens& text, int ubatch, const std::vector<int>& wanted,
-                 const Look& look) {
+void read_prompt(llama_context& context, const tokens& text, int ubatch, const std::string& evictor,
+                 const std::vector<int>& wanted, const Look& look) {
   std::size_t next = 0;
+  std::vector<llama_pos> held;
   for (int begin = 0; begin < static_cast<int>(text.size()); begin += ubatch) {
     const int end = std::min(begin + ubatch, static_cast<int>(text.size()));
     llama_batch batch = llama_batch_init(end - begin, 0, 1);
@@ -75,7 +101,11 @@ void read_prompt(llama_context& context, const tokens& text, int ubatch, const s
     const int code = llama_decode(&context, batch);
     llama_batch_free(batch);
     if (code != 0) throw std::runtime_error("llama_decode says " + std::to_string(code));
-    for (; next < behind; ++next) look(wanted[next], llama_get_logits_ith(&context, wanted[next] - begin));
+#pragma omp parallel for
+    for (std::size_t i = next; i < behind; ++i) look(i, llama_get_logits_ith(&context, wanted[i] - begin));
+    next = behind;
+    for (int i = begin; i < end; ++i) held.push_back(i);
+    if (!evictor.empty() && end < static_cast<int>(text.size())) evict(context, evictor, held);
   }
   llama_synchronize(&context);
 }
@@ -92,28 +122,32 @@ verdict judge(const float* logits, int vocabulary, llama_token token) {
   return {std::log(sum) + static_cast<double>(*best - logits[token]), best - logits == token};
 }
 
-json quality(llama_context& context, int vocabulary, const prompt& asked, int ubatch) {
+json quality(llama_context& context, int vocabulary, const prompt& asked, int ubatch, const std::string& evictor) {
   std::map<int, bool> places;  // whose next token is judged, and whether that is an answer's
   for (const int at : asked.prose) places[at - 1] = false;
   for (const int at : asked.answers) places[at - 1] = true;
   std::vector<int> wanted;
   for (const auto& [place, is_answer] : places) wanted.push_back(place);
+  std::vector<verdict> found(wanted.size());
+  read_prompt(context, asked.text, ubatch, evictor, wanted, [&](std::size_t i, const float* logits) {
+    found[i] = judge(logits, vocabulary, asked.text[static_cast<std::size_t>(wanted[i]) + 1]);
+  });
   double loss = 0;
   int right = 0;
-  read_prompt(context, asked.text, ubatch, wanted, [&](int place, const float* logits) {
-    const verdict found = judge(logits, vocabulary, asked.text[static_cast<std::size_t>(place) + 1]);
-    if (places[place]) {
-      right += found.right;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    if (places[wanted[i]]) {
+      right += found[i].right;
     } else {
-      loss += found.loss;
+      loss += found[i].loss;
     }
-  });
+  }
   return {{"nll", loss / static_cast<double>(asked.prose.size())}, {"right", right}, {"answers", asked.answers.size()}};
 }
 
-double seconds_of(llama_context& context, const prompt& asked, int ubatch) {
+double seconds_of(llama_context& context, const prompt& asked, int ubatch, const std::string& evictor) {
   const auto start = std::chrono::steady_clock::now();
-  read_prompt(context, asked.text, ubatch, {static_cast<int>(asked.text.size()) - 1}, [](int, const float*) {});
+  read_prompt(context, asked.text, ubatch, evictor, {static_cast<int>(asked.text.size()) - 1},
+              [](std::size_t, const float*) {});
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -229,8 +263,14 @@ void measure(const options& chosen) {
   if (!ggml_backend_load(chosen.backend.c_str())) throw std::runtime_error(chosen.backend + " cannot be loaded");
   ggml_backend_load_all();
   llama_backend_init();
-  const auto configure = reinterpret_cast<configure_function>(
-      ggml_backend_reg_get_proc_address(ggml_backend_reg_by_name("skim"), "skim_configure"));
+  const auto find = [](const char* name, auto& function) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(
+        ggml_backend_reg_get_proc_address(ggml_backend_reg_by_name("skim"), name));
+    if (!function) throw std::runtime_error(std::string("the backend has no ") + name);
+  };
+  find("skim_configure", skim_backend.configure);
+  find("skim_watch", skim_backend.watch);
+  find("skim_leaving", skim_backend.leaving);
   const model_pointer model(llama_model_load_from_file(chosen.model.c_str(), llama_model_default_params()),
                             llama_model_free);
   if (!model) throw std::invalid_argument("--model " + chosen.model + " cannot be loaded");
@@ -259,8 +299,10 @@ void measure(const options& chosen) {
     json& rows = found.of(each.name)[list];
     if (static_cast<int>(rows.size()) <= have) {
       show(each.name + ", " + what);
-      if (const char* const problem = configure(each.setting.c_str())) throw std::invalid_argument(problem);
-      const context_pointer context = new_context(*model, chosen);
+      if (const char* const problem = skim_backend.configure(each.setting.c_str()))
+        throw std::invalid_argument(problem);
+      skim_backend.watch(!each.evictor.empty());
+      const context_pointer context = new_context(*model, chosen, each);
       rows.push_back(run(*context));
       found.save();
       ++fresh;
@@ -271,14 +313,15 @@ void measure(const options& chosen) {
     const prompt asked = make_prompt(vocab, words, chosen.length, 0);
     for (const method& each : used) {
       turn(each, "seconds", r, "timed " + std::to_string(r + 1),
-           [&](llama_context& context) { return seconds_of(context, asked, chosen.ubatch); });
+           [&](llama_context& context) { return seconds_of(context, asked, chosen.ubatch, each.evictor); });
     }
   }
   for (int i = 0; i < chosen.prompts; ++i) {
     const prompt asked = make_prompt(vocab, words, chosen.length, i);
     for (const method& each : used) {
-      turn(each, "prompts", i, "prompt " + std::to_string(i + 1),
-           [&](llama_context& context) { return quality(context, llama_vocab_n_tokens(vocab), asked, chosen.ubatch); });
+      turn(each, "prompts", i, "prompt " + std::to_string(i + 1), [&](llama_context& context) {
+        return quality(context, llama_vocab_n_tokens(vocab), asked, chosen.ubatch, each.evictor);
+      });
     }
   }
   std::printf(

@@ -31,7 +31,7 @@ set(rules
     "skim/interop/safetensors(_writer)?\\.hpp"  "${std}|${tier_0}|nlohmann/.*|skim/interop/safetensors\\.hpp"
     "skim/interop/(fitted_fastforward|mask_reader)\\.hpp"  "${std}|${tier_0}"  # an engine that only loads needs no Eigen
     "skim/interop/ggml_operands\\.hpp"  "${std}|${tier_0}|ggml\\.h"
-    "skim/interop/ggml\\.hpp"  "${std}|${tier_0}|${public_cpu}|skim/interop/(ggml_operands|mask_reader)\\.hpp"
+    "skim/interop/ggml\\.hpp"  "${std}|${tier_0}|skim/interop/(ggml_operands|mask_reader)\\.hpp"
     "skim/interop/fastforward_file\\.hpp"
       "${std}|${tier_0}|nlohmann/.*|skim/interop/(fitted_fastforward|safetensors(_writer)?)\\.hpp"
     "skim/calibrate/.*"

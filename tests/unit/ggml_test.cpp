@@ -229,7 +229,7 @@ TEST_P(ggml_node, is_attention_under_its_mask) {
   node_memory memory(GetParam());
   const skim::ggml_operands x = skim::ggml_operands_of(memory.node);
   ASSERT_TRUE(skim::check(x).ok());
-  skim::ggml_attention<> attention;
+  skim::ggml_attention<skim::cpu::attention<>> attention;
   const skim::report answer = attention.compute(x, skim::serial_executor{});
   char text[200];
   ASSERT_TRUE(answer.ok()) << skim::describe(answer, text, sizeof text);
@@ -251,7 +251,7 @@ problem causal(std::int64_t past) {
 TEST(GgmlAttention, ReadsAMaskOnceInAGraph) {
   node_memory first(causal(100), 1), second(causal(100), 5);
   second.node.src[3] = &first.mask.tensor;
-  skim::ggml_attention<> attention;
+  skim::ggml_attention<skim::cpu::attention<>> attention;
   const auto compute = [&](node_memory& memory) {
     const skim::report answer = attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{});
     char text[200];
@@ -285,8 +285,8 @@ TEST(GgmlAttention, ThinsWhatIsCausal) {
   const auto outputs = [&](const problem& p, bool sparse) {
     node_memory memory(p);
     const skim::ggml_operands x = skim::ggml_operands_of(memory.node);
-    skim::ggml_attention<skim::quoka> thinned{skim::cpu::attention<skim::quoka>{rule}};
-    skim::ggml_attention<> dense;
+    skim::ggml_attention<skim::cpu::attention<skim::quoka>, skim::cpu::attention<>> thinned{{rule}};
+    skim::ggml_attention<skim::cpu::attention<>> dense;
     EXPECT_TRUE(
         (sparse ? thinned.compute(x, skim::serial_executor{}) : dense.compute(x, skim::serial_executor{})).ok());
     return memory.out.bytes;
@@ -305,10 +305,10 @@ TEST(GgmlAttention, IsAnOpOfAGraph) {
     problem p = causal(100);
     p.sinks = sinks;
     node_memory memory(p);
-    skim::ggml_attention<> alone, shared;
+    skim::ggml_attention<skim::cpu::attention<>> alone, shared;
     ASSERT_TRUE(alone.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{}).ok());
     ggml_context graph;
-    skim::ggml_attention_op<> op;
+    skim::ggml_attention_op<skim::cpu::attention<>> op;
     op.attention = &shared;
     op.scale = 0.3f;
     ggml_tensor* const made = op.node(&graph, &memory.q.tensor, &memory.k.tensor, &memory.v.tensor, &memory.mask.tensor,
@@ -332,7 +332,7 @@ TEST(GgmlAttention, OfNothing) {
       problem p{"nothing", rows, rows == 0 ? 8 : 0};
       if (masked) p.mask = of([](auto, auto, auto) { return true; });
       node_memory memory(p);
-      skim::ggml_attention<> attention;
+      skim::ggml_attention<skim::cpu::attention<>> attention;
       EXPECT_TRUE(attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{}).ok());
       memory.out.for_each([](void* at) { EXPECT_EQ(skim::load_element(at, skim::element::f32, 0), 0.0f); });
     }

@@ -41,8 +41,7 @@ namespace skim { inline namespace v0_2 { namespace cpu {
 using any_selector = std::variant<dense, quoka, sink_window>;
 using any_evictor = std::variant<standard_evictor, keydiff<>, fast_caote<tova>, fast_caote<snapkv>, tova, snapkv, h2o,
                                  sink_window, random_tokens>;
-using any_neuron_selector =
-    std::variant<all_neurons, fastforward, calibrated_set, static_set, oracle, random_neurons>;
+using any_neuron_selector = std::variant<all_neurons, fastforward, calibrated_set, static_set, oracle, random_neurons>;
 using any_accumulate = std::variant<accumulate::widen_fma, accumulate::dot_pairs>;
 
 // Not `detail`: in units that have kernels too, that name is their feature set's.
@@ -51,8 +50,8 @@ namespace level_detail {
 /// What a level of x86-64 has that the one before it lacks; a unit says what its compiler was told it may use.
 enum processor_needs : unsigned {
   sse4_2 = 1,
-  avx2 = 2,           // with fma, f16c, bmi, bmi2: no processor has it without them
-  avx512 = 4,         // bw, cd, dq, vl
+  avx2 = 2,    // with fma, f16c, bmi, bmi2: no processor has it without them
+  avx512 = 4,  // bw, cd, dq, vl
   avx512_bf16 = 8,
   avx512_vnni = 16,
 };
@@ -117,7 +116,8 @@ extern const level_functions* const dispatch_levels[];
 
 inline bool runs_here(const level_functions& level) {
 #if defined(__x86_64__)
-  const bool v2 = __builtin_cpu_supports("sse4.2"), v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool v2 = __builtin_cpu_supports("sse4.2"),
+             v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool v4 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const unsigned has = (v2 ? sse4_2 : 0u) | (v3 ? avx2 : 0u) | (v4 ? avx512 : 0u) |
@@ -154,7 +154,7 @@ const void* address_of(const std::variant<Policies...>& policy) {
   return std::visit([](const auto& held) -> const void* { return &held; }, policy);
 }
 
-}  // namespace detail
+}  // namespace level_detail
 
 /// The level that computes: the last of those given to `skim_add_dispatch` that this processor has. Null where it has none;
 /// then nothing here may be called.
@@ -164,7 +164,9 @@ inline const char* level_name() {
 }
 
 /// As `feature_set` in the units of that level.
-inline const char* level_feature_set() { return level_detail::level_now().feature_set; }
+inline const char* level_feature_set() {
+  return level_detail::level_now().feature_set;
+}
 
 /// Calls `action(name, whether it runs here)` for each level that was compiled.
 template <class Action>

@@ -86,31 +86,30 @@ constexpr attend_functions functions_of_attend() {
 template <class Policy>
 constexpr eviction_functions functions_of_eviction() {
   using op = cpu::eviction<Policy>;
-  return {[](const void* p, const eviction_args& args, pointers given) {
-            const op made{held<Policy>(p)};
-            return given == pointers::required ? made.check(args) : made.check_shape(args);
-          },
-          [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.state_bytes(args); },
-          [](const void* p, const eviction_args& args, unsigned workers) {
-            return op{held<Policy>(p)}.workspace_bytes(args, workers);
-          },
-          [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.cost(args); },
-          [](const void* p, const eviction_args& args, memory state, executor_ref on) {
-            return op{held<Policy>(p)}.reset(args, state, on);
-          },
-          [](const void* p, const eviction_args& args, memory state, memory workspace, executor_ref on) {
-            return op{held<Policy>(p)}.observe(args, state, workspace, on);
-          },
-          [](const void* p, const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
-             executor_ref on) { return op{held<Policy>(p)}.score(args, scores, state, workspace, on); },
-          [](const void* p, const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
-             memory workspace, executor_ref on) {
-            return op{held<Policy>(p)}.choose(args, scores, lists, workspace, on);
-          },
-          [](const void* p, const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-             executor_ref on) { return op{held<Policy>(p)}.compact(args, lists, state, workspace, on); },
-          [](const void* p, const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-             executor_ref on) { return op{held<Policy>(p)}.run(args, lists, state, workspace, on); }};
+  return {
+      [](const void* p, const eviction_args& args, pointers given) {
+        const op made{held<Policy>(p)};
+        return given == pointers::required ? made.check(args) : made.check_shape(args);
+      },
+      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.state_bytes(args); },
+      [](const void* p, const eviction_args& args, unsigned workers) {
+        return op{held<Policy>(p)}.workspace_bytes(args, workers);
+      },
+      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.cost(args); },
+      [](const void* p, const eviction_args& args, memory state, executor_ref on) {
+        return op{held<Policy>(p)}.reset(args, state, on);
+      },
+      [](const void* p, const eviction_args& args, memory state, memory workspace, executor_ref on) {
+        return op{held<Policy>(p)}.observe(args, state, workspace, on);
+      },
+      [](const void* p, const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+         executor_ref on) { return op{held<Policy>(p)}.score(args, scores, state, workspace, on); },
+      [](const void* p, const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+         memory workspace, executor_ref on) { return op{held<Policy>(p)}.choose(args, scores, lists, workspace, on); },
+      [](const void* p, const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+         executor_ref on) { return op{held<Policy>(p)}.compact(args, lists, state, workspace, on); },
+      [](const void* p, const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+         executor_ref on) { return op{held<Policy>(p)}.run(args, lists, state, workspace, on); }};
 }
 
 template <class Policy, class Accumulate>

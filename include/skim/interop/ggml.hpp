@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file ggml's attention node, `GGML_OP_FLASH_ATTN_EXT` or a custom op with its operands, computed by skim. Needs ggml.h
-/// alone, which the host brings. Allocates.
+/// alone, which the host brings, and an operation: one of `cpu/attention.hpp` or, for any processor, `cpu/dispatch.hpp`.
+/// Allocates.
 ///
-///   skim::ggml_attention<skim::quoka> attention;               // one per context, for all its layers
+///   skim::ggml_attention<skim::cpu::any_attention> attention({skim::quoka{}});  // one per context, for all its layers
 ///   skim::check(skim::ggml_operands_of(*node))                 // when the graph is built: what is refused stays with the host
 ///   attention.compute(skim::ggml_operands_of(*node), threads)  // each node; an executor, or each thread of a team
 ///
@@ -10,7 +11,6 @@
 #pragma once
 
 #include <skim/buffer.hpp>
-#include <skim/cpu/attention.hpp>
 #include <skim/interop/ggml_operands.hpp>
 #include <skim/interop/mask_reader.hpp>
 #include <skim/team_executor.hpp>
@@ -21,15 +21,15 @@
 
 namespace skim { inline namespace v0_2 {
 
-/// Computes nodes: chunks as the policy says; densely what looks both ways or has a mask with other numbers than 0 and -inf.
-/// One per context that computes: it holds what masks said, views and scratch, which grow with the longest call.
+/// Computes nodes: chunks by an operation, `cpu::attention<...>` or `cpu::any_attention`; by a dense one what looks both ways,
+/// what has a window, which reads little as it is, and what has a mask with other numbers than 0 and -inf. One per context that computes: it holds what masks said, views and scratch, which grow with the longest call.
 ///
 /// A mask serves all layers of a graph and is read once in it. Layers have their own keys; so when keys come that came
 /// before, the host has begun another graph, whose masks may say something else.
-template <class Selector = dense, class Accumulate = accumulate::widen_fma>
+template <class Operation, class Dense = Operation>
 class ggml_attention {
  public:
-  explicit ggml_attention(const cpu::attention<Selector, Accumulate>& op = {}) : op_(op) {}
+  explicit ggml_attention(const Operation& op = {}, const Dense& dense = {}) : op_(op), dense_(dense) {}
 
   /// Makes the scratch large enough for nodes with at most these rows, cells, heads and dimensions, and threads; what such a
   /// node needs beyond it for masks of many sequences is allocated when it is computed. Statuses: those of `check`.
@@ -174,7 +174,7 @@ class ggml_attention {
       }
       return;
     }
-    const bool dense = run.see.right != 0;
+    const bool dense = run.see.right != 0 || run.see.left < skim::mask::unbounded;
     const bool follows = !calls_.empty() && !run.biased && calls_.back().dense == dense &&
                          !has_bias(calls_.back().args) && calls_.back().args.mask.left == run.see.left &&
                          calls_.back().args.mask.right == run.see.right && q.data == next_q_ && out.data == next_out_;
@@ -225,8 +225,8 @@ class ggml_attention {
     return x.v_in_k() ? with_values_in_keys(view, v.extents[2]) : view;
   }
 
-  cpu::attention<Selector, Accumulate> op_;
-  cpu::attention<skim::dense, Accumulate> dense_;
+  Operation op_;
+  Dense dense_;
   std::vector<read_mask> masks_;
   std::size_t masks_used_ = 0;
   std::vector<const void*> keys_seen_;  // in this graph
@@ -239,9 +239,9 @@ class ggml_attention {
 };
 
 /// An op of ggml's that computes attention by skim. Lives as long as the graphs that hold its node; one for each node.
-template <class Selector = dense, class Accumulate = accumulate::widen_fma>
+template <class Operation, class Dense = Operation>
 struct ggml_attention_op {
-  ggml_attention<Selector, Accumulate>* attention = nullptr;  ///< of the context
+  ggml_attention<Operation, Dense>* attention = nullptr;  ///< of the context
   float scale = 1, soft_cap = 0;
   report last;  ///< what the last computation said: an op of ggml's cannot fail
   team_barrier barrier;
