@@ -179,9 +179,11 @@ void run_all(const std::string& path) {
     s.threads = threads;
     compare(std::to_string(threads) + " threads", *model, s, prompt);
   }
-  s = {};
-  s.cache = GGML_TYPE_F32;
-  compare("a cache of f32", *model, s, prompt);
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+    s = {};
+    s.cache = type;
+    compare(std::string("a cache of ") + ggml_type_name(type), *model, s, prompt);
+  }
   for (const std::uint32_t sequences : {8u, 64u}) {
     for (const bool unified : {false, true}) {
       s = {};

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // ggml's attention node by skim, over tensors laid out as ggml's are: masks of every kind that llama.cpp makes, and some
 // that it does not, against attention in doubles to which the mask is a bias over all cells.
+#include "support/executors.hpp"
 #include "support/values.hpp"
 
+#include <skim/cpu/attention.hpp>
 #include <skim/cpu/selector/quoka.hpp>
 #include <skim/interop/ggml.hpp>
 #include <skim/testing/attention_truth.hpp>
@@ -38,6 +40,26 @@ ggml_tensor* ggml_custom_4d(ggml_context* graph, ggml_type type, std::int64_t ne
   graph->function = fun;
   graph->userdata = userdata;
   return &graph->nodes.back();
+}
+
+/// Blocks of 32: a scale in f16, then bytes (q8_0) or halves of bytes, the first 16 numbers the low ones, 8 for 0 (q4_0).
+static void widen_q8_0(const void* x, float* y, std::int64_t k) {
+  for (std::int64_t i = 0; i < k; ++i) {
+    const char* const block = static_cast<const char*>(x) + i / 32 * 34;
+    y[i] = skim::load_element(block, skim::element::f16, 0) *
+           static_cast<float>(reinterpret_cast<const signed char*>(block)[2 + i % 32]);
+  }
+}
+static void widen_q4_0(const void* x, float* y, std::int64_t k) {
+  for (std::int64_t i = 0; i < k; ++i) {
+    const unsigned char* const block = static_cast<const unsigned char*>(x) + i / 32 * 18;
+    const int both = block[2 + i % 16], half = i % 32 < 16 ? both & 15 : both >> 4;
+    y[i] = skim::load_element(block, skim::element::f16, 0) * static_cast<float>(half - 8);
+  }
+}
+const ggml_type_traits* ggml_get_type_traits(ggml_type type) {
+  static const ggml_type_traits q8_0 = {widen_q8_0}, q4_0 = {widen_q4_0}, none = {nullptr};
+  return type == GGML_TYPE_Q8_0 ? &q8_0 : type == GGML_TYPE_Q4_0 ? &q4_0 : &none;
 }
 
 namespace {
@@ -339,6 +361,62 @@ TEST(GgmlAttention, OfNothing) {
   }
 }
 
+/// K and V of blocks, each as it comes: the bits of a cache of f32 that holds the same numbers, on every layout and thread.
+TEST(GgmlAttention, WidensQuantisedKeysAndValues) {
+  const auto blocks = [](ggml_type type, stored_tensor& of, unsigned seed) {  // any bits, small scales; `of` follows
+    stored_tensor made = of;
+    const std::size_t rows = static_cast<std::size_t>(of.count() / of.tensor.ne[0]);
+    const std::size_t row = static_cast<std::size_t>(of.tensor.ne[0]) / 32 * ggml_type_size(type);
+    made.tensor.type = type;
+    made.tensor.nb[0] = ggml_type_size(type);
+    for (int axis = 1; axis < 4; ++axis)
+      made.tensor.nb[axis] = of.tensor.nb[axis] / (sizeof(float) * 32) * ggml_type_size(type);
+    made.bytes.assign(rows * row + of.bytes.size(), 0);
+    made.tensor.data = made.bytes.data();
+    std::uint32_t bits = seed;
+    for (char& byte : made.bytes) byte = static_cast<char>((bits = bits * 1664525u + 1013904223u) >> 24);
+    for (std::int64_t d = 0; d < of.tensor.ne[3]; ++d) {
+      for (std::int64_t c = 0; c < of.tensor.ne[2]; ++c) {
+        for (std::int64_t b = 0; b < of.tensor.ne[1]; ++b) {
+          for (std::int64_t i = 0; i < of.tensor.ne[0] / 32; ++i)
+            skim::store_element(made.at(i, b, c, d), skim::element::f16, 0, 0.01f);
+          ggml_get_type_traits(type)->to_float(made.at(0, b, c, d), reinterpret_cast<float*>(of.at(0, b, c, d)),
+                                               of.tensor.ne[0]);
+        }
+      }
+    }
+    return made;
+  };
+  for (const bool inside : {false, true}) {
+    for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+      problem p{"", 40, 128, 2, of([](auto, auto t, auto c) { return c <= 60 + t; }), 6, 2, 64, 32, GGML_TYPE_F32};
+      p.heads_inside = inside;
+      node_memory memory(p);
+      // Gaps between rows that are no whole blocks are not ggml's.
+      memory.k = stored_tensor(GGML_TYPE_F32, {64, 128, 2, 2}, {0, 1, 2, 3}, 7);
+      memory.v = stored_tensor(GGML_TYPE_F32, {32, 128, 2, 2}, {0, 2, 1, 3}, 8);
+      stored_tensor k = blocks(type, memory.k, 3), v = blocks(GGML_TYPE_Q8_0, memory.v, 4);
+      const auto compute = [&](ggml_tensor& keys, ggml_tensor& values, skim::executor_ref executor) {
+        memory.node.src[1] = &keys;
+        memory.node.src[2] = &values;
+        skim::ggml_attention<skim::cpu::attention<>> attention;
+        std::fill(memory.out.bytes.begin(), memory.out.bytes.end(), '\0');
+        EXPECT_TRUE(skim::check(skim::ggml_operands_of(memory.node)).ok());
+        EXPECT_TRUE(attention.reserve(skim::ggml_operands_of(memory.node), 3).ok());
+        EXPECT_TRUE(attention.compute(skim::ggml_operands_of(memory.node), executor).ok());
+        return memory.out.bytes;
+      };
+      const std::vector<char> wide = compute(memory.k.tensor, memory.v.tensor, skim::serial_executor{});
+      EXPECT_NE(wide, std::vector<char>(wide.size()));
+      EXPECT_EQ(compute(k.tensor, v.tensor, skim::serial_executor{}), wide);
+      EXPECT_EQ(compute(k.tensor, memory.v.tensor, skim::serial_executor{}), wide);
+      EXPECT_EQ(compute(memory.k.tensor, v.tensor, skim::serial_executor{}), wide);
+      run_on({executor_kind::host_pool, 3},
+             [&](skim::executor_ref executor) { EXPECT_EQ(compute(k.tensor, v.tensor, executor), wide); });
+    }
+  }
+}
+
 /// What is refused, and by which name: the host's own kernel takes it.
 TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
   const auto expect = [](const char* argument, const std::function<void(node_memory&)>& change) {
@@ -353,8 +431,10 @@ TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
   };
   node_memory good(causal(100));
   EXPECT_TRUE(skim::check(skim::ggml_operands_of(good.node)).ok());
-  expect("k", [](node_memory& m) { m.k.tensor.type = GGML_TYPE_Q8_0; });
-  expect("v", [](node_memory& m) { m.v.tensor.type = GGML_TYPE_Q4_0; });
+  expect("k", [](node_memory& m) { m.k.tensor.type = GGML_TYPE_I32; });
+  expect("v", [](node_memory& m) { m.v.tensor.type = GGML_TYPE_I32; });
+  expect("k", [](node_memory& m) { m.k.tensor.type = GGML_TYPE_Q8_0; });  // of 24 numbers: no whole block
+  expect("q", [](node_memory& m) { m.q.tensor.type = GGML_TYPE_Q8_0; });
   expect("v", [](node_memory& m) { std::swap(m.v.tensor.nb[0], m.v.tensor.nb[1]); });  // transposed
   expect("q", [](node_memory& m) { m.q.tensor.nb[1] += 1; });
   expect("max_bias", [](node_memory& m) { m.node.op_params[1] = 0x41000000; });  // 8: ALiBi

@@ -24,6 +24,8 @@ namespace skim { inline namespace v0_2 {
 /// Computes nodes: chunks by an operation, `cpu::attention<...>` or `cpu::any_attention`; by a dense one what looks both ways,
 /// what has a window, which reads little as it is, and what has a mask with other numbers than 0 and -inf. One per context that computes: it holds what masks said, views and scratch, which grow with the longest call.
 ///
+/// K and V of ggml's quantised types are widened to f32 for the call, each row once: 4 bytes a number of one layer.
+///
 /// A mask serves all layers of a graph and is read once in it. Layers have their own keys; so when keys come that came
 /// before, the host has begun another graph, whose masks may say something else.
 template <class Operation, class Dense = Operation>
@@ -39,6 +41,7 @@ class ggml_attention {
     if (report r = op_.check_shape(args); !r) return r;
     workspace_.reserve(op_.workspace_bytes(args, workers));
     workspace_.reserve(dense_.workspace_bytes(args, workers));
+    widened(x);
     return {};
   }
 
@@ -95,7 +98,50 @@ class ggml_attention {
     }
   };
 
+  /// The operands with K and V as they are computed on, and the work of widening them.
+  ggml_operands widened(const ggml_operands& x) {
+    const bool shared = x.v_in_k(), k = widened_for_ggml(x.k->type), v = widened_for_ggml(x.v->type) && !shared;
+    const auto numbers = [](const ggml_tensor& t) {
+      return static_cast<std::size_t>(t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3]);
+    };
+    const std::size_t of_k = k ? numbers(*x.k) : 0, of_v = v ? numbers(*x.v) : 0;
+    wide_.reserve((of_k + of_v) * sizeof(float));
+    float* const data = wide_.as<float>();
+    to_widen_[0] = k ? x.k : nullptr;
+    to_widen_[1] = v ? x.v : nullptr;
+    computed_[0] = detail::ggml_computed(*x.k, data);
+    computed_[1] = detail::ggml_computed(*x.v, data + of_k);
+    if (shared) {
+      computed_[1] = computed_[0];
+      computed_[1].ne[0] = x.v->ne[0];
+    }
+    ggml_operands wide = x;
+    wide.k = &computed_[0];
+    wide.v = &computed_[1];
+    return wide;
+  }
+
+  void widen(const ggml_tensor& from, const ggml_tensor& to, executor_ref executor) const {
+    const auto to_float = ggml_get_type_traits(from.type)->to_float;
+    constexpr std::int64_t rows = 32;  // of a task
+    const std::int64_t tasks = (from.ne[1] + rows - 1) / rows;
+    executor.parallel_for(tasks * from.ne[2] * from.ne[3], [&](std::int64_t task, unsigned) {
+      const std::int64_t first = task % tasks * rows, head = task / tasks % from.ne[2],
+                         stream = task / tasks / from.ne[2];
+      const auto row_of = [&](const ggml_tensor& t, std::int64_t cell) {
+        return static_cast<char*>(t.data) + static_cast<std::size_t>(cell) * t.nb[1] +
+               static_cast<std::size_t>(head) * t.nb[2] + static_cast<std::size_t>(stream) * t.nb[3];
+      };
+      for (std::int64_t cell = first; cell < (std::min)(first + rows, from.ne[1]); ++cell) {
+        to_float(row_of(from, cell), reinterpret_cast<float*>(row_of(to, cell)), from.ne[0]);
+      }
+    });
+  }
+
   report run(executor_ref executor) const {
+    for (int i = 0; i < 2; ++i) {
+      if (to_widen_[i]) widen(*to_widen_[i], computed_[i], executor);
+    }
     for (const call& c : calls_) {
       const report r =
           c.dense ? dense_.run(c.args, {}, workspace_, executor) : op_.run(c.args, {}, workspace_, executor);
@@ -104,10 +150,11 @@ class ggml_attention {
     return {};
   }
 
-  report prepare(const ggml_operands& x, unsigned workers) {
-    if (report r = check(x); !r) return r;
-    if (std::find(keys_seen_.begin(), keys_seen_.end(), x.k->data) != keys_seen_.end()) begin_graph();
-    keys_seen_.push_back(x.k->data);
+  report prepare(const ggml_operands& given, unsigned workers) {
+    if (report r = check(given); !r) return r;
+    if (std::find(keys_seen_.begin(), keys_seen_.end(), given.k->data) != keys_seen_.end()) begin_graph();
+    keys_seen_.push_back(given.k->data);
+    const ggml_operands x = widened(given);
     views_.clear();
     offsets_.clear();
     calls_.clear();
@@ -234,7 +281,9 @@ class ggml_attention {
   std::vector<std::int64_t> offsets_;
   std::vector<call> calls_;
   const void *next_q_ = nullptr, *next_out_ = nullptr;  // where a run's rows have to be to follow the last one's
-  buffer workspace_;
+  const ggml_tensor* to_widen_[2] = {};                 // K and V as given, where they are
+  ggml_tensor computed_[2] = {};                        // K and V as they are computed on
+  buffer wide_, workspace_;
   report prepared_;
 };
 

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 namespace skim { inline namespace v0_2 {
 
@@ -24,6 +23,11 @@ inline element element_of_ggml(ggml_type type) {
     default:
       return element::none;
   }
+}
+
+/// Whether K or V of the type is widened to f32 before it is read, by ggml's own function: its quantised types.
+inline bool widened_for_ggml(ggml_type type) {
+  return element_of_ggml(type) == element::none && ggml_is_quantized(type) && ggml_get_type_traits(type)->to_float;
 }
 
 /// Operands of the node, from wherever the host keeps them. q [D, Tq, Hq, streams], k [D, cells, Hk, streams],
@@ -92,14 +96,30 @@ inline tensor_view<const void, 2> ggml_mask_rows(const ggml_tensor& mask, std::i
   return {data, {count, cells}, {ggml_stride(mask, 1), 1}, element_of_ggml(mask.type)};
 }
 
-inline report check_ggml_tensor(const ggml_tensor* x, const char* name) {
+/// The tensor as it is computed on: itself or, where it is widened, f32 at `data`, closely packed.
+inline ggml_tensor ggml_computed(const ggml_tensor& x, void* data) {
+  ggml_tensor wide = x;
+  if (!widened_for_ggml(x.type)) return wide;
+  wide.type = GGML_TYPE_F32;
+  wide.data = data;
+  wide.nb[0] = sizeof(float);
+  for (int axis = 1; axis < 4; ++axis) wide.nb[axis] = wide.nb[axis - 1] * static_cast<std::size_t>(x.ne[axis - 1]);
+  return wide;
+}
+
+inline report check_ggml_tensor(const ggml_tensor* x, const char* name, bool may_be_widened = false) {
   if (!x) return null_fault(name);
-  if (element_of_ggml(x->type) == element::none) {
-    return fault(status::bad_type, name, ggml_type_name(x->type), "f32, f16 or bf16");
+  if (element_of_ggml(x->type) == element::none && !(may_be_widened && widened_for_ggml(x->type))) {
+    return fault(status::bad_type, name, ggml_type_name(x->type),
+                 may_be_widened ? "f32, f16, bf16 or a quantised type" : "f32, f16 or bf16");
   }
   if (x->nb[0] != ggml_type_size(x->type)) {
     return fault(status::bad_stride, name, static_cast<std::int64_t>(x->nb[0]),
                  static_cast<std::int64_t>(ggml_type_size(x->type)));
+  }
+  if (x->ne[0] % ggml_blck_size(x->type) != 0) {
+    return fault(status::bad_extent, name, x->ne[0], static_cast<std::int64_t>(ggml_blck_size(x->type)),
+                 "a multiple of");
   }
   for (int axis = 1; axis < 4; ++axis) {
     if (x->nb[axis] % ggml_type_size(x->type) != 0) {
@@ -118,7 +138,8 @@ inline attention_args ggml_shape_of(const ggml_operands& x) {
   attention_args args;
   args.q = ggml_rows(*x.q, 0);
   args.out = ggml_result(*x.out, 0);
-  args.kv = contiguous_kv(ggml_rows(*x.k, 0), ggml_rows(*x.v, 0), x.k->ne[1]);
+  args.kv =
+      contiguous_kv(ggml_rows(ggml_computed(*x.k, nullptr), 0), ggml_rows(ggml_computed(*x.v, nullptr), 0), x.k->ne[1]);
   if (x.v_in_k()) args.kv = with_values_in_keys(args.kv, x.v->ne[0]);
   args.q.extents[0] = args.out.extents[0] = (std::min)(x.q->ne[1], x.k->ne[1]);
   args.scale = x.scale;
@@ -127,12 +148,12 @@ inline attention_args ggml_shape_of(const ggml_operands& x) {
 }
 
 /// Whether skim takes the node: types, strides, heads, mask. Reads no data, so that a host can ask while it builds the graph
-/// and leave to its own kernel what is refused: other types of K or V, transposed V, ALiBi (`max_bias`).
+/// and leave to its own kernel what is refused: other types, transposed V, ALiBi (`max_bias`).
 inline report check(const ggml_operands& x) {
   using namespace detail;
-  for (const auto& [tensor, name] : {std::pair{x.q, "q"}, {x.k, "k"}, {x.v, "v"}}) {
-    if (report r = check_ggml_tensor(tensor, name); !r) return r;
-  }
+  if (report r = check_ggml_tensor(x.q, "q"); !r) return r;
+  if (report r = check_ggml_tensor(x.k, "k", true); !r) return r;
+  if (report r = check_ggml_tensor(x.v, "v", true); !r) return r;
   if (report r = check_ggml_tensor(x.out, "out"); !r) return r;
   if (x.max_bias != 0) return fault(status::unsupported, "max_bias", static_cast<double>(x.max_bias), 0);
   if (x.scale == 0) return fault(status::bad_value, "scale", 0.0, "another number than 0");
