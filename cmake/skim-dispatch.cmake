@@ -45,5 +45,5 @@ extern const level_functions* const dispatch_levels[] = {@listed@, nullptr};
 }}}}  // namespace skim::v0_2::cpu::level_detail
 ]])
   target_sources(${target} PRIVATE ${unit})
-  target_link_libraries(${target} PRIVATE skim::skim)
+  target_link_libraries(${target} PUBLIC skim::skim)
 endfunction()

@@ -252,11 +252,11 @@ ggml_backend_reg_t ggml_backend_init() {
     std::fprintf(stderr, "skim: not loaded: %s\n", refused.what());
     return nullptr;
   }
-  std::fprintf(
-      stderr,
-      "skim: %s, by %s, for chunks of 4 rows and more with any cache that is not transposed; with more than 64 sequences in "
-      "one cache set -fa on\n",
-      current()->line.c_str(), skim::cpu::level_name());
+  std::fprintf(stderr,
+               "skim: %s, by %s, for chunks of 4 rows and more with any cache that is not transposed; with more than "
+               "64 sequences in "
+               "one cache set -fa on\n",
+               current()->line.c_str(), skim::cpu::level_name());
   return registration();
 }
 

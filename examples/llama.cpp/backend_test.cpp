@@ -124,7 +124,7 @@ double distance(const logits& a, const logits& b) {
 using scenario = std::function<logits(llama_context&)>;
 
 /// The scenario under llama.cpp alone and under the backend: other bits, the same logits.
-void compare(const std::string& name, llama_model& model, const setup& s, const scenario& run) {
+void compare(const std::string& name, llama_model& model, const setup& s, const scenario& run, double most = 1e-4) {
   configure("off");
   const logits expected = run(*new_context(model, s));
   configure("dense");
@@ -136,7 +136,7 @@ void compare(const std::string& name, llama_model& model, const setup& s, const 
                 found == expected ? ", and the same bits" : "");
   const bool disabled = told.find("set to disabled") != std::string::npos;
   // Equal bits would mean that the backend was not asked.
-  expect(error < 1e-4 && found != expected && !disabled,
+  expect(error < most && found != expected && !disabled,
          text + std::string(disabled ? ", flash attention was turned off" : ""));
 }
 
@@ -182,7 +182,8 @@ void run_all(const std::string& path) {
   for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
     s = {};
     s.cache = type;
-    compare(std::string("a cache of ") + ggml_type_name(type), *model, s, prompt);
+    // Numbers that differ in their last bits are now and then stored as another code, which with 4 bits is far from the first.
+    compare(std::string("a cache of ") + ggml_type_name(type), *model, s, prompt, type == GGML_TYPE_Q4_0 ? 1e-3 : 1e-4);
   }
   for (const std::uint32_t sequences : {8u, 64u}) {
     for (const bool unified : {false, true}) {
