@@ -1,21 +1,24 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws charts from results: speedup over context from bench/run's JSON, accuracy over budget from needle's.
+"""Draws charts from results: speedup over context from bench/run's JSON, accuracy over budget from needle's, speed and
+quality of the methods in llama.cpp from examples/llama.cpp/run's.
 
     ./bench/run --json bench.json
     for budget in 128 256 512 1024; do
       ./examples/run --model llama --method dense --method quoka:queries=farthest_point,n=16,budget=$budget \\
         --json llama-$budget.json
     done
-    ./bench/plot.py --bench bench.json --needle llama-*.json --out charts
+    ./bench/plot.py --bench bench.json --needle llama-*.json --prefill smollm2-8192.json --out charts
 
 Needs matplotlib (Debian: python3-matplotlib).
 """
 import argparse
 import collections
 import json
+import math
 import os
 import re
+import statistics
 import sys
 
 try:
@@ -148,6 +151,31 @@ def draw_needle(paths, out):
     save(figure, out, "needle_accuracy.svg")
 
 
+def draw_prefill(paths, out):
+    """Per file: tokens per second, perplexity above dense and facts found of each method, with standard errors."""
+    figure, grid = plt.subplots(len(paths), 3, figsize=(14, 3.2 * len(paths)), squeeze=False, sharey="row")
+    for row, path in zip(grid, paths):
+        result, methods = load(path, "methods")
+        settings, about = result["settings"], result.get("machine", {})
+        dense = methods.get("skim dense", {}).get("prompts", [])
+        names = list(reversed(methods))
+        for axes, title in zip(row, ("tokens/s of the prompt", "perplexity above skim dense, %", "facts found")):
+            axes.set_title(title, fontsize="medium")
+            axes.grid(alpha=0.3, axis="x")
+        for name in names:
+            seconds, prompts = methods[name].get("seconds", []), methods[name].get("prompts", [])
+            row[0].barh(name, settings["tokens"] / statistics.median(seconds) if seconds else 0, color="tab:blue")
+            change = [100 * (math.exp(own["nll"] - base["nll"]) - 1) for own, base in zip(prompts, dense)]
+            found = [own["right"] / own["answers"] for own in prompts]
+            for axes, values in ((row[1], change), (row[2], found)):
+                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+                axes.barh(name, statistics.mean(values) if values else 0, xerr=error, color="tab:blue")
+        prompts = max((len(each.get("prompts", [])) for each in methods.values()), default=0)
+        row[0].set_ylabel(f"{settings['model']}\n{settings['tokens']} tokens, {prompts} prompts\n"
+                          f"{settings['threads']} threads, {about.get('processor', '?')}", fontsize=7)
+    save(figure, out, "llama_prefill.svg")
+
+
 def save(figure, out, name):
     os.makedirs(out, exist_ok=True)
     figure.tight_layout()
@@ -160,14 +188,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", metavar="FILE", help="JSON of bench/run")
     parser.add_argument("--needle", metavar="FILE", nargs="+", default=[], help="JSON files of examples/run")
+    parser.add_argument("--prefill", metavar="FILE", nargs="+", default=[], help="JSON files of examples/llama.cpp/run")
     parser.add_argument("--out", metavar="FOLDER", default=".", help="where the charts go (default: here)")
     given = parser.parse_args()
-    if not given.bench and not given.needle:
-        parser.error("give --bench, --needle or both")
+    if not given.bench and not given.needle and not given.prefill:
+        parser.error("give --bench, --needle, --prefill or some of them")
     if given.bench:
         draw_speedup(given.bench, given.out)
     if given.needle:
         draw_needle(given.needle, given.out)
+    if given.prefill:
+        draw_prefill(given.prefill, given.out)
 
 
 if __name__ == "__main__":

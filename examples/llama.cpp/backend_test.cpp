@@ -2,8 +2,7 @@
 // The backend inside llama.cpp: what an application does with caches, threads and contexts gives the logits that llama.cpp
 // gives alone. Arguments: the backend, a model. Its weights are widened to f16 first: with those of 4 bits, activations are
 // rounded to 8, and any two correct kernels differ.
-#include <ggml-backend.h>
-#include <llama.h>
+#include "host.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -19,14 +18,17 @@
 
 namespace {
 
-using configure_function = const char* (*)(const char*);
 using model_pointer = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using context_pointer = std::unique_ptr<llama_context, decltype(&llama_free)>;
 using logits = std::vector<float>;
 
-configure_function configure = nullptr;
+prefill::backend_functions skim_backend;
 std::string told;  // by llama.cpp, in warnings and notes
 bool all_good = true;
+
+const char* configure(const char* setting) {
+  return skim_backend.configure(setting);
+}
 
 void expect(bool good, const std::string& what) {
   std::printf("%s %s\n", good ? "ok  " : "FAIL", what.c_str());
@@ -154,6 +156,51 @@ logits greedy(llama_context& context, unsigned seed) {
   return tokens;
 }
 
+/// Three chunks in a cache that holds 300 tokens: the evictor's, then llama.cpp alone with the same tokens taken out.
+void bounded(llama_model& model, const char* rule, bool protects) {
+  constexpr int budget = 300, chunk = 230;
+  std::vector<std::vector<llama_pos>> stayed;
+  const auto run = [&](bool asks) {
+    const context_pointer context = new_context(model, {});
+    std::vector<llama_pos> held;
+    logits out;
+    for (int i = 0; i < 4; ++i) {
+      decode(*context, text(chunk, chunk * i, 0, 5u + static_cast<unsigned>(i)), out);
+      for (int t = 0; t < chunk; ++t) held.push_back(chunk * i + t);
+      if (asks) {
+        prefill::evict(*context, skim_backend, rule, budget, held);
+        stayed.push_back(held);
+        continue;
+      }
+      const std::vector<llama_pos>& stays = stayed[static_cast<std::size_t>(i)];
+      for (const llama_pos at : held) {
+        if (!std::binary_search(stays.begin(), stays.end(), at))
+          llama_memory_seq_rm(llama_get_memory(context.get()), 0, at, at + 1);
+      }
+      held = stays;
+    }
+    return out;
+  };
+  configure("dense");
+  skim_backend.watch(1);
+  const logits found = run(true);
+  skim_backend.watch(0);
+  configure("off");
+  const double error = distance(found, run(false));
+  const std::vector<llama_pos>& last = stayed.back();
+  bool kept = last.size() == budget;
+  for (int i = 0; protects && i < 75; ++i) {  // the first 4, the newest quarter
+    kept &= (i >= 4 || last[static_cast<std::size_t>(i)] == i) &&
+            last[budget - 1 - static_cast<std::size_t>(i)] == 4 * chunk - 1 - i;
+  }
+  char line[160];
+  std::snprintf(line, sizeof line, "a cache bounded by the %s evictor, NMSE %.1e to llama.cpp without the same tokens",
+                rule, error);
+  expect(kept && error < 1e-4, line);
+  std::int32_t none[8];
+  expect(skim_backend.leaving(rule, 5, 4, none) == -1, "a cache that was not seen is refused");
+}
+
 model_pointer load(const std::string& path) {
   model_pointer model(llama_model_load_from_file(path.c_str(), llama_model_default_params()), llama_model_free);
   if (!model) std::printf("FAIL %s cannot be loaded\n", path.c_str()), std::exit(1);
@@ -225,6 +272,8 @@ void run_all(const std::string& path) {
     decode(context, text(200, 150, 0, 2), out);
     return out;
   });
+  bounded(*model, "standard", true);
+  bounded(*model, "keydiff", false);
   int same = 0;
   for (unsigned seed = 1; seed <= 8; ++seed) {
     configure("off");
@@ -270,14 +319,14 @@ int main(int argc, char** argv) {
         told += line;
       },
       nullptr);
-  if (!ggml_backend_load(argv[1])) {
-    std::printf("FAIL %s cannot be loaded: %s\n", argv[1], told.c_str());
+  try {
+    skim_backend = prefill::load_backend(argv[1]);
+  } catch (const std::runtime_error& problem) {
+    std::printf("FAIL %s: %s\n", problem.what(), told.c_str());
     return 1;
   }
   ggml_backend_load_all();
   llama_backend_init();
-  configure = reinterpret_cast<configure_function>(
-      ggml_backend_reg_get_proc_address(ggml_backend_reg_by_name("skim"), "skim_configure"));
   const std::string wide = std::string(argv[2]) + ".f16.gguf";
   llama_model_quantize_params params = llama_model_quantize_default_params();
   params.ftype = LLAMA_FTYPE_MOSTLY_F16;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What skim does to a model in llama.cpp: seconds of the prompt, loss of the text, and whether facts in it are found. Each
 // method is the same unpatched llama.cpp with the backend set another way; methods take turns.
+#include "host.hpp"
 #include "prompt.hpp"
 
 #include <ggml-backend.h>
@@ -43,12 +44,6 @@ struct options {
   int length = 4096, prompts = 2, ubatch = 512, threads = 2, repeats = 3;
 };
 
-/// What the backend offers beside attention.
-struct backend_functions {
-  const char* (*configure)(const char*);
-  void (*watch)(int);
-  std::int64_t (*leaving)(const char* rule, std::int64_t tokens, std::int64_t budget, std::int32_t* out);
-};
 backend_functions skim_backend;
 
 using model_pointer = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
@@ -65,20 +60,6 @@ context_pointer new_context(llama_model& model, const options& chosen, const met
   return context;
 }
 
-/// Lets tokens leave the cache, whose positions are `held`, so that `bounded_tokens` stay.
-void evict(llama_context& context, const std::string& evictor, std::vector<llama_pos>& held) {
-  if (held.size() <= static_cast<std::size_t>(bounded_tokens)) return;
-  std::vector<std::int32_t> leaving(held.size());
-  const std::int64_t count =
-      skim_backend.leaving(evictor.c_str(), static_cast<std::int64_t>(held.size()), bounded_tokens, leaving.data());
-  if (count < 0) throw std::runtime_error("the backend did not see the cache");
-  for (std::int64_t i = count - 1; i >= 0; --i) {
-    const auto at = held.begin() + leaving[static_cast<std::size_t>(i)];
-    llama_memory_seq_rm(llama_get_memory(&context), 0, *at, *at + 1);
-    held.erase(at);
-  }
-}
-
 /// The prompt, chunk by chunk; `look(i, logits)` sees place wanted[i] of those, which ascend, several threads at once.
 template <class Look>
 void read_prompt(llama_context& context, const tokens& text, int ubatch, const std::string& evictor,
@@ -87,25 +68,18 @@ void read_prompt(llama_context& context, const tokens& text, int ubatch, const s
   std::vector<llama_pos> held;
   for (int begin = 0; begin < static_cast<int>(text.size()); begin += ubatch) {
     const int end = std::min(begin + ubatch, static_cast<int>(text.size()));
-    llama_batch batch = llama_batch_init(end - begin, 0, 1);
     std::size_t behind = next;
-    for (int i = begin; i < end; ++i) {
-      const int at = batch.n_tokens++;
-      batch.token[at] = text[static_cast<std::size_t>(i)];
-      batch.pos[at] = i;
-      batch.n_seq_id[at] = 1;
-      batch.seq_id[at][0] = 0;
-      batch.logits[at] = behind < wanted.size() && wanted[behind] == i;
-      behind += batch.logits[at] ? 1 : 0;
-    }
-    const int code = llama_decode(&context, batch);
-    llama_batch_free(batch);
-    if (code != 0) throw std::runtime_error("llama_decode says " + std::to_string(code));
+    decode(context, text, begin, end, [&](int i) {
+      const bool here = behind < wanted.size() && wanted[behind] == i;
+      behind += here ? 1 : 0;
+      return here;
+    });
 #pragma omp parallel for
     for (std::size_t i = next; i < behind; ++i) look(i, llama_get_logits_ith(&context, wanted[i] - begin));
     next = behind;
     for (int i = begin; i < end; ++i) held.push_back(i);
-    if (!evictor.empty() && end < static_cast<int>(text.size())) evict(context, evictor, held);
+    if (!evictor.empty() && end < static_cast<int>(text.size()))
+      evict(context, skim_backend, evictor.c_str(), bounded_tokens, held);
   }
   llama_synchronize(&context);
 }
@@ -260,17 +234,9 @@ void measure(const options& chosen) {
         if (level >= GGML_LOG_LEVEL_WARN) std::fputs(line, stderr);
       },
       nullptr);
-  if (!ggml_backend_load(chosen.backend.c_str())) throw std::runtime_error(chosen.backend + " cannot be loaded");
+  skim_backend = load_backend(chosen.backend);
   ggml_backend_load_all();
   llama_backend_init();
-  const auto find = [](const char* name, auto& function) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(
-        ggml_backend_reg_get_proc_address(ggml_backend_reg_by_name("skim"), name));
-    if (!function) throw std::runtime_error(std::string("the backend has no ") + name);
-  };
-  find("skim_configure", skim_backend.configure);
-  find("skim_watch", skim_backend.watch);
-  find("skim_leaving", skim_backend.leaving);
   const model_pointer model(llama_model_load_from_file(chosen.model.c_str(), llama_model_default_params()),
                             llama_model_free);
   if (!model) throw std::invalid_argument("--model " + chosen.model + " cannot be loaded");
