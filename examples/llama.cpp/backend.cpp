@@ -81,11 +81,15 @@ struct backend_context {
   std::unique_ptr<cache_watch> watch;  // where eviction is on
 
   skim::report compute(ggml_tensor& node) {
-    if (watching && !watch) watch = std::make_unique<cache_watch>();
-    if (watch) {
-      watch->see(node);
-      const std::lock_guard<std::mutex> hold(mutex);
-      computed_last = this;
+    if (watching || watch) {
+      const std::lock_guard<std::mutex> hold(mutex);  // `leaving` looks at it from the host's thread
+      if (!watching) {
+        watch.reset();
+      } else if (!watch) {
+        watch = std::make_unique<cache_watch>();
+      }
+      if (watch) watch->see(node);
+      computed_last = watch ? this : nullptr;
     }
     return attention->compute(skim::ggml_operands_of(node), openmp_executor{threads});
   }
@@ -111,12 +115,18 @@ void watch(int on) {
 /// number of them; -1, with a line on stderr, where that is not what was seen.
 std::int64_t leaving(const char* rule, std::int64_t tokens, std::int64_t budget, std::int32_t* out) {
   skim::cpu::any_eviction op{skim::evictors::standard(budget)};
-  if (std::strcmp(rule, "keydiff") == 0) op.evictor = skim::keydiff<>{skim::retention::budget(budget)};
+  const bool keydiff = std::strcmp(rule, "keydiff") == 0;
+  if (keydiff) op.evictor = skim::keydiff<>{skim::retention::budget(budget)};
   std::vector<std::int32_t> chosen;
   const std::lock_guard<std::mutex> hold(mutex);
-  skim::report answer =
-      skim::fault(skim::status::null_pointer, "a context that is watched", "none", "one that computed");
-  if (computed_last) answer = computed_last->watch->choose(op, tokens, openmp_executor{computed_last->threads}, chosen);
+  skim::report answer;
+  if (!keydiff && std::strcmp(rule, "standard") != 0) {
+    answer = skim::fault(skim::status::bad_value, "rule", rule, "standard or keydiff");
+  } else if (!computed_last) {
+    answer = skim::fault(skim::status::bad_value, "contexts that are watched and computed", 0, 1);
+  } else {
+    answer = computed_last->watch->choose(op, tokens, openmp_executor{computed_last->threads}, chosen);
+  }
   if (!answer) {
     char text[256];
     std::fprintf(stderr, "skim: %s\n", skim::describe(answer, text, sizeof text));
@@ -253,9 +263,7 @@ ggml_backend_reg_t ggml_backend_init() {
     return nullptr;
   }
   std::fprintf(stderr,
-               "skim: %s, by %s, for chunks of 4 rows and more with any cache that is not transposed; with more than "
-               "64 sequences in "
-               "one cache set -fa on\n",
+               "skim: %s, by %s, for chunks of 4 rows and more; with more than 64 sequences in one cache set -fa on\n",
                current()->line.c_str(), skim::cpu::level_name());
   return registration();
 }

@@ -198,6 +198,7 @@ void bounded(llama_model& model, const char* rule, bool protects) {
                 rule, error);
   expect(kept && error < 1e-4, line);
   std::int32_t none[8];
+  expect(skim_backend.leaving("newest", 5, 4, none) == -1, "an evictor that there is not is refused");
   expect(skim_backend.leaving(rule, 5, 4, none) == -1, "a cache that was not seen is refused");
 }
 
