@@ -2,19 +2,33 @@
 # Run-time choice of the instruction set. The build tree and the installed package both read this file.
 
 # skim_add_dispatch(target LEVELS level...): gives `target` what cpu/dispatch.hpp declares, by one small unit for each
-# level, which is a value of -march, from the least to the best; `-march` values may go on with +feature (x86-64-v4+avx512bf16).
+# level, from the least to the best: x86-64, x86-64-v2, -v3, -v4, x86-64-v4+avx512bf16 and +avx512vnni; elsewhere what
+# -march takes and every processor has that the program runs on. Programs and shared libraries have levels of their own; what
+# is linked into one of them, such as a static library, shares its.
 # Units are compiled at -O2 in every configuration: without optimisation every small function stays one, and is shared.
 function(skim_add_dispatch target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" LEVELS)
-  if(NOT arg_LEVELS OR arg_UNPARSED_ARGUMENTS)
+  if(NOT arg_LEVELS OR arg_UNPARSED_ARGUMENTS OR "" IN_LIST arg_LEVELS)
     message(FATAL_ERROR "skim_add_dispatch(target LEVELS level...): expected levels, for instance x86-64 x86-64-v3, "
                         "came '${ARGN}'")
   endif()
+  set(type none)
+  if(TARGET "${target}")
+    get_target_property(type ${target} TYPE)
+    get_target_property(before ${target} SKIM_LEVELS)
+    get_target_property(alias ${target} ALIASED_TARGET)
+  endif()
+  if(NOT type MATCHES "^(EXECUTABLE|STATIC_LIBRARY|SHARED_LIBRARY|MODULE_LIBRARY)$" OR alias)
+    message(FATAL_ERROR "skim_add_dispatch(${target} ...): expected a program or a static, shared or module library")
+  elseif(before)
+    message(FATAL_ERROR "skim_add_dispatch(${target} ...): it has levels already, ${before}; give all in one call")
+  endif()
+  set_target_properties(${target} PROPERTIES SKIM_LEVELS "${arg_LEVELS}")
   set(declared "")
   set(listed "")
   foreach(level IN LISTS arg_LEVELS)
     string(MAKE_C_IDENTIFIER "level_${level}" name)
-    string(REPLACE + ";" parts ${level})
+    string(REPLACE + ";" parts "${level}")
     list(POP_FRONT parts march)
     list(TRANSFORM parts PREPEND -m)
     set(unit ${CMAKE_CURRENT_BINARY_DIR}/${target}_dispatch/${name}.cpp)
@@ -22,6 +36,7 @@ function(skim_add_dispatch target)
 #include <skim/cpu/dispatch_level.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { namespace level_detail {
+static_assert(is_known_level, "skim_add_dispatch: @level@ has features that are not asked for at run time");
 extern constexpr level_functions @name@ = all_functions("@level@");
 }}}}  // namespace skim::v0_2::cpu::level_detail
 ]])

@@ -12,75 +12,81 @@
 
 namespace skim_llama {
 
-/// Of one sequence in a context, chunk by chunk. What is sparse or windowed is left alone: of caches with masks of their
-/// own, the one of which most is seen is watched.
+/// Of one sequence in a context, chunk by chunk, from its beginning. The mask tells which cells come: a row sees what the row
+/// before it saw, and its own. Where that does not tell (tokens were generated in between, or the host took some out by
+/// itself and their cells are used again), the cache counts as not seen, until a sequence begins.
 class cache_watch {
  public:
   /// An attention node that is about to be computed.
   void see(const ggml_tensor& node) {
     const skim::ggml_operands x = skim::ggml_operands_of(const_cast<ggml_tensor&>(node));
-    if (!x.mask || x.q->ne[3] != 1) return;
-    if (std::count(keys_seen_.begin(), keys_seen_.end(), x.k->data) > 0) {  // another graph
-      keys_seen_.clear();
-      used_ = 0;
+    if (!x.mask || x.q->ne[3] != 1 || x.q->ne[1] == 0) return;
+    if (x.k->data == first_keys_) {  // another graph
+      for (cache& each : caches_) each.layers.clear();
+    } else if (has_keys(x.k->data)) {
+      return;  // a layer that reads another one's keys
     }
-    keys_seen_.push_back(x.k->data);
+    if (caches_.empty() || caches_[0].layers.empty()) first_keys_ = x.k->data;
+    // A graph has one mask for each kind of cache: the first, the second and so on are the same in each.
     std::size_t g = 0;
-    while (g < used_ && caches_[g].mask != x.mask->data) ++g;
-    if (g == used_) {
-      if (++used_ > caches_.size()) caches_.emplace_back();
+    while (g < caches_.size() && !caches_[g].layers.empty() && caches_[g].mask != x.mask->data) ++g;
+    if (g == caches_.size()) caches_.emplace_back();
+    if (caches_[g].layers.empty()) {
       caches_[g].mask = x.mask->data;
-      caches_[g].layers.clear();
       follow(*x.mask, x.q->ne[1], x.k->ne[1], caches_[g].cells);
     }
     caches_[g].layers.push_back({*x.k, *x.v});
   }
 
   /// Appends to `leaving` which of the sequence's `tokens` tokens, counted in the order in which they came, have to leave so
-  /// that `op` keeps what it keeps; they count as gone. Its scores are pooled over all heads of all layers, as KeyDiff's
-  /// paper pools heads. Statuses: those of eviction; bad_extent where not all tokens were seen coming.
+  /// that `op` keeps what it keeps; they count as gone. Its scores are pooled over all heads of all layers whose cache has
+  /// all tokens. Statuses: those of eviction; bad_extent where not all tokens were seen coming.
   skim::report choose(const skim::cpu::any_eviction& op, std::int64_t tokens, skim::executor_ref executor,
                       std::vector<std::int32_t>& leaving) {
-    cache* most = nullptr;
-    for (std::size_t g = 0; g < used_; ++g) {
-      if (!most || caches_[g].cells.size() > most->cells.size()) most = &caches_[g];
-    }
-    const std::int64_t n = most ? static_cast<std::int64_t>(most->cells.size()) : 0;
-    if (n != tokens || n == 0) return skim::fault(skim::status::bad_extent, "tokens", tokens, n);
-
-    std::vector<std::int32_t> positions(static_cast<std::size_t>(n));
-    for (std::int64_t i = 0; i < n; ++i) positions[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
-    const std::int64_t heads = most->layers[0].k.ne[2], rows = heads * static_cast<std::int64_t>(most->layers.size());
-    std::vector<float> scores(static_cast<std::size_t>(rows * n)), pooled(static_cast<std::size_t>(n));
+    const std::int64_t n = tokens;
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(n > 0 ? n : 0));
+    for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(i);
+    std::vector<float> scores, pooled(positions.size());
+    std::int64_t rows = 0;
     skim::eviction_args args;
-    for (std::size_t i = 0; i < most->layers.size(); ++i) {
-      args = arguments(*most, most->layers[i], positions);
-      workspace_.reserve(op.workspace_bytes(args, executor.concurrency()));
-      state_.reserve(op.state_bytes(args));
-      // As a chunk of all that is there: nothing has to be kept from one choice to the next.
-      if (skim::report r = op.reset(args, state_, executor); !r) return r;
-      if (skim::report r = op.observe(args, state_, workspace_, executor); !r) return r;
-      const skim::tensor_view<float, 2> of_layer(scores.data() + static_cast<std::int64_t>(i) * heads * n, {heads, n});
-      if (skim::report r = op.score(args, of_layer, state_, workspace_, executor); !r) return r;
+    std::int64_t longest = 0;
+    for (cache& each : caches_) {
+      longest = std::max(longest, static_cast<std::int64_t>(each.cells.size()));
+      if (n <= 0 || static_cast<std::int64_t>(each.cells.size()) != n) continue;
+      for (const layer& at : each.layers) {
+        args = arguments(each, at, positions);
+        // As a chunk of all that is there: nothing has to be kept from one choice to the next.
+        state_.reserve(op.state_bytes(args));
+        workspace_.reserve(op.workspace_bytes(args, executor.concurrency()));
+        if (skim::report r = op.reset(args, state_, executor); !r) return r;
+        if (skim::report r = op.observe(args, state_, workspace_, executor); !r) return r;
+        scores.resize(static_cast<std::size_t>((rows + args.kv.heads) * n));
+        const skim::tensor_view<float, 2> of_layer(scores.data() + rows * n, {args.kv.heads, n});
+        if (skim::report r = op.score(args, of_layer, state_, workspace_, executor); !r) return r;
+        rows += args.kv.heads;
+      }
     }
+    if (rows == 0) return skim::fault(skim::status::bad_extent, "tokens", tokens, longest);
     const skim::tensor_view<float, 2> mean(pooled.data(), {1, n});
     if (skim::report r = skim::cpu::any_pool_scores({scores.data(), {rows, n}}, mean, executor); !r) return r;
-    std::vector<std::int32_t> slots(static_cast<std::size_t>(n));
+    std::vector<std::int32_t> slots(positions.size());
     std::int32_t count = 0;
     const skim::index_lists stays{slots.data(), &count, 1, n};
     if (skim::report r = op.choose(args, mean, stays, workspace_, executor); !r) return r;
 
-    std::vector<std::int32_t> left;
-    std::int32_t next = 0;
-    for (std::int32_t i = 0; i < static_cast<std::int32_t>(n); ++i) {
-      if (next < count && slots[static_cast<std::size_t>(next)] == i) {
-        left.push_back(most->cells[static_cast<std::size_t>(i)]);
-        ++next;
-      } else {
-        leaving.push_back(i);
-      }
+    std::vector<char> stay(positions.size());
+    for (std::int32_t i = 0; i < count; ++i) stay[static_cast<std::size_t>(slots[static_cast<std::size_t>(i)])] = 1;
+    for (std::size_t i = 0; i < stay.size(); ++i) {
+      if (!stay[i]) leaving.push_back(static_cast<std::int32_t>(i));
     }
-    most->cells = left;
+    for (cache& each : caches_) {
+      if (static_cast<std::int64_t>(each.cells.size()) != n) continue;
+      std::vector<std::int32_t> left;
+      for (std::size_t i = 0; i < stay.size(); ++i) {
+        if (stay[i]) left.push_back(each.cells[i]);
+      }
+      each.cells = left;
+    }
     return {};
   }
 
@@ -90,9 +96,18 @@ class cache_watch {
   };
   struct cache {
     const void* mask = nullptr;
-    std::vector<std::int32_t> cells;  // of the sequence's tokens, in the order in which they came
-    std::vector<layer> layers;
+    std::vector<std::int32_t> cells;  // of the sequence's tokens, in the order in which they came; empty: not seen
+    std::vector<layer> layers;        // of this graph
   };
+
+  bool has_keys(const void* keys) const {
+    for (const cache& each : caches_) {
+      for (const layer& at : each.layers) {
+        if (at.k.data == keys) return true;
+      }
+    }
+    return false;
+  }
 
   static bool sees(const ggml_tensor& mask, std::int64_t row, std::int64_t cell) {
     const char* const at = static_cast<const char*>(mask.data) + static_cast<std::size_t>(row) * mask.nb[1] +
@@ -101,29 +116,49 @@ class cache_watch {
     return *reinterpret_cast<const std::uint16_t*>(at) != (mask.type == GGML_TYPE_F16 ? 0xfc00u : 0xff80u);
   }
 
-  /// A row of a chunk sees what the row before it saw, and its own cell. Of the first row's cells those that are not known
-  /// are its own and what came unseen. What nobody sees any more has left.
+  /// What a window has left behind, or the host took out, is seen no more and leaves the order.
   static void follow(const ggml_tensor& mask, std::int64_t rows, std::int64_t cells, std::vector<std::int32_t>& order) {
-    std::vector<std::int32_t> first, own;
-    for (std::int64_t cell = 0; cell < cells; ++cell) {
-      if (sees(mask, 0, cell)) first.push_back(static_cast<std::int32_t>(cell));
-    }
+    enum : char { unseen, known, own };
+    std::vector<char> is(static_cast<std::size_t>(cells), unseen);
+    std::vector<std::int32_t> next;
+    std::int64_t seen = 0, news = 0;
+    std::int32_t first = 0;
     for (std::int64_t row = 1; row < rows; ++row) {
       for (std::int64_t cell = 0; cell < cells; ++cell) {
-        if (sees(mask, row, cell) && !sees(mask, row - 1, cell)) own.push_back(static_cast<std::int32_t>(cell));
+        if (!sees(mask, row, cell) || sees(mask, row - 1, cell)) continue;
+        next.push_back(static_cast<std::int32_t>(cell));
+        is[static_cast<std::size_t>(cell)] = own;
       }
     }
-    if (first.size() == 1) order.clear();  // a sequence begins
-    const auto gone = [&](std::int32_t cell) {
-      return !sees(mask, rows - 1, cell) || std::count(own.begin(), own.end(), cell) > 0;
-    };
-    order.erase(std::remove_if(order.begin(), order.end(), gone), order.end());
-    std::vector<char> known(static_cast<std::size_t>(cells));
-    for (const std::int32_t cell : order) known[static_cast<std::size_t>(cell)] = 1;
-    for (const std::int32_t cell : first) {
-      if (!known[static_cast<std::size_t>(cell)] && sees(mask, rows - 1, cell)) order.push_back(cell);
+    for (const std::int32_t cell : order) {
+      if (cell < cells && is[static_cast<std::size_t>(cell)] == unseen) is[static_cast<std::size_t>(cell)] = known;
     }
-    order.insert(order.end(), own.begin(), own.end());
+    for (std::int64_t cell = 0; cell < cells; ++cell) {
+      if (!sees(mask, 0, cell)) continue;
+      ++seen;
+      if (is[static_cast<std::size_t>(cell)] != unseen) continue;
+      ++news;
+      first = static_cast<std::int32_t>(cell);
+    }
+    std::vector<std::int32_t> followed;
+    if (seen == 1) {  // a sequence begins
+      for (std::int64_t cell = 0; cell < cells; ++cell) {
+        if (sees(mask, 0, cell)) followed.push_back(static_cast<std::int32_t>(cell));
+      }
+    } else if (news == 1 && !order.empty()) {
+      for (const std::int32_t cell : order) {
+        if (cell < cells && is[static_cast<std::size_t>(cell)] == known && sees(mask, rows - 1, cell))
+          followed.push_back(cell);
+      }
+      if (sees(mask, rows - 1, first)) followed.push_back(first);
+    } else {
+      order.clear();
+      return;
+    }
+    for (const std::int32_t cell : next) {
+      if (sees(mask, rows - 1, cell)) followed.push_back(cell);
+    }
+    order = followed;
   }
 
   /// The cache as pages of one cell.
@@ -143,8 +178,7 @@ class cache_watch {
   }
 
   std::vector<cache> caches_;
-  std::size_t used_ = 0;  // in this graph
-  std::vector<const void*> keys_seen_;
+  const void* first_keys_ = nullptr;  // of this graph
   skim::buffer workspace_, state_;
 };
 

@@ -187,7 +187,7 @@ struct kv_storage {
   std::uintptr_t lowest;
   std::int64_t extents[3], strides[3], row_bytes;
 
-  kv_storage(const kv_cache& view, const kv_cache_tensor& tensor)
+  SKIM_INLINE kv_storage(const kv_cache& view, const kv_cache_tensor& tensor)
       : lowest(reinterpret_cast<std::uintptr_t>(tensor.data)), row_bytes(bytes_of(tensor.type, tensor.dim)) {
     const bool paged = view.layout == kv_layout::paged;
     const std::int64_t counts[] = {paged ? view.pages : 1, paged ? view.page_size : view.capacity, view.heads};

@@ -361,6 +361,61 @@ TEST(GgmlAttention, OfNothing) {
   }
 }
 
+/// Another graph looks at other streams of the same cache, its mask lies where the last one's did: it is read again, however
+/// much of it is the same.
+TEST(GgmlAttention, ReadsTheMaskOfOtherStreams) {
+  const auto streams = [](std::int64_t past, std::int64_t hole) {
+    return problem{"", 40, 128, 2,
+                   of([=](auto s, auto t, auto c) { return c <= t + s * past && (t != 20 || c != hole); })};
+  };
+  node_memory first(streams(0, -1), 1), second(streams(0, -1), 5);
+  second.node.src[3] = &first.mask.tensor;
+  const auto compute = [](auto& attention, node_memory& memory) {
+    EXPECT_TRUE(attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{}).ok());
+    memory.expect_exact();
+  };
+  {
+    skim::ggml_attention<skim::cpu::attention<>> attention;  // told by the last row of the second stream
+    compute(attention, first);
+    first.write_mask(streams(20, -1));
+    compute(attention, second);
+  }
+  skim::ggml_attention<skim::cpu::attention<>> attention;  // told by the cache alone
+  ggml_tensor cache = {};
+  cache.data = first.k.tensor.data;
+  first.k.tensor.view_src = second.k.tensor.view_src = &cache;
+  compute(attention, first);
+  first.write_mask(streams(20, 5));
+  compute(attention, second);
+}
+
+/// Memory that is not there is a status, and nothing is written, for rows that are widened as for others.
+TEST(GgmlAttention, RefusesOperandsWithoutMemory) {
+  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+    for (const char* const name : {"q.data", "k.data", "v.data", "mask.data", "out.data"}) {
+      problem p{"", 40, 128, 1, of([](auto, auto t, auto c) { return c <= 60 + t; }), 6, 2, 32, 32};
+      node_memory memory(p);
+      for (stored_tensor* const each : {&memory.k, &memory.v}) {
+        if (type == GGML_TYPE_Q8_0) *each = stored_tensor(type, {32, 128, 2, 1}, {0, 2, 1, 3}, 0);
+      }
+      const std::string which = name;
+      ggml_tensor& taken = which == "q.data"      ? memory.q.tensor
+                           : which == "k.data"    ? memory.k.tensor
+                           : which == "v.data"    ? memory.v.tensor
+                           : which == "mask.data" ? memory.mask.tensor
+                                                  : memory.node;
+      taken.data = nullptr;
+      skim::ggml_attention<skim::cpu::attention<>> attention;
+      const std::vector<char> before = memory.out.bytes;
+      const skim::report answer = attention.compute(skim::ggml_operands_of(memory.node), skim::serial_executor{});
+      char text[200];
+      EXPECT_EQ(answer.code, skim::status::null_pointer);
+      EXPECT_EQ(std::string(skim::argument_name(answer, text, sizeof text)), name);
+      EXPECT_EQ(memory.out.bytes, before);
+    }
+  }
+}
+
 /// K and V of blocks, each as it comes: the bits of a cache of f32 that holds the same numbers, on every layout and thread.
 TEST(GgmlAttention, WidensQuantisedKeysAndValues) {
   const auto blocks = [](ggml_type type, stored_tensor& of, unsigned seed) {  // any bits, small scales; `of` follows

@@ -7,7 +7,8 @@
 ///   op.run(args, {}, workspace, executor);
 ///
 /// It knows the library's policies with their usual parameters; a policy of one's own, other anchors and AMX go through
-/// `cpu::attention<Own>` and so on, in a unit that is compiled for one processor. Bits are those of such a unit.
+/// `cpu::attention<Own>` and so on, in a unit that is compiled for one processor. Bits are those of such a unit. Each program
+/// and each shared library has levels of its own, and a choice of its own.
 #pragma once
 
 #include <skim/append.hpp>
@@ -44,8 +45,9 @@ using any_evictor = std::variant<standard_evictor, keydiff<>, fast_caote<tova>, 
 using any_neuron_selector = std::variant<all_neurons, fastforward, calibrated_set, static_set, oracle, random_neurons>;
 using any_accumulate = std::variant<accumulate::widen_fma, accumulate::dot_pairs>;
 
-// Not `detail`: in units that have kernels too, that name is their feature set's.
-namespace level_detail {
+// Not `detail`: in units that have kernels too, that name is their feature set's. Hidden, as all functions here are inlined:
+// the libraries of a process do not share their levels.
+namespace [[gnu::visibility("hidden")]] level_detail {
 
 /// What a level of x86-64 has that the one before it lacks; a unit says what its compiler was told it may use.
 enum processor_needs : unsigned {
@@ -66,11 +68,13 @@ struct attention_functions {
   report (*select)(const void*, const attention_args&, const index_lists&, memory, memory, executor_ref);
 };
 struct attend_functions {
+  report (*check)(const attention_args&, pointers);
   std::size_t (*workspace_bytes)(const attention_args&, std::int64_t, unsigned);
   report (*run)(const attention_args&, const index_lists&, memory, executor_ref);
 };
 struct eviction_functions {
   report (*check)(const void*, const eviction_args&, pointers);
+  std::int64_t (*list_capacity)(const void*, const eviction_args&);
   std::size_t (*state_bytes)(const void*, const eviction_args&);
   std::size_t (*workspace_bytes)(const void*, const eviction_args&, unsigned);
   cost_estimate (*cost)(const void*, const eviction_args&);
@@ -154,23 +158,23 @@ const void* address_of(const std::variant<Policies...>& policy) {
   return std::visit([](const auto& held) -> const void* { return &held; }, policy);
 }
 
-}  // namespace level_detail
+}  // namespace gnu::visibility("hidden")]]level_detail
 
 /// The level that computes: the last of those given to `skim_add_dispatch` that this processor has. Null where it has none;
 /// then nothing here may be called.
-inline const char* level_name() {
+SKIM_INLINE const char* level_name() {
   const level_detail::level_functions* const chosen = level_detail::chosen_level().load(std::memory_order_relaxed);
   return chosen ? chosen->name : nullptr;
 }
 
 /// As `feature_set` in the units of that level.
-inline const char* level_feature_set() {
+SKIM_INLINE const char* level_feature_set() {
   return level_detail::level_now().feature_set;
 }
 
 /// Calls `action(name, whether it runs here)` for each level that was compiled.
 template <class Action>
-void for_each_level(const Action& action) {
+SKIM_INLINE void for_each_level(const Action& action) {
   for (const level_detail::level_functions* const* each = level_detail::dispatch_levels; *each; ++each) {
     action((*each)->name, level_detail::runs_here(**each));
   }
@@ -178,7 +182,7 @@ void for_each_level(const Action& action) {
 
 /// Computes at another level from now on; for a host's start-up and for tests, as workspaces differ. False, and nothing
 /// changes, where there is no such level or this processor lacks it.
-inline bool use_level(const char* name) {
+SKIM_INLINE bool use_level(const char* name) {
   for (const level_detail::level_functions* const* each = level_detail::dispatch_levels; *each; ++each) {
     if (std::strcmp((*each)->name, name) != 0 || !level_detail::runs_here(**each)) continue;
     level_detail::chosen_level().store(*each, std::memory_order_relaxed);
@@ -192,30 +196,35 @@ struct any_attention {
   any_selector selector{};
   any_accumulate accumulate{};
 
-  report check(const attention_args& args) const { return now().check(policy(), args, pointers::required); }
-  report check_shape(const attention_args& args) const { return now().check(policy(), args, pointers::ignored); }
-  policy_needs needs() const {
+  SKIM_INLINE std::size_t state_bytes(const attention_args&) const { return 0; }
+  SKIM_INLINE report check(const attention_args& args) const { return now().check(policy(), args, pointers::required); }
+  SKIM_INLINE report check_shape(const attention_args& args) const {
+    return now().check(policy(), args, pointers::ignored);
+  }
+  SKIM_INLINE policy_needs needs() const {
     return std::visit([](const auto& held) { return needs_of(held); }, selector);
   }
-  std::int64_t block_rows() const {
+  SKIM_INLINE std::int64_t block_rows() const {
     return std::visit([](const auto& held) { return kept_by(held, 0).every; }, selector);
   }
-  std::int64_t list_capacity(const attention_args& args) const { return now().list_capacity(policy(), args); }
-  std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
+  SKIM_INLINE std::int64_t list_capacity(const attention_args& args) const {
+    return now().list_capacity(policy(), args);
+  }
+  SKIM_INLINE std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
     return now().workspace_bytes(policy(), args, workers);
   }
-  cost_estimate cost(const attention_args& args) const { return now().cost(policy(), args); }
-  report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
+  SKIM_INLINE cost_estimate cost(const attention_args& args) const { return now().cost(policy(), args); }
+  SKIM_INLINE report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
     return now().run(policy(), args, state, workspace, executor);
   }
-  report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
-                executor_ref executor) const {
+  SKIM_INLINE report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
+                            executor_ref executor) const {
     return now().select(policy(), args, lists, state, workspace, executor);
   }
 
  private:
-  const void* policy() const { return level_detail::address_of(selector); }
-  const level_detail::attention_functions& now() const {
+  SKIM_INLINE const void* policy() const { return level_detail::address_of(selector); }
+  SKIM_INLINE const level_detail::attention_functions& now() const {
     return level_detail::level_now().attention[selector.index()][accumulate.index()];
   }
 };
@@ -224,57 +233,69 @@ struct any_attention {
 struct any_attend {
   any_accumulate accumulate{};
 
-  std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
+  SKIM_INLINE report check(const attention_args& args) const { return now().check(args, pointers::required); }
+  SKIM_INLINE report check_shape(const attention_args& args) const { return now().check(args, pointers::ignored); }
+  SKIM_INLINE std::size_t workspace_bytes(const attention_args& args, std::int64_t block_rows, unsigned workers) const {
     return now().workspace_bytes(args, block_rows, workers);
   }
-  report run(const attention_args& args, const index_lists& lists, memory workspace, executor_ref executor) const {
+  SKIM_INLINE report run(const attention_args& args, const index_lists& lists, memory workspace,
+                         executor_ref executor) const {
     return now().run(args, lists, workspace, executor);
   }
 
  private:
-  const level_detail::attend_functions& now() const { return level_detail::level_now().attend[accumulate.index()]; }
+  SKIM_INLINE const level_detail::attend_functions& now() const {
+    return level_detail::level_now().attend[accumulate.index()];
+  }
 };
 
 /// See `cpu::eviction`.
 struct any_eviction {
   any_evictor evictor{};
 
-  report check(const eviction_args& args) const { return now().check(policy(), args, pointers::required); }
-  report check_shape(const eviction_args& args) const { return now().check(policy(), args, pointers::ignored); }
-  policy_needs needs() const {
+  SKIM_INLINE report check(const eviction_args& args) const { return now().check(policy(), args, pointers::required); }
+  SKIM_INLINE report check_shape(const eviction_args& args) const {
+    return now().check(policy(), args, pointers::ignored);
+  }
+  SKIM_INLINE policy_needs needs() const {
     return std::visit([](const auto& held) { return needs_of(held); }, evictor);
   }
-  std::size_t state_bytes(const eviction_args& args) const { return now().state_bytes(policy(), args); }
-  std::size_t workspace_bytes(const eviction_args& args, unsigned workers) const {
+  SKIM_INLINE std::int64_t list_capacity(const eviction_args& args) const {
+    return now().list_capacity(policy(), args);
+  }
+  SKIM_INLINE std::size_t state_bytes(const eviction_args& args) const { return now().state_bytes(policy(), args); }
+  SKIM_INLINE std::size_t workspace_bytes(const eviction_args& args, unsigned workers) const {
     return now().workspace_bytes(policy(), args, workers);
   }
-  cost_estimate cost(const eviction_args& args) const { return now().cost(policy(), args); }
-  report reset(const eviction_args& args, memory state, executor_ref executor) const {
+  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return now().cost(policy(), args); }
+  SKIM_INLINE report reset(const eviction_args& args, memory state, executor_ref executor) const {
     return now().reset(policy(), args, state, executor);
   }
-  report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
+  SKIM_INLINE report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
     return now().observe(policy(), args, state, workspace, executor);
   }
-  report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
-               executor_ref executor) const {
+  SKIM_INLINE report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+                           executor_ref executor) const {
     return now().score(policy(), args, scores, state, workspace, executor);
   }
-  report choose(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
-                memory workspace, executor_ref executor) const {
+  SKIM_INLINE report choose(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                            memory workspace, executor_ref executor) const {
     return now().choose(policy(), args, scores, lists, workspace, executor);
   }
-  report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-                 executor_ref executor) const {
+  SKIM_INLINE report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+                             executor_ref executor) const {
     return now().compact(policy(), args, lists, state, workspace, executor);
   }
-  report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
-             executor_ref executor) const {
+  SKIM_INLINE report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
+                         executor_ref executor) const {
     return now().run(policy(), args, lists, state, workspace, executor);
   }
 
  private:
-  const void* policy() const { return level_detail::address_of(evictor); }
-  const level_detail::eviction_functions& now() const { return level_detail::level_now().eviction[evictor.index()]; }
+  SKIM_INLINE const void* policy() const { return level_detail::address_of(evictor); }
+  SKIM_INLINE const level_detail::eviction_functions& now() const {
+    return level_detail::level_now().eviction[evictor.index()];
+  }
 };
 
 /// See `cpu::ffn`.
@@ -282,23 +303,23 @@ struct any_ffn {
   any_neuron_selector selector{};
   any_accumulate accumulate{};
 
-  report check(const ffn_args& args) const { return now().check(policy(), args, pointers::required); }
-  report check_shape(const ffn_args& args) const { return now().check(policy(), args, pointers::ignored); }
-  std::size_t state_bytes(const ffn_args& args) const { return now().state_bytes(policy(), args); }
-  std::size_t workspace_bytes(const ffn_args& args, unsigned workers) const {
+  SKIM_INLINE report check(const ffn_args& args) const { return now().check(policy(), args, pointers::required); }
+  SKIM_INLINE report check_shape(const ffn_args& args) const { return now().check(policy(), args, pointers::ignored); }
+  SKIM_INLINE std::size_t state_bytes(const ffn_args& args) const { return now().state_bytes(policy(), args); }
+  SKIM_INLINE std::size_t workspace_bytes(const ffn_args& args, unsigned workers) const {
     return now().workspace_bytes(policy(), args, workers);
   }
-  cost_estimate cost(const ffn_args& args) const { return now().cost(policy(), args); }
-  report reset(const ffn_args& args, memory state, executor_ref executor) const {
+  SKIM_INLINE cost_estimate cost(const ffn_args& args) const { return now().cost(policy(), args); }
+  SKIM_INLINE report reset(const ffn_args& args, memory state, executor_ref executor) const {
     return now().reset(policy(), args, state, executor);
   }
-  report run(const ffn_args& args, memory state, memory workspace, executor_ref executor) const {
+  SKIM_INLINE report run(const ffn_args& args, memory state, memory workspace, executor_ref executor) const {
     return now().run(policy(), args, state, workspace, executor);
   }
 
  private:
-  const void* policy() const { return level_detail::address_of(selector); }
-  const level_detail::ffn_functions& now() const {
+  SKIM_INLINE const void* policy() const { return level_detail::address_of(selector); }
+  SKIM_INLINE const level_detail::ffn_functions& now() const {
     return level_detail::level_now().ffn[selector.index()][accumulate.index()];
   }
 };
@@ -307,25 +328,28 @@ struct any_ffn {
 struct any_linear {
   any_accumulate accumulate{};
 
-  report check(const linear_args& args) const { return skim::check(args); }
-  report check_shape(const linear_args& args) const { return skim::check_shape(args); }
-  std::size_t workspace_bytes(const linear_args& args, unsigned workers) const {
+  SKIM_INLINE report check(const linear_args& args) const { return skim::check(args); }
+  SKIM_INLINE report check_shape(const linear_args& args) const { return skim::check_shape(args); }
+  SKIM_INLINE std::size_t workspace_bytes(const linear_args& args, unsigned workers) const {
     return now().workspace_bytes(args, workers);
   }
-  cost_estimate cost(const linear_args& args) const { return linear_cost(args); }
-  report run(const linear_args& args, memory workspace, executor_ref executor) const {
+  SKIM_INLINE cost_estimate cost(const linear_args& args) const { return linear_cost(args); }
+  SKIM_INLINE report run(const linear_args& args, memory workspace, executor_ref executor) const {
     return now().run(args, workspace, executor);
   }
 
  private:
-  const level_detail::linear_functions& now() const { return level_detail::level_now().linear[accumulate.index()]; }
+  SKIM_INLINE const level_detail::linear_functions& now() const {
+    return level_detail::level_now().linear[accumulate.index()];
+  }
 };
 
 /// See `cpu::append` and `cpu::pool_scores`.
-inline report any_append(const append_args& args, executor_ref executor) {
+SKIM_INLINE report any_append(const append_args& args, executor_ref executor) {
   return level_detail::level_now().append(args, executor);
 }
-inline report any_pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref executor) {
+SKIM_INLINE report any_pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled,
+                                   executor_ref executor) {
   return level_detail::level_now().pool_scores(scores, pooled, executor);
 }
 

@@ -24,7 +24,7 @@
 #include <skim/cpu/neuron_selector/static_set.hpp>
 #include <skim/cpu/selector/quoka.hpp>
 
-namespace skim { inline namespace v0_2 { namespace cpu { namespace level_detail {
+namespace skim { inline namespace v0_2 { namespace cpu { namespace [[gnu::visibility("hidden")]] level_detail {
 
 // Nothing here may be shared with the units of other levels: hence the namespace without a name, in a header.
 namespace {
@@ -47,6 +47,18 @@ constexpr unsigned compiled_for = 0u
                                   | avx512_vnni
 #endif
     ;
+
+/// Whether `runs_here` asks for all of that: for a level it does not know, it would say yes to processors that lack it.
+constexpr bool is_known_level =
+#if (defined(__AVX__) && !defined(__AVX2__)) || defined(__AVX512VBMI__) || defined(__AVX512FP16__) || \
+    defined(__AVX512IFMA__) || defined(__AVXVNNI__) || defined(__AMX_TILE__) || defined(__GFNI__) || defined(__VAES__)
+    false;
+#elif defined(__AVX512F__) && \
+    !(defined(__AVX512BW__) && defined(__AVX512CD__) && defined(__AVX512DQ__) && defined(__AVX512VL__))
+    false;
+#else
+    true;
+#endif
 
 template <class Policy>
 const Policy& held(const void* policy) {
@@ -75,7 +87,10 @@ constexpr attention_functions functions_of_attention() {
 template <class Accumulate>
 constexpr attend_functions functions_of_attend() {
   using op = cpu::attend<Accumulate>;
-  return {[](const attention_args& args, std::int64_t block_rows, unsigned workers) {
+  return {[](const attention_args& args, pointers given) {
+            return given == pointers::required ? op{}.check(args) : op{}.check_shape(args);
+          },
+          [](const attention_args& args, std::int64_t block_rows, unsigned workers) {
             return op{}.workspace_bytes(args, block_rows, workers);
           },
           [](const attention_args& args, const index_lists& lists, memory workspace, executor_ref on) {
@@ -91,6 +106,7 @@ constexpr eviction_functions functions_of_eviction() {
         const op made{held<Policy>(p)};
         return given == pointers::required ? made.check(args) : made.check_shape(args);
       },
+      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.list_capacity(args); },
       [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.state_bytes(args); },
       [](const void* p, const eviction_args& args, unsigned workers) {
         return op{held<Policy>(p)}.workspace_bytes(args, workers);
@@ -180,4 +196,4 @@ constexpr level_functions all_functions(const char* name) {
 
 }  // namespace
 
-}}}}  // namespace skim::v0_2::cpu::level_detail
+}}}}  // namespace skim::v0_2::cpu::gnu::visibility("hidden")]]level_detail

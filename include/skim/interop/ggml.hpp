@@ -54,7 +54,9 @@ class ggml_attention {
   /// By each thread of a team, as ggml calls a custom op.
   report compute(const ggml_operands& x, const team_executor& team) {
     team.single([&] { prepared_ = prepare(x, team.concurrency()); });
-    return prepared_ ? run(team) : prepared_;
+    const report answer = prepared_ ? run(team) : prepared_;
+    team.wait();  // the next call prepares again
+    return answer;
   }
 
   /// For a host that computes another graph before any keys come again.
@@ -73,14 +75,18 @@ class ggml_attention {
     const void* data = nullptr;
     std::int64_t rows = 0, cells = 0, streams = 0;
     std::vector<mask_reader> of_streams;
-    std::vector<char> edges;  // its first and its last row
+    std::vector<char> edges;  // the first and the last row of each stream
 
     template <class Do>
     void for_each_edge(const ggml_tensor& mask, const Do& action) const {
       const std::size_t bytes = static_cast<std::size_t>(cells) * ggml_type_size(mask.type);
-      const char* const first = static_cast<const char*>(mask.data);
-      action(0, first, bytes);
-      action(bytes, first + static_cast<std::size_t>(rows - 1) * mask.nb[1], bytes);
+      std::size_t at = 0;
+      for (std::int64_t stream = 0; stream < streams; ++stream) {
+        const char* const first = static_cast<const char*>(mask.data) + static_cast<std::size_t>(stream) * mask.nb[3];
+        action(at, first, bytes);
+        action(at + bytes, first + static_cast<std::size_t>(rows - 1) * mask.nb[1], bytes);
+        at += 2 * bytes;
+      }
     }
     /// A cheap look at whether memory that held this mask holds another one now.
     bool holds_edges_of(const ggml_tensor& mask) const {
@@ -91,7 +97,7 @@ class ggml_attention {
       return same;
     }
     void keep_edges_of(const ggml_tensor& mask) {
-      edges.resize(2 * static_cast<std::size_t>(cells) * ggml_type_size(mask.type));
+      edges.resize(2 * static_cast<std::size_t>(streams * cells) * ggml_type_size(mask.type));
       for_each_edge(mask, [&](std::size_t at, const char* row, std::size_t bytes) {
         std::memcpy(edges.data() + at, row, bytes);
       });
@@ -150,16 +156,30 @@ class ggml_attention {
     return {};
   }
 
+  static report check_data(const ggml_operands& x) {
+    if (!x.q->data) return null_fault("q.data");
+    if (!x.out->data) return null_fault("out.data");
+    if (x.k->ne[1] == 0) return {};
+    if (!x.k->data) return null_fault("k.data");
+    if (!x.v->data) return null_fault("v.data");
+    return x.mask && !x.mask->data ? null_fault("mask.data") : report{};
+  }
+
   report prepare(const ggml_operands& given, unsigned workers) {
-    if (report r = check(given); !r) return r;
-    if (std::find(keys_seen_.begin(), keys_seen_.end(), given.k->data) != keys_seen_.end()) begin_graph();
-    keys_seen_.push_back(given.k->data);
-    const ggml_operands x = widened(given);
     views_.clear();
     offsets_.clear();
     calls_.clear();
-    const std::int64_t Tq = x.q->ne[1], cells = x.k->ne[1];
+    to_widen_[0] = to_widen_[1] = nullptr;
+    if (report r = check(given); !r) return r;
+    const std::int64_t Tq = given.q->ne[1], cells = given.k->ne[1];
     if (Tq == 0) return {};
+    if (report r = check_data(given); !r) return r;
+    // The cache, of which another graph may look at another part.
+    const ggml_tensor* cache = given.k;
+    while (cache->view_src) cache = cache->view_src;
+    if (std::find(keys_seen_.begin(), keys_seen_.end(), cache->data) != keys_seen_.end()) begin_graph();
+    keys_seen_.push_back(cache->data);
+    const ggml_operands x = widened(given);
     for (std::int64_t stream = 0; stream < x.q->ne[3]; ++stream) {
       if (cells == 0) {
         add(x, stream, {0, Tq, 0, -1, skim::mask::full()}, nullptr, 0);

@@ -158,6 +158,7 @@ inline report check(const ggml_operands& x) {
   if (x.max_bias != 0) return fault(status::unsupported, "max_bias", static_cast<double>(x.max_bias), 0);
   if (x.scale == 0) return fault(status::bad_value, "scale", 0.0, "another number than 0");
   const std::int64_t streams = x.q->ne[3];
+  if (report r = check_range("q.ne[3]", streams, 0, largest_index, status::bad_extent); !r) return r;
   if (x.k->ne[3] != streams) return fault(status::bad_extent, "k.ne[3]", x.k->ne[3], streams);
   if (x.v->ne[3] != streams) return fault(status::bad_extent, "v.ne[3]", x.v->ne[3], streams);
   if (x.v->ne[1] != x.k->ne[1]) return fault(status::bad_extent, "v.ne[1]", x.v->ne[1], x.k->ne[1]);

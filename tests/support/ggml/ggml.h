@@ -28,6 +28,7 @@ struct ggml_tensor {
   ggml_op op;
   std::int32_t op_params[16];
   ggml_tensor* src[GGML_MAX_SRC];
+  ggml_tensor* view_src;
   void* data;
 };
 
