@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Everything for the CPU but oneTBB, Eigen, JSON and GoogleTest, which have headers of their own.
+/// \file Everything for the CPU but oneTBB, Eigen, JSON and GoogleTest, which have headers of their own, and
+/// cpu/dispatch.hpp, which needs levels to link with.
 #pragma once
 
 #include <skim/buffer.hpp>
