@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cmake -DROOT=... -P whole.cmake: fails if skim.hpp, with all that it includes in turn, leaves out a header of tier 0 or a
-# # public one of cpu/. Those of reference/ are for tests; cpu/dispatch*.hpp, which needs levels to link with, is the other door.
+# public one of cpu/. Those of reference/ are for tests; cpu/dispatch*.hpp, which needs levels to link with, is the other door.
 cmake_minimum_required(VERSION 3.21)
 include(${CMAKE_CURRENT_LIST_DIR}/tier_0.cmake)
 
