@@ -47,7 +47,8 @@ using any_accumulate = std::variant<accumulate::widen_fma, accumulate::dot_pairs
 
 // Not `detail`: in units that have kernels too, that name is their feature set's. Hidden, as all functions here are inlined:
 // the libraries of a process do not share their levels.
-namespace [[gnu::visibility("hidden")]] level_detail {
+#pragma GCC visibility push(hidden)
+namespace level_detail {
 
 /// What a level of x86-64 has that the one before it lacks; a unit says what its compiler was told it may use.
 enum processor_needs : unsigned {
@@ -158,7 +159,8 @@ const void* address_of(const std::variant<Policies...>& policy) {
   return std::visit([](const auto& held) -> const void* { return &held; }, policy);
 }
 
-}  // namespace gnu::visibility("hidden")]]level_detail
+}  // namespace level_detail
+#pragma GCC visibility pop
 
 /// The level that computes: the last of those given to `skim_add_dispatch` that this processor has. Null where it has none;
 /// then nothing here may be called.

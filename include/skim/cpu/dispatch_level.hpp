@@ -24,7 +24,7 @@
 #include <skim/cpu/neuron_selector/static_set.hpp>
 #include <skim/cpu/selector/quoka.hpp>
 
-namespace skim { inline namespace v0_2 { namespace cpu { namespace [[gnu::visibility("hidden")]] level_detail {
+namespace skim { inline namespace v0_2 { namespace cpu { namespace level_detail {
 
 // Nothing here may be shared with the units of other levels: hence the namespace without a name, in a header.
 namespace {
@@ -196,4 +196,4 @@ constexpr level_functions all_functions(const char* name) {
 
 }  // namespace
 
-}}}}  // namespace skim::v0_2::cpu::gnu::visibility("hidden")]]level_detail
+}}}}  // namespace skim::v0_2::cpu::level_detail

@@ -22,11 +22,12 @@
 namespace skim { inline namespace v0_2 {
 
 /// Computes nodes: chunks by an operation, `cpu::attention<...>` or `cpu::any_attention`; by a dense one what looks both ways,
-/// what has a window, which reads little as it is, and what has a mask with other numbers than 0 and -inf. One per context that computes: it holds what masks said, views and scratch, which grow with the longest call.
+/// what has a window, which reads little as it is, and what has a mask with other numbers than 0 and -inf. One per context
+/// that computes: it holds what masks said, views and scratch, which grow with the longest call.
 ///
 /// K and V of ggml's quantised types are widened to f32 for the call, each row once: 4 bytes a number of one layer.
 ///
-/// A mask serves all layers of a graph and is read once in it. Layers have their own keys; so when keys come that came
+/// A mask serves all layers of a graph and is read once in it. Layers have their own caches; so when one comes that came
 /// before, the host has begun another graph, whose masks may say something else.
 template <class Operation, class Dense = Operation>
 class ggml_attention {
@@ -59,7 +60,7 @@ class ggml_attention {
     return answer;
   }
 
-  /// For a host that computes another graph before any keys come again.
+  /// For a host that computes another graph before any cache comes again.
   void begin_graph() {
     masks_used_ = 0;
     keys_seen_.clear();
