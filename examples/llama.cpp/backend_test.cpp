@@ -3,6 +3,7 @@
 // gives alone. Arguments: the backend, a model. Its weights are widened to f16 first: with those of 4 bits, activations are
 // rounded to 8, and any two correct kernels differ.
 #include "host.hpp"
+#include "window_model.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -284,9 +285,22 @@ void run_all(const std::string& path) {
   }
   expect(same == 8, "the same 32 greedy tokens behind " + std::to_string(same) + " of 8 prompts");
 
+  const std::string windows = path + ".windows.gguf";
+  if (!skim_llama::write_window_model(windows, 128))
+    std::printf("FAIL %s cannot be written\n", windows.c_str()), std::exit(1);
+  const model_pointer second = load(windows);
+  compare("layers with sliding windows", *second, {}, prompt);
+  s = {};
+  s.sequences = 2;
+  compare("windows, and two sequences", *second, s, [](llama_context& context) {
+    logits out;
+    decode(context, in_turn(text(100, 0, 0, 1), text(120, 0, 1, 2)), out);
+    decode(context, in_turn(text(90, 100, 0, 3), text(100, 120, 1, 4)), out);
+    return out;
+  });
+
   configure("dense");
-  const model_pointer second = load(path);
-  const logits alone = prompt(*new_context(*model, {}));
+  const logits alone = prompt(*new_context(*model, {})), second_alone = prompt(*new_context(*second, {}));
   logits of_first, of_second;
   std::thread other([&] { of_second = prompt(*new_context(*second, {})); });
   for (int i = 0; i < 3; ++i) {  // contexts come and go beside it
@@ -295,7 +309,7 @@ void run_all(const std::string& path) {
   }
   other.join();
   // Not the same bits: who computes short chunks depends on what contexts there are.
-  expect(distance(of_first, alone) < 1e-4 && distance(of_second, alone) < 1e-4,
+  expect(distance(of_first, alone) < 1e-4 && distance(of_second, second_alone) < 1e-4,
          "two models at once, contexts freed while another computes");
   expect(configure("budget=64,queries=16") == nullptr, "a budget less than what is always read is taken");
   expect(distance(prompt(*new_context(*model, {})), alone) > 1e-6, "QUOKA leaves something out");

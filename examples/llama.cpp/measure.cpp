@@ -38,6 +38,17 @@ const std::vector<method> methods = {{"llama.cpp", "off", ""},
                                      {"standard evictor 2048", "dense", "standard"},
                                      {"KeyDiff 2048", "dense", "keydiff"}};
 
+/// A name of the table, or a setting of the backend's.
+std::vector<method> methods_of(const std::vector<std::string>& wanted) {
+  std::vector<method> found;
+  for (const std::string& name : wanted) {
+    const auto known =
+        std::find_if(methods.begin(), methods.end(), [&](const method& each) { return each.name == name; });
+    found.push_back(known != methods.end() ? *known : method{name, name, ""});
+  }
+  return found;
+}
+
 struct options {
   std::string model, backend, text, out;
   std::vector<std::string> wanted;
@@ -195,9 +206,15 @@ void print_table(const results& found) {
               "facts found");
   const json* const first = all.contains("llama.cpp") ? &all["llama.cpp"] : nullptr;
   const json* const dense = all.contains("skim dense") ? &all["skim dense"] : first;
+  std::vector<std::string> names;
   for (const method& each : methods) {
-    if (!all.contains(each.name)) continue;
-    const json& rows = all[each.name];
+    if (all.contains(each.name)) names.push_back(each.name);
+  }
+  for (const auto& [name, rows] : all.items()) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  for (const std::string& name : names) {
+    const json& rows = all[name];
     const double seconds = median(rows.value("seconds", std::vector<double>{}));
     const double base = first ? median(first->value("seconds", std::vector<double>{})) : 0;
     std::vector<double> change, found_share;
@@ -209,7 +226,7 @@ void print_table(const results& found) {
     }
     for (const json& row : own) found_share.push_back(row.at("right").get<double>() / row.at("answers").get<double>());
     const estimate nll = mean_of(column(own, "nll")), more = mean_of(change), share = mean_of(found_share);
-    std::printf("%-26s", each.name.c_str());
+    std::printf("%-26s", name.c_str());
     if (seconds > 0)
       std::printf(" %9.1f %7.2f s", length / seconds, seconds);
     else
@@ -246,10 +263,9 @@ void measure(const options& chosen) {
   llama_model_desc(model.get(), name, sizeof name);
   results found(chosen, name);
 
-  std::vector<method> used;
-  for (const method& each : methods) {
-    if (chosen.wanted.empty() || std::count(chosen.wanted.begin(), chosen.wanted.end(), each.name) > 0)
-      used.push_back(each);
+  const std::vector<method> used = chosen.wanted.empty() ? methods : methods_of(chosen.wanted);
+  for (const method& each : used) {
+    if (const char* const problem = skim_backend.configure(each.setting.c_str())) throw std::invalid_argument(problem);
   }
   const int work = static_cast<int>(used.size()) * (chosen.prompts + chosen.repeats);
   int done = 0;
@@ -265,8 +281,7 @@ void measure(const options& chosen) {
     json& rows = found.of(each.name)[list];
     if (static_cast<int>(rows.size()) <= have) {
       show(each.name + ", " + what);
-      if (const char* const problem = skim_backend.configure(each.setting.c_str()))
-        throw std::invalid_argument(problem);
+      skim_backend.configure(each.setting.c_str());
       skim_backend.watch(!each.evictor.empty());
       const context_pointer context = new_context(*model, chosen, each);
       rows.push_back(run(*context));
@@ -318,9 +333,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--ubatch", chosen.ubatch, "Tokens of a chunk")->check(CLI::Range(1, 8192))->capture_default_str();
   app.add_option("--threads", chosen.threads, "Threads")->check(CLI::Range(1, 512))->capture_default_str();
-  std::vector<std::string> names;
-  for (const method& each : methods) names.push_back(each.name);
-  app.add_option("--method", chosen.wanted, "Only these")->check(CLI::IsMember(names));
+  std::string names;
+  for (const method& each : methods) names += (names.empty() ? "'" : ", '") + each.name + "'";
+  app.add_option("--method", chosen.wanted,
+                 "Only these: of " + names + "; or what SKIM_QUOKA takes, as budget=1024,queries=128");
   CLI11_PARSE(app, argc, argv);
   try {
     measure(chosen);
