@@ -85,6 +85,7 @@ class calls {
     const auto op = Operations::attention(policy, accumulate);
     workspace_.reserve(op.workspace_bytes(chunk_, 1));
     expect_good(op.check(chunk_), "check");
+    expect_good(op.reset(chunk_, {}, serial_executor{}), "reset");
     expect_good(op.run(chunk_, {}, workspace_, serial_executor{}), "attention");
     add(out_.data(), out_.size() * sizeof(float));
     add(lse_.data(), lse_.size() * sizeof(float));
@@ -152,6 +153,17 @@ class calls {
       expect_good(op.run(first, state_, workspace_, serial_executor{}), "ffn");
       expect_good(op.run(args, state_, workspace_, serial_executor{}), "ffn");
       add(out.data(), out.size() * sizeof(float));
+
+      std::vector<float> scores(f);  // step by step
+      std::vector<std::int32_t> chosen(static_cast<std::size_t>(op.list_capacity(args)));
+      std::int32_t count = 0;
+      expect_good(op.score(args, {scores.data(), {1, f}}, state_, workspace_, serial_executor{}), "score");
+      const index_lists lists{chosen.data(), &count, 1, op.list_capacity(args)};
+      expect_good(
+          op.choose(args, tensor_view<const float, 2>(scores.data(), {1, f}), lists, workspace_, serial_executor{}),
+          "choose");
+      add(scores.data(), scores.size() * sizeof(float));
+      add(chosen.data(), static_cast<std::size_t>(count) * sizeof(std::int32_t));
     };
     run(all_neurons{});
     run(learned);

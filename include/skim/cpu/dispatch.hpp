@@ -59,12 +59,17 @@ enum processor_needs : unsigned {
   avx512_vnni = 16,
 };
 
-/// Functions of an operation with one policy, whose address comes first.
-struct attention_functions {
-  report (*check)(const void*, const attention_args&, pointers);
-  std::int64_t (*list_capacity)(const void*, const attention_args&);
-  std::size_t (*workspace_bytes)(const void*, const attention_args&, unsigned);
-  cost_estimate (*cost)(const void*, const attention_args&);
+/// Functions of an operation with one policy, whose address comes first: what every operation has, and what one has beyond.
+template <class Args>
+struct policy_functions {
+  report (*check)(const void*, const Args&, pointers);
+  std::int64_t (*list_capacity)(const void*, const Args&);
+  std::size_t (*state_bytes)(const void*, const Args&);
+  std::size_t (*workspace_bytes)(const void*, const Args&, unsigned);
+  cost_estimate (*cost)(const void*, const Args&);
+  report (*reset)(const void*, const Args&, memory, executor_ref);
+};
+struct attention_functions : policy_functions<attention_args> {
   report (*run)(const void*, const attention_args&, memory, memory, executor_ref);
   report (*select)(const void*, const attention_args&, const index_lists&, memory, memory, executor_ref);
 };
@@ -73,13 +78,7 @@ struct attend_functions {
   std::size_t (*workspace_bytes)(const attention_args&, std::int64_t, unsigned);
   report (*run)(const attention_args&, const index_lists&, memory, executor_ref);
 };
-struct eviction_functions {
-  report (*check)(const void*, const eviction_args&, pointers);
-  std::int64_t (*list_capacity)(const void*, const eviction_args&);
-  std::size_t (*state_bytes)(const void*, const eviction_args&);
-  std::size_t (*workspace_bytes)(const void*, const eviction_args&, unsigned);
-  cost_estimate (*cost)(const void*, const eviction_args&);
-  report (*reset)(const void*, const eviction_args&, memory, executor_ref);
+struct eviction_functions : policy_functions<eviction_args> {
   report (*observe)(const void*, const eviction_args&, memory, memory, executor_ref);
   report (*score)(const void*, const eviction_args&, tensor_view<float, 2>, memory, memory, executor_ref);
   report (*choose)(const void*, const eviction_args&, tensor_view<const float, 2>, const index_lists&, memory,
@@ -87,12 +86,9 @@ struct eviction_functions {
   report (*compact)(const void*, const eviction_args&, const index_lists&, memory, memory, executor_ref);
   report (*run)(const void*, const eviction_args&, const index_lists&, memory, memory, executor_ref);
 };
-struct ffn_functions {
-  report (*check)(const void*, const ffn_args&, pointers);
-  std::size_t (*state_bytes)(const void*, const ffn_args&);
-  std::size_t (*workspace_bytes)(const void*, const ffn_args&, unsigned);
-  cost_estimate (*cost)(const void*, const ffn_args&);
-  report (*reset)(const void*, const ffn_args&, memory, executor_ref);
+struct ffn_functions : policy_functions<ffn_args> {
+  report (*score)(const void*, const ffn_args&, tensor_view<float, 2>, memory, memory, executor_ref);
+  report (*choose)(const void*, const ffn_args&, tensor_view<const float, 2>, const index_lists&, memory, executor_ref);
   report (*run)(const void*, const ffn_args&, memory, memory, executor_ref);
 };
 struct linear_functions {
@@ -154,13 +150,40 @@ inline const level_functions& level_now() {
   return *chosen;
 }
 
-template <class... Policies>
-const void* address_of(const std::variant<Policies...>& policy) {
-  return std::visit([](const auto& held) -> const void* { return &held; }, policy);
-}
-
 }  // namespace level_detail
 #pragma GCC visibility pop
+
+namespace level_detail {
+
+/// What every operation with a policy has. `Operation` says `policy()`, a variant, and `now()`, its functions.
+template <class Operation, class Args>
+struct operation {
+  SKIM_INLINE report check(const Args& args) const { return now().check(address(), args, pointers::required); }
+  SKIM_INLINE report check_shape(const Args& args) const { return now().check(address(), args, pointers::ignored); }
+  SKIM_INLINE policy_needs needs() const {
+    return std::visit([](const auto& held) { return needs_of(held); }, self().policy());
+  }
+  SKIM_INLINE std::int64_t list_capacity(const Args& args) const { return now().list_capacity(address(), args); }
+  SKIM_INLINE std::size_t state_bytes(const Args& args) const { return now().state_bytes(address(), args); }
+  SKIM_INLINE std::size_t workspace_bytes(const Args& args, unsigned workers) const {
+    return now().workspace_bytes(address(), args, workers);
+  }
+  SKIM_INLINE cost_estimate cost(const Args& args) const { return now().cost(address(), args); }
+  SKIM_INLINE report reset(const Args& args, memory state, executor_ref executor) const {
+    return now().reset(address(), args, state, executor);
+  }
+
+ protected:
+  SKIM_INLINE const void* address() const {
+    return std::visit([](const auto& held) -> const void* { return &held; }, self().policy());
+  }
+
+ private:
+  SKIM_INLINE const Operation& self() const { return static_cast<const Operation&>(*this); }
+  SKIM_INLINE const auto& now() const { return self().now(); }
+};
+
+}  // namespace level_detail
 
 /// The level that computes: the last of those given to `skim_add_dispatch` that this processor has. Null where it has none;
 /// then nothing here may be called.
@@ -193,39 +216,27 @@ SKIM_INLINE bool use_level(const char* name) {
   return false;
 }
 
-/// See `cpu::attention` for all of these; none of its selectors here keeps a state.
-struct any_attention {
-  any_selector selector{};
-  any_accumulate accumulate{};
+/// See `cpu::attention`. `score` and `choose` are of a selector that scores: take `cpu::attention<quoka>` for them.
+struct any_attention : level_detail::operation<any_attention, attention_args> {
+  any_selector selector;
+  any_accumulate accumulate;
 
-  SKIM_INLINE std::size_t state_bytes(const attention_args&) const { return 0; }
-  SKIM_INLINE report check(const attention_args& args) const { return now().check(policy(), args, pointers::required); }
-  SKIM_INLINE report check_shape(const attention_args& args) const {
-    return now().check(policy(), args, pointers::ignored);
-  }
-  SKIM_INLINE policy_needs needs() const {
-    return std::visit([](const auto& held) { return needs_of(held); }, selector);
-  }
+  SKIM_INLINE any_attention(const any_selector& by = {}, const any_accumulate& in = {})
+      : selector(by), accumulate(in) {}
   SKIM_INLINE std::int64_t block_rows() const {
     return std::visit([](const auto& held) { return kept_by(held, 0).every; }, selector);
   }
-  SKIM_INLINE std::int64_t list_capacity(const attention_args& args) const {
-    return now().list_capacity(policy(), args);
-  }
-  SKIM_INLINE std::size_t workspace_bytes(const attention_args& args, unsigned workers) const {
-    return now().workspace_bytes(policy(), args, workers);
-  }
-  SKIM_INLINE cost_estimate cost(const attention_args& args) const { return now().cost(policy(), args); }
   SKIM_INLINE report run(const attention_args& args, memory state, memory workspace, executor_ref executor) const {
-    return now().run(policy(), args, state, workspace, executor);
+    return now().run(address(), args, state, workspace, executor);
   }
   SKIM_INLINE report select(const attention_args& args, const index_lists& lists, memory state, memory workspace,
                             executor_ref executor) const {
-    return now().select(policy(), args, lists, state, workspace, executor);
+    return now().select(address(), args, lists, state, workspace, executor);
   }
 
  private:
-  SKIM_INLINE const void* policy() const { return level_detail::address_of(selector); }
+  friend operation;
+  SKIM_INLINE const any_selector& policy() const { return selector; }
   SKIM_INLINE const level_detail::attention_functions& now() const {
     return level_detail::level_now().attention[selector.index()][accumulate.index()];
   }
@@ -252,75 +263,60 @@ struct any_attend {
 };
 
 /// See `cpu::eviction`.
-struct any_eviction {
-  any_evictor evictor{};
+struct any_eviction : level_detail::operation<any_eviction, eviction_args> {
+  any_evictor evictor;
 
-  SKIM_INLINE report check(const eviction_args& args) const { return now().check(policy(), args, pointers::required); }
-  SKIM_INLINE report check_shape(const eviction_args& args) const {
-    return now().check(policy(), args, pointers::ignored);
-  }
-  SKIM_INLINE policy_needs needs() const {
-    return std::visit([](const auto& held) { return needs_of(held); }, evictor);
-  }
-  SKIM_INLINE std::int64_t list_capacity(const eviction_args& args) const {
-    return now().list_capacity(policy(), args);
-  }
-  SKIM_INLINE std::size_t state_bytes(const eviction_args& args) const { return now().state_bytes(policy(), args); }
-  SKIM_INLINE std::size_t workspace_bytes(const eviction_args& args, unsigned workers) const {
-    return now().workspace_bytes(policy(), args, workers);
-  }
-  SKIM_INLINE cost_estimate cost(const eviction_args& args) const { return now().cost(policy(), args); }
-  SKIM_INLINE report reset(const eviction_args& args, memory state, executor_ref executor) const {
-    return now().reset(policy(), args, state, executor);
-  }
+  SKIM_INLINE any_eviction(const any_evictor& by = {}) : evictor(by) {}
   SKIM_INLINE report observe(const eviction_args& args, memory state, memory workspace, executor_ref executor) const {
-    return now().observe(policy(), args, state, workspace, executor);
+    return now().observe(address(), args, state, workspace, executor);
   }
   SKIM_INLINE report score(const eviction_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
                            executor_ref executor) const {
-    return now().score(policy(), args, scores, state, workspace, executor);
+    return now().score(address(), args, scores, state, workspace, executor);
   }
   SKIM_INLINE report choose(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
                             memory workspace, executor_ref executor) const {
-    return now().choose(policy(), args, scores, lists, workspace, executor);
+    return now().choose(address(), args, scores, lists, workspace, executor);
   }
   SKIM_INLINE report compact(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
                              executor_ref executor) const {
-    return now().compact(policy(), args, lists, state, workspace, executor);
+    return now().compact(address(), args, lists, state, workspace, executor);
   }
   SKIM_INLINE report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
                          executor_ref executor) const {
-    return now().run(policy(), args, lists, state, workspace, executor);
+    return now().run(address(), args, lists, state, workspace, executor);
   }
 
  private:
-  SKIM_INLINE const void* policy() const { return level_detail::address_of(evictor); }
+  friend operation;
+  SKIM_INLINE const any_evictor& policy() const { return evictor; }
   SKIM_INLINE const level_detail::eviction_functions& now() const {
     return level_detail::level_now().eviction[evictor.index()];
   }
 };
 
 /// See `cpu::ffn`.
-struct any_ffn {
-  any_neuron_selector selector{};
-  any_accumulate accumulate{};
+struct any_ffn : level_detail::operation<any_ffn, ffn_args> {
+  any_neuron_selector selector;
+  any_accumulate accumulate;
 
-  SKIM_INLINE report check(const ffn_args& args) const { return now().check(policy(), args, pointers::required); }
-  SKIM_INLINE report check_shape(const ffn_args& args) const { return now().check(policy(), args, pointers::ignored); }
-  SKIM_INLINE std::size_t state_bytes(const ffn_args& args) const { return now().state_bytes(policy(), args); }
-  SKIM_INLINE std::size_t workspace_bytes(const ffn_args& args, unsigned workers) const {
-    return now().workspace_bytes(policy(), args, workers);
+  SKIM_INLINE any_ffn(const any_neuron_selector& by = {}, const any_accumulate& in = {})
+      : selector(by), accumulate(in) {}
+  SKIM_INLINE report score(const ffn_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+                           executor_ref executor) const {
+    return now().score(address(), args, scores, state, workspace, executor);
   }
-  SKIM_INLINE cost_estimate cost(const ffn_args& args) const { return now().cost(policy(), args); }
-  SKIM_INLINE report reset(const ffn_args& args, memory state, executor_ref executor) const {
-    return now().reset(policy(), args, state, executor);
+  SKIM_INLINE report choose(const ffn_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                            memory workspace, executor_ref executor) const {
+    return now().choose(address(), args, scores, lists, workspace, executor);
   }
   SKIM_INLINE report run(const ffn_args& args, memory state, memory workspace, executor_ref executor) const {
-    return now().run(policy(), args, state, workspace, executor);
+    return now().run(address(), args, state, workspace, executor);
   }
 
  private:
-  SKIM_INLINE const void* policy() const { return level_detail::address_of(selector); }
+  friend operation;
+  SKIM_INLINE const any_neuron_selector& policy() const { return selector; }
   SKIM_INLINE const level_detail::ffn_functions& now() const {
     return level_detail::level_now().ffn[selector.index()][accumulate.index()];
   }

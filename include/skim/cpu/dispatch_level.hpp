@@ -65,18 +65,28 @@ const Policy& held(const void* policy) {
   return *static_cast<const Policy*>(policy);
 }
 
+/// What every operation has, of `Operation` with `Policy`.
+template <class Operation, class Policy, class Args>
+constexpr policy_functions<Args> functions_of() {
+  return {[](const void* p, const Args& args, pointers given) {
+            const Operation made{held<Policy>(p)};
+            return given == pointers::required ? made.check(args) : made.check_shape(args);
+          },
+          [](const void* p, const Args& args) { return Operation{held<Policy>(p)}.list_capacity(args); },
+          [](const void* p, const Args& args) { return Operation{held<Policy>(p)}.state_bytes(args); },
+          [](const void* p, const Args& args, unsigned workers) {
+            return Operation{held<Policy>(p)}.workspace_bytes(args, workers);
+          },
+          [](const void* p, const Args& args) { return Operation{held<Policy>(p)}.cost(args); },
+          [](const void* p, const Args& args, memory state, executor_ref on) {
+            return Operation{held<Policy>(p)}.reset(args, state, on);
+          }};
+}
+
 template <class Policy, class Accumulate>
 constexpr attention_functions functions_of_attention() {
   using op = cpu::attention<Policy, Accumulate>;
-  return {[](const void* p, const attention_args& args, pointers given) {
-            const op made{held<Policy>(p)};
-            return given == pointers::required ? made.check(args) : made.check_shape(args);
-          },
-          [](const void* p, const attention_args& args) { return op{held<Policy>(p)}.list_capacity(args); },
-          [](const void* p, const attention_args& args, unsigned workers) {
-            return op{held<Policy>(p)}.workspace_bytes(args, workers);
-          },
-          [](const void* p, const attention_args& args) { return op{held<Policy>(p)}.cost(args); },
+  return {functions_of<op, Policy, attention_args>(),
           [](const void* p, const attention_args& args, memory state, memory workspace, executor_ref on) {
             return op{held<Policy>(p)}.run(args, state, workspace, on);
           },
@@ -102,19 +112,7 @@ template <class Policy>
 constexpr eviction_functions functions_of_eviction() {
   using op = cpu::eviction<Policy>;
   return {
-      [](const void* p, const eviction_args& args, pointers given) {
-        const op made{held<Policy>(p)};
-        return given == pointers::required ? made.check(args) : made.check_shape(args);
-      },
-      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.list_capacity(args); },
-      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.state_bytes(args); },
-      [](const void* p, const eviction_args& args, unsigned workers) {
-        return op{held<Policy>(p)}.workspace_bytes(args, workers);
-      },
-      [](const void* p, const eviction_args& args) { return op{held<Policy>(p)}.cost(args); },
-      [](const void* p, const eviction_args& args, memory state, executor_ref on) {
-        return op{held<Policy>(p)}.reset(args, state, on);
-      },
+      functions_of<op, Policy, eviction_args>(),
       [](const void* p, const eviction_args& args, memory state, memory workspace, executor_ref on) {
         return op{held<Policy>(p)}.observe(args, state, workspace, on);
       },
@@ -131,21 +129,15 @@ constexpr eviction_functions functions_of_eviction() {
 template <class Policy, class Accumulate>
 constexpr ffn_functions functions_of_ffn() {
   using op = cpu::ffn<Policy, Accumulate>;
-  return {[](const void* p, const ffn_args& args, pointers given) {
-            const op made{held<Policy>(p)};
-            return given == pointers::required ? made.check(args) : made.check_shape(args);
-          },
-          [](const void* p, const ffn_args& args) { return op{held<Policy>(p)}.state_bytes(args); },
-          [](const void* p, const ffn_args& args, unsigned workers) {
-            return op{held<Policy>(p)}.workspace_bytes(args, workers);
-          },
-          [](const void* p, const ffn_args& args) { return op{held<Policy>(p)}.cost(args); },
-          [](const void* p, const ffn_args& args, memory state, executor_ref on) {
-            return op{held<Policy>(p)}.reset(args, state, on);
-          },
-          [](const void* p, const ffn_args& args, memory state, memory workspace, executor_ref on) {
-            return op{held<Policy>(p)}.run(args, state, workspace, on);
-          }};
+  return {
+      functions_of<op, Policy, ffn_args>(),
+      [](const void* p, const ffn_args& args, tensor_view<float, 2> scores, memory state, memory workspace,
+         executor_ref on) { return op{held<Policy>(p)}.score(args, scores, state, workspace, on); },
+      [](const void* p, const ffn_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+         memory workspace, executor_ref on) { return op{held<Policy>(p)}.choose(args, scores, lists, workspace, on); },
+      [](const void* p, const ffn_args& args, memory state, memory workspace, executor_ref on) {
+        return op{held<Policy>(p)}.run(args, state, workspace, on);
+      }};
 }
 
 template <class Accumulate>
