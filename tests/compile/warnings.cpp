@@ -7,6 +7,7 @@
 #include <skim/calibrate/fastforward.hpp>
 #include <skim/interop/eigen.hpp>
 #include <skim/interop/fastforward_file.hpp>
+#include <skim/interop/gguf_blocks.hpp>
 #include <skim/interop/mask_reader.hpp>
 #include <skim/interop/tbb.hpp>
 #include <skim/reference/append.hpp>

@@ -67,7 +67,7 @@ inline std::string take_tensor(const safetensors::file& file, const std::string&
     return "tensor '" + name + "' is " + text_of(found->shape) + ", the model needs " + text_of(shape);
   }
   if (found->dtype.type == element::none) {
-    return "tensor '" + name + "' has elements of type " + safetensors::detail::printable(found->dtype.name) +
+    return "tensor '" + name + "' has elements of type " + printable_name(found->dtype.name) +
            ", expected F32, F16 or BF16";
   }
   const std::size_t width = static_cast<std::size_t>(found->dtype.bytes);
@@ -95,7 +95,7 @@ inline std::string take_metadata(const safetensors::file& file, const model_shap
   };
   const auto shown = [&file](const char* name) {
     const std::string* const text = file.metadata(name);
-    return text ? safetensors::detail::printable(*text) : std::string("missing");
+    return text ? printable_name(*text) : std::string("missing");
   };
   if (!is("format", fastforward_format)) return "not a file of fitted FastForward parts";
   if (!is("version", fastforward_version)) {

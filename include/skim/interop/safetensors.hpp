@@ -11,13 +11,13 @@
 /// the type's name; it has no `view`. Needs nlohmann-json and a little-endian host.
 #pragma once
 
+#include <skim/interop/mapped_file.hpp>
 #include <skim/view.hpp>
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
@@ -87,14 +87,6 @@ struct entry {
   std::vector<std::uint64_t> shape, offsets;
 };
 
-/// A name from the file as part of a one-line message.
-inline std::string printable(std::string_view name) {
-  constexpr std::size_t longest = 60;
-  std::string text = "'";
-  for (const char c : name.substr(0, longest)) text += c >= ' ' && c <= '~' ? c : '?';
-  return text + (name.size() > longest ? "...'" : "'");
-}
-
 /// Takes the JSON's events one by one, so that a hostile header can neither nest deeply nor hide a repeated field.
 /// Every member returns false to stop.
 class header_events : public nlohmann::json_sax<nlohmann::json> {
@@ -111,16 +103,16 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
     }
     if (in_ == place::metadata) {
       key_ = text;
-      return metadata.count(text) == 0 || fail("two entries of '__metadata__' are named " + printable(text));
+      return metadata.count(text) == 0 || fail("two entries of '__metadata__' are named " + printable_name(text));
     }
     for (std::size_t i = 0; i < std::size(fields); ++i) {
       if (text != fields[i].name) continue;
-      if (seen_[i]) return fail("tensor " + printable(name_) + " has two fields " + printable(text));
+      if (seen_[i]) return fail("tensor " + printable_name(name_) + " has two fields " + printable_name(text));
       seen_[i] = true;
       expected_ = fields[i].value;
       return true;
     }
-    return fail("tensor " + printable(name_) + " has the unknown field " + printable(text));
+    return fail("tensor " + printable_name(name_) + " has the unknown field " + printable_name(text));
   }
 
   bool start_object(std::size_t) override {
@@ -144,7 +136,7 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
   bool end_object() override {
     if (in_ == place::tensor) {
       for (std::size_t i = 0; i < std::size(fields); ++i) {
-        if (!seen_[i]) return fail("tensor " + printable(name_) + " has no field '" + fields[i].name + "'");
+        if (!seen_[i]) return fail("tensor " + printable_name(name_) + " has no field '" + fields[i].name + "'");
       }
     }
     in_ = place::top;  // after the outermost object nothing more can come
@@ -183,7 +175,7 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
 
   bool end_array() override {
     if (in_ == place::offsets && entries.back().offsets.size() != 2) {
-      return fail("tensor " + printable(name_) + " needs two data_offsets");
+      return fail("tensor " + printable_name(name_) + " needs two data_offsets");
     }
     in_ = place::tensor;
     return true;
@@ -213,7 +205,7 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
   }
   bool unexpected() {
     if (in_ == place::nowhere) return fail("the header is not a JSON object");
-    return fail("the header's entry " + printable(name_) + " does not describe a tensor");
+    return fail("the header's entry " + printable_name(name_) + " does not describe a tensor");
   }
 
   place in_ = place::nowhere, expected_ = place::nowhere;
@@ -227,39 +219,25 @@ class header_events : public nlohmann::json_sax<nlohmann::json> {
 /// A file's tensors, or what is wrong with it.
 class file {
  public:
-  /// Reads a file into memory that the result owns. The header is checked against the file's size before the rest is read.
+  /// Maps a file; the result holds the mapping, and a copy of the data where that is not aligned in the file.
   static file read(const std::filesystem::path& path) {
     file result;
-    std::error_code code;
-    if (!std::filesystem::is_regular_file(path, code)) return result.fail("no such file");
-    const std::uintmax_t size = std::filesystem::file_size(path, code);
-    std::ifstream stream(path, std::ios::binary);
-    if (code || !stream) return result.fail("cannot be opened");
-    unsigned char length[8] = {};
-    if (size < sizeof length) return result.fail("too short for a safetensors file");
-    if (!result.take(stream, length, sizeof length)) return result;
-    const std::uint64_t header_bytes = number(length), data_bytes = size - sizeof length - header_bytes;
-    if (!result.check_lengths(header_bytes, size)) return result;
-    // Read apart from the header, so that the data begins at an aligned address whatever the header's length.
-    std::string header(static_cast<std::size_t>(header_bytes), '\0');
-    if (!result.take(stream, header.data(), header.size())) return result;
-    if (!result.check_header(header, data_bytes)) return result;
-    result.storage_ = std::unique_ptr<double[]>(new double[static_cast<std::size_t>(data_bytes / sizeof(double) + 1)]);
-    if (!result.take(stream, result.storage_.get(), static_cast<std::size_t>(data_bytes))) return result;
-    result.place_tensors(result.storage_.get());
+    if (std::string problem = result.mapping_.open(path); !problem.empty()) return result.fail(std::move(problem));
+    const std::string_view data = result.parse(result.mapping_.data(), result.mapping_.size());
+    if (reinterpret_cast<std::uintptr_t>(data.data()) % sizeof(double) == 0 || !result.ok()) return result;
+    result.storage_ = std::unique_ptr<double[]>(new double[data.size() / sizeof(double) + 1]);
+    std::memcpy(result.storage_.get(), data.data(), data.size());
+    for (tensor& each : result.tensors_) {
+      each.data =
+          reinterpret_cast<const char*>(result.storage_.get()) + (static_cast<const char*>(each.data) - data.data());
+    }
     return result;
   }
 
   /// Reads from `size` bytes that the caller keeps alive.
   static file view(const void* bytes, std::size_t size) {
     file result;
-    const char* const begin = static_cast<const char*>(bytes);
-    if (size < 8) return result.fail("too short for a safetensors file");
-    const std::uint64_t header_bytes = number(static_cast<const unsigned char*>(bytes));
-    if (!result.check_lengths(header_bytes, size)) return result;
-    const std::string_view header(begin + 8, static_cast<std::size_t>(header_bytes));
-    if (!result.check_header(header, size - 8 - header_bytes)) return result;
-    result.place_tensors(begin + 8 + header_bytes);
+    result.parse(bytes, size);
     return result;
   }
 
@@ -301,9 +279,16 @@ class file {
     return false;
   }
 
-  bool take(std::istream& stream, void* to, std::size_t bytes) {
-    stream.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes));
-    return stream.good() || refuse("cannot be read to its end");
+  /// Lists the tensors, or says what is wrong; the data section.
+  std::string_view parse(const void* bytes, std::size_t size) {
+    const std::string_view all(static_cast<const char*>(bytes), size);
+    if (size < 8) return refuse("too short for a safetensors file"), all;
+    const std::uint64_t header_bytes = number(static_cast<const unsigned char*>(bytes));
+    if (!check_lengths(header_bytes, size)) return all;
+    const std::string_view header = all.substr(8, static_cast<std::size_t>(header_bytes));
+    const std::string_view data = all.substr(8 + header.size());
+    if (check_header(header, data.size())) place_tensors(data.data());
+    return data;
   }
 
   bool check_lengths(std::uint64_t header_bytes, std::uint64_t size) {
@@ -330,7 +315,7 @@ class file {
     std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
     for (detail::entry& each : entries) {
       if (!tensors_.empty() && each.name == tensors_.back().name) {
-        return refuse("two tensors are named " + detail::printable(each.name));
+        return refuse("two tensors are named " + printable_name(each.name));
       }
       if (!check_size(each)) return false;
       tensors_.push_back({std::move(each.name), each.dtype, {each.shape.begin(), each.shape.end()}});
@@ -348,10 +333,10 @@ class file {
     std::uint64_t end = 0;
     for (const detail::entry& each : entries) {
       const std::uint64_t from = each.offsets[0], to = each.offsets[1];
-      if (from > to) return refuse("tensor " + detail::printable(each.name) + " ends before it begins");
-      if (to > data_bytes) return refuse("tensor " + detail::printable(each.name) + " lies outside the file");
-      if (from < end) return refuse("tensor " + detail::printable(each.name) + " overlaps another");
-      if (from > end) return refuse("there is a hole before tensor " + detail::printable(each.name));
+      if (from > to) return refuse("tensor " + printable_name(each.name) + " ends before it begins");
+      if (to > data_bytes) return refuse("tensor " + printable_name(each.name) + " lies outside the file");
+      if (from < end) return refuse("tensor " + printable_name(each.name) + " overlaps another");
+      if (from > end) return refuse("there is a hole before tensor " + printable_name(each.name));
       end = to;
     }
     if (end != data_bytes) {
@@ -373,7 +358,7 @@ class file {
     if (empty) bytes = 0;
     const bool known = each.dtype.bytes > 0;  // else it has as many bytes as the file says
     if (fits && (!known || bytes == each.offsets[1] - each.offsets[0])) return true;
-    return refuse("tensor " + detail::printable(each.name) + " has another size than its shape");
+    return refuse("tensor " + printable_name(each.name) + " has another size than its shape");
   }
 
   void place_tensors(const void* data) {
@@ -388,7 +373,9 @@ class file {
   std::map<std::string, std::string, std::less<>> metadata_;
   std::set<std::string> unknown_types_;  // whose names the tensors point at: nodes stay where they are
   std::vector<std::uint64_t> offsets_;   // of the tensors, until the data's place is known
-  std::unique_ptr<double[]> storage_;    // doubles for their alignment
+  mapped_file mapping_;
+  std::unique_ptr<double[]>
+      storage_;  // the data where the mapping has it at odd addresses; doubles for their alignment
 };
 
 }}}  // namespace skim::v0_2::safetensors
