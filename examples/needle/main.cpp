@@ -50,7 +50,9 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   CLI::App* const command =
       app.add_subcommand("calibrate", "fits FastForward's predictors and compensators to a model's FFNs");
   calibration_settings& settings = line.settings;
-  command->add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors")
+  command
+      ->add_option("--model", line.model,
+                   "qwen2, llama, or a directory with config.json and model.safetensors or its index")
       ->capture_default_str();
   command->add_option("--prompts", settings.prompts, "prompts to learn from; an eighth of them judge")
       ->check(CLI::Range(std::int64_t{2}, most_tokens))
@@ -82,7 +84,8 @@ void show_defaults(CLI::App& app) {
 
 void add_workload(CLI::App& app, workload_line& line) {
   evaluation_settings& settings = line.settings;
-  app.add_option("--model", line.model, "qwen2, llama, or a directory with config.json and model.safetensors");
+  app.add_option("--model", line.model,
+                 "qwen2, llama, or a directory with config.json and model.safetensors or its index");
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--prompts", settings.prompts, "how many prompts")->check(CLI::Range(std::int64_t{1}, most_tokens));

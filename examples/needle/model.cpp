@@ -4,7 +4,7 @@
 #include "error.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
-#include <skim/interop/safetensors.hpp>
+#include <skim/interop/safetensors_shards.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -115,9 +115,9 @@ std::string read_config(const std::filesystem::path& path) {
 /// Tensors of one checkpoint, fetched by name with the shape that the config implies.
 class checkpoint {
  public:
-  explicit checkpoint(const std::filesystem::path& path)
-      : path_(path.string()), file_(skim::safetensors::file::read(path)) {
-    if (!file_.ok()) throw error(path_ + ": " + file_.error());
+  explicit checkpoint(const std::filesystem::path& directory)
+      : file_(skim::safetensors::checkpoint::read(directory)), path_(file_.path().string()) {
+    if (!file_.ok()) throw error(file_.error());
   }
 
   /// Writes the tensor `name`, [rows, columns], widened to f32, to `rows` rows of `target` from row `first`.
@@ -156,10 +156,10 @@ class checkpoint {
   /// A part of the model that was not asked for, such as one more layer or a bias, would be missing in what is computed.
   void refuse_unused(const model_config& c) const {
     const std::string part = "model.", table = "rotary_emb.inv_freq";  // old files bring the rotation's table
-    for (const skim::safetensors::tensor& each : file_.tensors()) {
-      const bool ends = each.name.size() >= table.size() && each.name.substr(each.name.size() - table.size()) == table;
-      if (each.name.compare(0, part.size(), part) != 0 || ends || found_.count(each.name) != 0) continue;
-      throw error(path_ + ": tensor " + shown(json(each.name)) + " has no place in what config.json describes (" +
+    for (const auto& [name, tensor] : file_.tensors()) {
+      const bool ends = name.size() >= table.size() && name.substr(name.size() - table.size()) == table;
+      if (name.compare(0, part.size(), part) != 0 || ends || found_.count(tensor->name) != 0) continue;
+      throw error(path_ + ": tensor " + shown(json(name)) + " has no place in what config.json describes (" +
                   c.architecture + ", num_hidden_layers " + std::to_string(c.layers) + ")");
     }
   }
@@ -174,8 +174,8 @@ class checkpoint {
     for (std::int64_t i = 0; i < count; ++i) to[i] = skim::load_element(from, type, i);
   }
 
+  skim::safetensors::checkpoint file_;
   std::string path_;
-  skim::safetensors::file file_;
   mutable std::set<std::string> found_;
 };
 
@@ -259,7 +259,7 @@ model read_model(const std::filesystem::path& directory) {
     throw error(what.rfind("config.json", 0) == 0 ? (directory / what).string() : what);
   }
   const model_config& c = result.config;
-  const checkpoint file(directory / "model.safetensors");
+  const checkpoint file(directory);
   result.embedding = file.read_matrix("model.embed_tokens.weight", c.vocabulary, c.d);
   for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(file, c, index));
   result.norm = file.read_row("model.norm.weight", c.d);

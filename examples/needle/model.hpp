@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`.
+/// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`, or the files of its index.
 #pragma once
 
 #include <skim/interop/fitted_fastforward.hpp>

@@ -28,7 +28,7 @@ set(rules
     "skim/cpu/.*"                     "${operations}"
     "skim/interop/tbb\\.hpp"          "${std}|${tier_0}|(oneapi/)?tbb/.*"
     "skim/interop/eigen\\.hpp"        "${std}|${tier_0}|Eigen/.*"
-    "skim/interop/safetensors(_writer)?\\.hpp"  "${std}|${tier_0}|nlohmann/.*|skim/interop/(mapped_file|safetensors)\\.hpp"
+    "skim/interop/safetensors(_writer|_shards)?\\.hpp"  "${std}|${tier_0}|nlohmann/.*|skim/interop/(mapped_file|safetensors)\\.hpp"
     "skim/interop/(fitted_fastforward|mask_reader)\\.hpp"  "${std}|${tier_0}"  # an engine that only loads needs no Eigen
     "skim/interop/mapped_file\\.hpp"  "${std}|${tier_0}|fcntl\\.h|sys/mman\\.h|unistd\\.h"
     "skim/interop/gguf(_blocks|_parts)?\\.hpp"  "${std}|${tier_0}|skim/interop/(mapped_file|gguf|gguf_parts)\\.hpp"

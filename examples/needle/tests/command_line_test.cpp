@@ -310,7 +310,7 @@ TEST_F(command, refuses_bad_files) {
   std::filesystem::resize_file(path("model.safetensors"), 3);
   expect_refusal(small(""), "too short for a safetensors file");
   std::filesystem::remove(path("model.safetensors"));
-  expect_refusal(small(""), "model.safetensors: no such file");
+  expect_refusal(small(""), "has neither model.safetensors nor model.safetensors.index.json");
   tiny.config.erase("rope_scaling");
   tiny.config["vocab_size"] = 1000;
   tiny.add("model.embed_tokens.weight", "F32", {1000, 12});

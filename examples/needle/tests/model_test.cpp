@@ -221,7 +221,22 @@ TEST(weights, absent_files_are_named) {
   const std::string path = folder.path().string();
   EXPECT_EQ(complaint_of([&] { read_model(folder.path()); }), path + "/config.json: cannot be opened");
   std::ofstream(folder.path() / "config.json") << tiny_model().config;
-  EXPECT_EQ(complaint_of([&] { read_model(folder.path()); }), path + "/model.safetensors: no such file");
+  EXPECT_EQ(complaint_of([&] { read_model(folder.path()); }),
+            path + ": has neither model.safetensors nor model.safetensors.index.json");
+}
+
+TEST(weights, may_lie_in_files_of_an_index) {
+  const temporary_folder folder;
+  const tiny_model tiny;
+  tiny.write(folder.path());
+  const model whole = read_model(folder.path());
+  std::filesystem::rename(folder.path() / "model.safetensors", folder.path() / "part.safetensors");
+  nlohmann::json index;
+  for (const auto& [name, tensor] : tiny.tensors) index["weight_map"][name] = "part.safetensors";
+  std::ofstream(folder.path() / "model.safetensors.index.json") << index;
+  const model parts = read_model(folder.path());
+  EXPECT_EQ(parts.embedding, whole.embedding);
+  EXPECT_EQ(parts.layers.back().down, whole.layers.back().down);
 }
 
 }  // namespace
