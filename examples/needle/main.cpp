@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file needle: prefills needle-in-a-haystack prompts with several methods and shows what each costs and saves.
 #include "error.hpp"
+#include "gguf_model.hpp"
 #include "output.hpp"
+#include "reading.hpp"
 #include "tuning.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
@@ -17,6 +19,7 @@
 #include <csignal>
 #include <fstream>
 #include <iostream>
+#include <sstream>
 
 namespace {
 
@@ -41,6 +44,13 @@ struct tuning_line : workload_line {
 struct calibration_line {
   std::string model = "qwen2", out;
   calibration_settings settings;
+  int threads = tbb::this_task_arena::max_concurrency();
+};
+
+struct reading_line {
+  std::string model, text, kv = "bf16";
+  std::vector<std::string> methods = {"dense", "quoka:budget=512"};
+  reading_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
 };
 
@@ -151,6 +161,27 @@ CLI::App* add_tuning(CLI::App& app, tuning_line& line) {
   command->add_option("--queries", line.tuning.queries, "queries that score the keys")->delimiter(',')->check(counts);
   command->add_option("--share", line.tuning.share, "of dense attention's right answers, to be kept")
       ->check(CLI::Range(0.0, 1.0));
+  show_defaults(*command);
+  return command;
+}
+
+CLI::App* add_reading(CLI::App& app, reading_line& line) {
+  CLI::App* const command =
+      app.add_subcommand("read", "a real model reads a text, answers, and shows what each method costs");
+  reading_settings& settings = line.settings;
+  const CLI::Range counts(std::int64_t{1}, most_tokens);
+  command->add_option("--model", line.model, "a .gguf of Llama's or Qwen2's architecture")->required();
+  command->add_option("--text", line.text, "a file, of which the first tokens are read")->required();
+  command->add_option("--question", settings.question, "what comes behind the text");
+  command->add_option("--context", settings.tokens, "tokens of text and question")->check(counts);
+  command->add_option("--generate", settings.generate, "tokens of the answer")->check(counts);
+  command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
+  command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command
+      ->add_option("--method", line.methods, "repeats; default: dense and QUOKA by our rule; as `needle --help` says")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   show_defaults(*command);
   return command;
 }
@@ -278,6 +309,29 @@ void run(const calibration_line& line) {
   std::cout << one_line("wrote " + path.string()) << '\n';
 }
 
+void run(reading_line line) {
+  const std::vector<method> methods = parse_methods(line.methods);
+  std::ifstream stream(line.text, std::ios::binary);
+  std::ostringstream text;
+  if (!stream || !(text << stream.rdbuf())) throw error(line.text + ": cannot be read, expected a file with text");
+  line.settings.text = text.str();
+  line.settings.kv_type = element_named(line.kv);
+  const skim::gguf::file file = skim::gguf::file::read(line.model);
+  if (!file.ok()) throw error(line.model + ": " + file.error());
+  const auto named = [&](const auto& make) {
+    try {
+      return make();
+    } catch (const error& problem) {
+      throw error(line.model + ": " + problem.what());
+    }
+  };
+  const tokenizer words = named([&] { return tokenizer(file); });
+  const model weights = named([&] { return read_model(file); });
+  const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
+  tbb::task_arena arena(line.threads);
+  print_readings(std::cout, read_and_answer(weights, words, methods, line.settings, executor(arena), std::cout));
+}
+
 /// Says what is wrong, in one line.
 int complain(const std::string& text) {
   std::cerr << one_line("needle: " + text) << '\n';
@@ -295,6 +349,8 @@ int main(int argc, char** argv) {
     const CLI::App* const tunes = add_tuning(app, tuning);
     calibration_line calibration;
     const CLI::App* const calibrating = add_calibration(app, calibration);
+    reading_line reading;
+    const CLI::App* const reads = add_reading(app, reading);
     try {
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {
@@ -302,6 +358,8 @@ int main(int argc, char** argv) {
     }
     if (calibrating->parsed()) {
       run(calibration);
+    } else if (reads->parsed()) {
+      run(reading);
     } else if (tunes->parsed()) {
       run(tuning);
     } else {

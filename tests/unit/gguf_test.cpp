@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/gguf_builder.hpp"
 #include "support/gguf_invariants.hpp"
 
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@ namespace {
 
 using skim::gguf::file;
 using skim::gguf::tensor;
+using builder = skim_test::gguf_builder;
 
 const std::string golden = std::string(SKIM_GOLDENS) + "/blocks.gguf";
 
@@ -18,39 +20,6 @@ std::string bytes_of(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(stream), {}};
 }
-
-/// A file put together by hand.
-struct builder {
-  std::string bytes;
-
-  template <class Number>
-  builder& add(Number number) {
-    bytes.append(reinterpret_cast<const char*>(&number), sizeof number);
-    return *this;
-  }
-  builder& text(const std::string& text) {
-    add(std::uint64_t{text.size()});
-    bytes += text;
-    return *this;
-  }
-  builder& head(std::uint64_t tensors, std::uint64_t values, std::uint32_t version = 3) {
-    bytes += "GGUF";
-    return add(version).add(tensors).add(values);
-  }
-  builder& number(const std::string& name, std::uint32_t value) { return text(name).add(std::uint32_t{4}).add(value); }
-  builder& tensor(const std::string& name, const std::vector<std::uint64_t>& extents, std::uint32_t type,
-                  std::uint64_t offset) {
-    text(name).add(static_cast<std::uint32_t>(extents.size()));
-    for (const std::uint64_t extent : extents) add(extent);
-    return add(type).add(offset);
-  }
-  builder& data(std::size_t count, std::size_t alignment = 32) {
-    while (bytes.size() % alignment != 0) bytes += '\0';
-    for (std::size_t i = 0; i < count; ++i) bytes += static_cast<char>(i);
-    return *this;
-  }
-  file view() const { return file::view(bytes.data(), bytes.size()); }
-};
 
 builder small() {
   builder made;

@@ -319,4 +319,18 @@ TEST_F(command, refuses_bad_files) {
   expect_refusal(small(""), "the model knows 1000 tokens, needle prompts use 1088");
 }
 
+TEST_F(command, reads_no_text_without_a_real_model) {
+  std::ofstream(path("text")) << "some text";
+  const std::string text = " --text '" + path("text") + "'";
+  expect_refusal("read", "--model");
+  expect_refusal("read --model '" + path("none.gguf") + "'", "--text");
+  expect_refusal("read --model '" + path("none.gguf") + "'" + text, "none.gguf: no such file");
+  expect_refusal("read --model '" + path("text") + "'" + text, "it does not begin with 'GGUF'");
+  expect_refusal("read --model a.gguf --text '" + path("none") + "'", "none: cannot be read, expected a file");
+  expect_refusal("read --model a.gguf --context 0" + text, "--context");
+  expect_refusal("read --model a.gguf --method best" + text, "valid are: dense, quoka");
+  expect_refusal("read --model '" + std::string(NEEDLE_GOLDENS) + "/smollm.gguf'" + text,
+                 "llama.embedding_length is not");
+}
+
 }  // namespace

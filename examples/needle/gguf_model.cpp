@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gguf_model.hpp"
+
+#include "error.hpp"
+
+#include <skim/interop/gguf_blocks.hpp>
+
+#include <set>
+
+namespace needle {
+namespace {
+
+constexpr std::int64_t largest_size = 1 << 24;  // of any one extent; keeps products of two below 2^63
+
+std::string shown(std::string_view text) {
+  return skim::printable_name(text);
+}
+
+/// What the file says under its architecture's name.
+class settings {
+ public:
+  explicit settings(const skim::gguf::file& file) : file_(file) {
+    name_ = file.text("general.architecture").value_or("");
+    if (name_ != "llama" && name_ != "qwen2")
+      throw error("architecture " + shown(name_) + " is not supported (llama and qwen2 are)");
+  }
+
+  const std::string& architecture() const { return name_; }
+  std::string key(const char* name) const { return name_ + "." + name; }
+  bool has(const char* name) const { return file_.find_value(key(name)) != nullptr; }
+
+  std::int64_t size(const char* name, std::int64_t otherwise = 0) const {
+    if (!has(name) && otherwise > 0) return otherwise;
+    const std::int64_t value = file_.integer(key(name)).value_or(0);
+    if (value < 1 || value > largest_size)
+      throw error(key(name) + " is not a whole number from 1 to " + std::to_string(largest_size));
+    return value;
+  }
+  double number(const char* name, double least, double most, double otherwise) const {
+    const double value = has(name) ? file_.number(key(name)).value_or(0) : otherwise;
+    if (!(value >= least && value <= most)) throw error(key(name) + " is out of range");
+    return value;
+  }
+  /// Refuses what the engine does not compute.
+  void require_absent(const char* name) const {
+    if (has(name) && file_.text(key(name)).value_or("") != "none") throw error(key(name) + " is not supported");
+  }
+
+ private:
+  const skim::gguf::file& file_;
+  std::string name_;
+};
+
+/// The file's tensors, fetched by name with the shape that the settings imply.
+class weights {
+ public:
+  explicit weights(const skim::gguf::file& file) : file_(file) {}
+
+  const skim::gguf::tensor& find(const std::string& name, const std::vector<std::int64_t>& shape) {
+    const skim::gguf::tensor* const found = file_.find(name);
+    if (!found) throw error("there is no tensor " + name);
+    used_.insert(name);
+    if (found->shape != shape) throw error("tensor " + name + " has another shape than the settings imply");
+    if (!skim::gguf::can_widen(*found))
+      throw error("tensor " + name + " has numbers of a type that is not read, " +
+                  (found->format ? found->format->name : std::to_string(found->type)));
+    return *found;
+  }
+  bool has(const std::string& name) const { return file_.find(name) != nullptr; }
+
+  void read(const std::string& name, std::int64_t rows, std::int64_t columns, float* target) {
+    skim::gguf::widen_rows(find(name, {rows, columns}), 0, rows, target);
+  }
+  matrix read_matrix(const std::string& name, std::int64_t rows, std::int64_t columns) {
+    find(name, {rows, columns});  // before memory is taken for a shape that the file does not have
+    matrix target(rows, columns);
+    read(name, rows, columns, target.data());
+    return target;
+  }
+  row read_row(const std::string& name, std::int64_t columns) {
+    row target(columns);
+    skim::gguf::widen_rows(find(name, {columns}), 0, 1, target.data());
+    return target;
+  }
+
+  /// A part of the model that was not asked for would be missing in what is computed.
+  void refuse_unused() const {
+    for (const skim::gguf::tensor& each : file_.tensors()) {
+      if (used_.count(std::string(each.name)) == 0)
+        throw error("tensor " + shown(each.name) + " has no place in what the settings describe");
+    }
+  }
+
+ private:
+  const skim::gguf::file& file_;
+  std::set<std::string> used_;
+};
+
+/// llama's queries and keys come with the two numbers that turn together side by side; the engine has them half a head apart.
+void part_halves(const model_config& c, std::int64_t first_row, std::int64_t heads, matrix& qkv) {
+  const matrix as_stored = qkv.middleRows(first_row, heads * c.D);
+  for (std::int64_t head = 0; head < heads; ++head) {
+    for (std::int64_t i = 0; i < c.D; ++i) {
+      qkv.row(first_row + head * c.D + i % 2 * (c.D / 2) + i / 2) = as_stored.row(head * c.D + i);
+    }
+  }
+}
+
+layer_weights read_layer(weights& from, const model_config& c, std::int64_t index) {
+  const std::string name = "blk." + std::to_string(index) + ".";
+  layer_weights layer;
+  layer.attention_norm = from.read_row(name + "attn_norm.weight", c.d);
+  layer.qkv.resize((c.query_heads + 2 * c.kv_heads) * c.D, c.d);
+  if (c.qkv_bias) layer.qkv_bias.resize(layer.qkv.rows());
+  std::int64_t first = 0;
+  for (const auto& [part, heads] : {std::pair<const char*, std::int64_t>{"attn_q", c.query_heads},
+                                    {"attn_k", c.kv_heads},
+                                    {"attn_v", c.kv_heads}}) {
+    from.read(name + part + ".weight", heads * c.D, c.d, layer.qkv.row(first).data());
+    if (c.qkv_bias) layer.qkv_bias.segment(first, heads * c.D) = from.read_row(name + part + ".bias", heads * c.D);
+    first += heads * c.D;
+  }
+  if (c.architecture == "llama") part_halves(c, 0, c.query_heads + c.kv_heads, layer.qkv);
+  layer.out = from.read_matrix(name + "attn_output.weight", c.d, c.query_heads * c.D);
+  layer.ffn_norm = from.read_row(name + "ffn_norm.weight", c.d);
+  layer.gate = from.read_matrix(name + "ffn_gate.weight", c.f, c.d);
+  layer.up = from.read_matrix(name + "ffn_up.weight", c.f, c.d);
+  layer.down = from.read_matrix(name + "ffn_down.weight", c.d, c.f).transpose();
+  return layer;
+}
+
+}  // namespace
+
+model read_model(const skim::gguf::file& file) {
+  if (!file.ok()) throw error(file.error());
+  const settings given(file);
+  model result;
+  model_config& c = result.config;
+  c.architecture = given.architecture();
+  c.d = given.size("embedding_length");
+  c.f = given.size("feed_forward_length");
+  c.layers = given.size("block_count");
+  c.query_heads = given.size("attention.head_count");
+  c.kv_heads = given.size("attention.head_count_kv", c.query_heads);
+  if (c.query_heads % c.kv_heads != 0) throw error("attention.head_count is no multiple of attention.head_count_kv");
+  c.D = given.size("attention.key_length", std::max<std::int64_t>(c.d / c.query_heads, 1));
+  if (c.D % 2 != 0 || c.D > 4096 || given.size("attention.value_length", c.D) != c.D ||
+      given.size("rope.dimension_count", c.D) != c.D)
+    throw error("heads are not of one even size of at most 4096, all of which is turned");
+  if (c.query_heads * c.D > largest_size) throw error("there are too many heads");
+  c.norm_epsilon = static_cast<float>(given.number("attention.layer_norm_rms_epsilon", 1e-20, 1, 1e-5));
+  c.rope_theta = given.number("rope.freq_base", 1, 1e12, 10000);
+  given.require_absent("rope.scaling.type");
+  given.require_absent("attention.sliding_window");
+  given.require_absent("expert_count");
+  c.qkv_bias = c.architecture == "qwen2";
+
+  weights from(file);
+  const skim::gguf::tensor* const embedding = file.find("token_embd.weight");
+  c.vocabulary = embedding && embedding->shape.size() == 2 ? embedding->shape[0] : 0;
+  if (c.vocabulary < 1 || c.vocabulary > largest_size) throw error("there is no tensor token_embd.weight with rows");
+  result.embedding = from.read_matrix("token_embd.weight", c.vocabulary, c.d);
+  for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(from, c, index));
+  result.norm = from.read_row("output_norm.weight", c.d);
+  c.tied_output = !from.has("output.weight");
+  if (!c.tied_output) result.head = from.read_matrix("output.weight", c.vocabulary, c.d);
+  from.refuse_unused();
+  return result;
+}
+
+}  // namespace needle

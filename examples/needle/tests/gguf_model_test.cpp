@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../gguf_model.hpp"
+
+#include "../error.hpp"
+#include "support/gguf_builder.hpp"
+#include "tiny_model.hpp"
+
+#include <cstring>
+#include <functional>
+
+namespace {
+
+using needle::model;
+using needle_test::temporary_folder;
+using needle_test::tiny_model;
+using needle_test::tiny_tensor;
+
+struct setting {
+  std::string name;
+  std::uint32_t value;
+};
+
+/// The tiny model as llama.cpp's converter would write it.
+struct tiny_gguf {
+  std::string architecture = "llama";
+  std::vector<setting> settings = {
+      {"embedding_length", 12},      {"feed_forward_length", 20},    {"block_count", 2},
+      {"attention.head_count", 6},   {"attention.head_count_kv", 2}, {"attention.key_length", 8},
+      {"attention.value_length", 8}, {"rope.dimension_count", 8}};
+  std::map<std::string, tiny_tensor> tensors;
+
+  explicit tiny_gguf(const tiny_model& of) {
+    const std::pair<const char*, const char*> names[] = {
+        {"input_layernorm", "attn_norm"}, {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+        {"self_attn.v_proj", "attn_v"},   {"self_attn.o_proj", "attn_output"}, {"post_attention_layernorm", "ffn_norm"},
+        {"mlp.gate_proj", "ffn_gate"},    {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"}};
+    tensors["token_embd.weight"] = of.tensors.at("model.embed_tokens.weight");
+    tensors["output_norm.weight"] = of.tensors.at("model.norm.weight");
+    tensors["output.weight"] = of.tensors.at("lm_head.weight");
+    for (const std::string layer : {"0", "1"}) {
+      for (const auto& [theirs, here] : names) {
+        tiny_tensor& made = tensors["blk." + layer + "." + here + ".weight"];
+        made = of.tensors.at("model.layers." + layer + "." + theirs + ".weight");
+        if (std::strcmp(here, "attn_q") == 0 || std::strcmp(here, "attn_k") == 0) interleave(made);
+      }
+    }
+  }
+
+  std::string bytes() const {
+    skim_test::gguf_builder file;
+    file.head(tensors.size(), settings.size() + 1);
+    file.text("general.architecture").add(std::uint32_t{8}).text(architecture);
+    for (const setting& each : settings) file.number(architecture + "." + each.name, each.value);
+    std::string data;
+    for (const auto& [name, tensor] : tensors) {
+      const std::vector<std::uint64_t> extents(tensor.shape.rbegin(), tensor.shape.rend());
+      const skim::element type = tensor.dtype == "F32"   ? skim::element::f32
+                                 : tensor.dtype == "F16" ? skim::element::f16
+                                                         : skim::element::bf16;
+      file.tensor(name, extents, type == skim::element::f32 ? 0 : type == skim::element::f16 ? 1 : 30, data.size());
+      const std::size_t from = data.size(), count = tensor.values.size();
+      data.resize(from +
+                  (static_cast<std::size_t>(skim::bytes_of(type, static_cast<std::int64_t>(count))) + 31) / 32 * 32);
+      for (std::size_t i = 0; i < count; ++i)
+        skim::store_element(data.data() + from, type, static_cast<std::int64_t>(i), tensor.values[i]);
+    }
+    file.data(0);
+    return file.bytes + data;
+  }
+
+ private:
+  /// The two numbers of a head that turn together come to lie side by side.
+  static void interleave(tiny_tensor& rows) {
+    const std::vector<float> before = rows.values;
+    const std::int64_t heads = rows.shape[0] / 8;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      for (std::int64_t half = 0; half < 2; ++half) {
+        for (std::int64_t i = 0; i < 4; ++i) {
+          for (std::int64_t column = 0; column < 12; ++column) {
+            rows.values[static_cast<std::size_t>((head * 8 + 2 * i + half) * 12 + column)] =
+                before[static_cast<std::size_t>((head * 8 + half * 4 + i) * 12 + column)];
+          }
+        }
+      }
+    }
+  }
+};
+
+model read(const tiny_gguf& tiny) {
+  const std::string bytes = tiny.bytes();
+  return needle::read_model(skim::gguf::file::view(bytes.data(), bytes.size()));
+}
+
+void expect_same(const model& a, const model& b) {
+  EXPECT_EQ(a.embedding, b.embedding);
+  EXPECT_EQ(a.output(), b.output());
+  EXPECT_EQ(a.norm, b.norm);
+  ASSERT_EQ(a.layers.size(), b.layers.size());
+  for (std::size_t i = 0; i < a.layers.size(); ++i) {
+    EXPECT_EQ(a.layers[i].attention_norm, b.layers[i].attention_norm);
+    EXPECT_EQ(a.layers[i].qkv, b.layers[i].qkv);
+    EXPECT_EQ(a.layers[i].qkv_bias, b.layers[i].qkv_bias);
+    EXPECT_EQ(a.layers[i].out, b.layers[i].out);
+    EXPECT_EQ(a.layers[i].ffn_norm, b.layers[i].ffn_norm);
+    EXPECT_EQ(a.layers[i].gate, b.layers[i].gate);
+    EXPECT_EQ(a.layers[i].up, b.layers[i].up);
+    EXPECT_EQ(a.layers[i].down, b.layers[i].down);
+  }
+}
+
+TEST(gguf_model, is_the_model_that_safetensors_hold) {
+  const temporary_folder folder;
+  const tiny_model tiny;
+  tiny.write(folder.path());
+  const model expected = needle::read_model(folder.path()), found = read(tiny_gguf(tiny));
+  expect_same(found, expected);
+  EXPECT_EQ(found.config.d, 12);
+  EXPECT_EQ(found.config.f, 20);
+  EXPECT_EQ(found.config.D, 8);
+  EXPECT_EQ(found.config.query_heads, 6);
+  EXPECT_EQ(found.config.kv_heads, 2);
+  EXPECT_EQ(found.config.vocabulary, 1100);
+  EXPECT_EQ(found.config.rope_theta, 10000);
+  EXPECT_FLOAT_EQ(found.config.norm_epsilon, 1e-5f);
+}
+
+TEST(gguf_model, of_qwen2_has_biases_and_halves_as_they_are) {
+  tiny_model tiny;
+  tiny_gguf file(tiny);
+  file.architecture = "qwen2";
+  for (const std::string layer : {"0", "1"}) {
+    for (const auto& [part, rows] : {std::pair("q", 48), std::pair("k", 16), std::pair("v", 16)})
+      tiny.add("blk." + layer + ".attn_" + part + ".bias", "F32", {rows});
+  }
+  for (const auto& [name, tensor] : tiny.tensors) {
+    if (name.find("blk.") == 0) file.tensors[name] = tensor;
+  }
+  const model found = read(file);
+  EXPECT_TRUE(found.config.qkv_bias);
+  EXPECT_EQ(found.layers[1].qkv(50, 3), file.tensors.at("blk.1.attn_k.weight").values[2 * 12 + 3]) << "not turned";
+  EXPECT_EQ(found.layers[1].qkv_bias(50), file.tensors.at("blk.1.attn_k.bias").values[2]);
+}
+
+TEST(gguf_model, may_share_its_embedding_with_the_output) {
+  tiny_gguf file{tiny_model()};
+  file.tensors.erase("output.weight");
+  const model found = read(file);
+  EXPECT_TRUE(found.config.tied_output);
+  EXPECT_EQ(&found.output(), &found.embedding);
+}
+
+std::string complaint(const std::function<void(tiny_gguf&)>& spoil) {
+  tiny_gguf file{tiny_model()};
+  spoil(file);
+  try {
+    read(file);
+  } catch (const needle::error& problem) {
+    return problem.what();
+  }
+  return "nothing";
+}
+
+TEST(gguf_model, what_the_engine_would_compute_wrongly_is_refused) {
+  EXPECT_EQ(complaint([](tiny_gguf&) {}), "nothing");
+  EXPECT_EQ(complaint([](tiny_gguf& f) { f.architecture = "gemma3"; }),
+            "architecture 'gemma3' is not supported (llama and qwen2 are)");
+  const auto with = [](const char* name, std::uint32_t value) {
+    return complaint([&](tiny_gguf& f) {
+      for (setting& each : f.settings) {
+        if (each.name == name) return void(each.value = value);
+      }
+      f.settings.push_back({name, value});
+    });
+  };
+  EXPECT_EQ(with("embedding_length", 0), "llama.embedding_length is not a whole number from 1 to 16777216");
+  EXPECT_EQ(with("block_count", 4000000000u), "llama.block_count is not a whole number from 1 to 16777216");
+  EXPECT_EQ(with("block_count", 3), "there is no tensor blk.2.attn_norm.weight");
+  EXPECT_EQ(with("block_count", 1), "tensor 'blk.1.attn_k.weight' has no place in what the settings describe");
+  EXPECT_EQ(with("attention.head_count_kv", 4), "attention.head_count is no multiple of attention.head_count_kv");
+  EXPECT_EQ(with("attention.head_count_kv", 3), "tensor blk.0.attn_k.weight has another shape than the settings imply");
+  EXPECT_EQ(with("rope.dimension_count", 4), "heads are not of one even size of at most 4096, all of which is turned");
+  EXPECT_EQ(with("attention.value_length", 4),
+            "heads are not of one even size of at most 4096, all of which is turned");
+  EXPECT_EQ(with("rope.scaling.type", 1), "llama.rope.scaling.type is not supported");
+  EXPECT_EQ(with("expert_count", 8), "llama.expert_count is not supported");
+  EXPECT_EQ(with("rope.freq_base", 0), "llama.rope.freq_base is out of range");
+  EXPECT_EQ(complaint([](tiny_gguf& f) { f.tensors.erase("output_norm.weight"); }),
+            "there is no tensor output_norm.weight");
+  EXPECT_EQ(complaint([](tiny_gguf& f) {
+              f.tensors["rope_freqs.weight"] = {"F32", {4}, {1, 1, 1, 1}};
+            }),
+            "tensor 'rope_freqs.weight' has no place in what the settings describe");
+  EXPECT_EQ(complaint([](tiny_gguf& f) { f.tensors.erase("token_embd.weight"); }),
+            "there is no tensor token_embd.weight with rows");
+}
+
+}  // namespace
