@@ -49,19 +49,19 @@ const std::array<std::string, 256>& characters_of_bytes() {
 /// it left whole; what lies between matches is a word too.
 struct word_rule {
   const char* name;
-  std::vector<const char*> patterns;
+  std::vector<std::string> patterns;
   bool whole_words;
 };
 const std::vector<word_rule>& word_rules() {
   static const char* const gpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S))";
-  static const char* const llama3 =
-      R"((?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-  static const char* const qwen2 =
-      R"((?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  // Both after contractions and letters; they differ in how many digits are a word.
+  static const std::string letters =
+      R"((?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|)";
+  static const std::string rest = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
   static const std::vector<word_rule> rules = {{"gpt-2", {gpt2}, false},
                                                {"smollm", {R"(\p{N})", gpt2}, false},
-                                               {"llama-bpe", {llama3}, true},
-                                               {"qwen2", {qwen2}, false}};
+                                               {"llama-bpe", {letters + R"(\p{N}{1,3})" + rest}, true},
+                                               {"qwen2", {letters + R"(\p{N})" + rest}, false}};
   return rules;
 }
 
@@ -70,11 +70,11 @@ const std::vector<word_rule>& word_rules() {
 struct tokenizer::patterns {
   std::vector<std::unique_ptr<pcre2_code, decltype(&pcre2_code_free)>> compiled;
 
-  explicit patterns(const std::vector<const char*>& texts) {
-    for (const char* const text : texts) {
+  explicit patterns(const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) {
       int code = 0;
       PCRE2_SIZE at = 0;
-      compiled.emplace_back(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text), PCRE2_ZERO_TERMINATED,
+      compiled.emplace_back(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                                           PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &code, &at, nullptr),
                             pcre2_code_free);
       if (!compiled.back()) throw error("a pattern of words cannot be compiled");
