@@ -2,7 +2,7 @@
 /// \file Which tokens should leave a cache of llama.cpp's. The engine keeps one set of tokens for all layers and heads, and
 /// takes single ones out when it is asked to; the backend sees what scores them, the keys and values of every layer.
 ///
-/// Heads agree about few tokens, so a mean of scores keeps what none of them needs most. Each head's scores are ranked, from 0
+/// Heads agree about few tokens, so a mean of scores keeps what none of them needs most. Each head's scores are ranked, up
 /// to 1, and the mean is of the ranks' 16th powers: it counts the heads that rank a token in about their highest sixteenth.
 #pragma once
 

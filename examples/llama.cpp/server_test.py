@@ -23,7 +23,8 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        environment = dict(os.environ)
+        environment = {name: text for name, text in os.environ.items()
+                       if name != "GGML_BACKEND_PATH" and not name.startswith("SKIM_")}
         if backend:
             environment["GGML_BACKEND_PATH"] = backend
         if quoka:
@@ -104,6 +105,7 @@ def main():
 
     with Server(program, model) as server:
         alone, _, _ = session(server, text)
+        expect("skim:" not in server.said(), "llama.cpp is alone at first")
     with Server(program, model, backend, "dense") as server:
         beside, cached, outgrown = session(server, text)
         log = server.said()

@@ -41,9 +41,11 @@ class settings {
     if (!(value >= least && value <= most)) throw error(key(name) + " is out of range");
     return value;
   }
-  /// Refuses what the engine does not compute.
+  /// Refuses what the engine does not compute; "none", 0 and 1 say that there is nothing to compute.
   void require_absent(const char* name) const {
-    if (has(name) && file_.text(key(name)).value_or("") != "none") throw error(key(name) + " is not supported");
+    const double number = file_.number(key(name)).value_or(2);
+    if (has(name) && file_.text(key(name)).value_or("") != "none" && number != 0 && number != 1)
+      throw error(key(name) + " is not supported");
   }
 
  private:
@@ -110,12 +112,13 @@ layer_weights read_layer(weights& from, const model_config& c, std::int64_t inde
   const std::string name = "blk." + std::to_string(index) + ".";
   layer_weights layer;
   layer.attention_norm = from.read_row(name + "attn_norm.weight", c.d);
+  const std::pair<const char*, std::int64_t> parts[] = {
+      {"attn_q", c.query_heads}, {"attn_k", c.kv_heads}, {"attn_v", c.kv_heads}};
+  for (const auto& [part, heads] : parts) from.find(name + part + ".weight", {heads * c.D, c.d});
   layer.qkv.resize((c.query_heads + 2 * c.kv_heads) * c.D, c.d);
   if (c.qkv_bias) layer.qkv_bias.resize(layer.qkv.rows());
   std::int64_t first = 0;
-  for (const auto& [part, heads] : {std::pair<const char*, std::int64_t>{"attn_q", c.query_heads},
-                                    {"attn_k", c.kv_heads},
-                                    {"attn_v", c.kv_heads}}) {
+  for (const auto& [part, heads] : parts) {
     from.read(name + part + ".weight", heads * c.D, c.d, layer.qkv.row(first).data());
     if (c.qkv_bias) layer.qkv_bias.segment(first, heads * c.D) = from.read_row(name + part + ".bias", heads * c.D);
     first += heads * c.D;
@@ -150,7 +153,8 @@ model read_model(const skim::gguf::file& file) {
   if (c.query_heads * c.D > largest_size) throw error("there are too many heads");
   c.norm_epsilon = static_cast<float>(given.number("attention.layer_norm_rms_epsilon", 1e-20, 1, 1e-5));
   c.rope_theta = given.number("rope.freq_base", 1, 1e12, 10000);
-  given.require_absent("rope.scaling.type");
+  for (const char* const scaling : {"rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"})
+    given.require_absent(scaling);
   given.require_absent("attention.sliding_window");
   given.require_absent("expert_count");
   c.qkv_bias = c.architecture == "qwen2";

@@ -48,7 +48,7 @@ ffn_maker maker(const Kept& kept, const SelectorFor& selector_for) {
 const skim::calibrate::fitted_model& fitted_parts(const model& weights) {
   if (weights.fitted.layers.empty()) {
     throw error(std::string("the model's directory has no ") + fitted_file +
-                ", which this method needs: run `needle calibrate` for it");
+                ", which this method needs: run `needle calibrate` for it (models of one .gguf cannot have it yet)");
   }
   return weights.fitted;
 }

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <iomanip>
 #include <ostream>
 
 namespace needle {
@@ -27,6 +28,16 @@ double loss(const matrix& logits, const std::int32_t* next) {
     sum += std::log(mass) - static_cast<double>(logits(i, next[i]) - largest);
   }
   return sum;
+}
+
+/// Bytes of the text without a last character that is not all there.
+std::size_t whole_characters(const std::string& text) {
+  for (std::size_t back = 1; back <= 3 && back <= text.size(); ++back) {
+    const unsigned char byte = static_cast<unsigned char>(text[text.size() - back]);
+    if (byte < 0x80) break;
+    if (byte >= 0xc0) return (byte < 0xe0 ? 2u : byte < 0xf0 ? 3u : 4u) > back ? text.size() - back : text.size();
+  }
+  return text.size();
 }
 
 /// The text's first tokens, as many as fit before the question; `text_tokens`: how many.
@@ -54,12 +65,15 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
   const tokens prompt = prompt_of(words, settings, text_tokens);
   const std::int64_t judged_from = text_tokens - text_tokens / 4;
   const std::int64_t length = static_cast<std::int64_t>(prompt.size());
+  const session_options options{length + settings.generate, settings.chunk, settings.kv_type, 0};
+  for (const method& how : methods)
+    session(weights, how, options, threads);  // what cannot run is refused before anything runs
   std::vector<reading_result> results;
   for (const method& how : methods) {
     reading_result result;
     result.method = how.text;
     out << how.text << ": " << std::flush;
-    session run(weights, how, {length + settings.generate, settings.chunk, settings.kv_type, 0}, threads);
+    session run(weights, how, options, threads);
     double judging_ms = 0;
     const auto start = std::chrono::steady_clock::now();
     run.feed(prompt, [&](std::int64_t first, std::int64_t count) {
@@ -71,20 +85,23 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
       }
       judging_ms += milliseconds_since(paused);
     });
+    if (run.counts().reads > 0) result.keys_read = run.counts().keys_read / run.counts().reads;
+    std::size_t shown = 0;
     for (std::int64_t i = 0; i < settings.generate; ++i) {
       result.answer_tokens.push_back(run.generate(1).front());
       if (i == 0) result.first_token_ms = milliseconds_since(start) - judging_ms;
       if (result.answer_tokens.back() == words.end()) break;
-      const std::string so_far = words.decode(result.answer_tokens);
-      out << one_line(so_far.substr(result.answer.size())) << std::flush;
-      result.answer = so_far;
+      result.answer = words.decode(result.answer_tokens);
+      const std::size_t whole = std::max(whole_characters(result.answer), shown);
+      out << one_line(result.answer.substr(shown, whole - shown)) << std::flush;
+      shown = whole;
     }
+    out << one_line(result.answer.substr(shown));
     if (result.answer_tokens.size() > 1) {
       result.ms_per_token = (milliseconds_since(start) - judging_ms - result.first_token_ms) /
                             static_cast<double>(result.answer_tokens.size() - 1);
     }
     if (result.judged > 0) result.nll /= static_cast<double>(result.judged);
-    if (run.counts().reads > 0) result.keys_read = run.counts().keys_read / run.counts().reads;
     out << "\n\n";
     results.push_back(result);
   }
@@ -92,16 +109,24 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
 }
 
 void print_readings(std::ostream& out, const std::vector<reading_result>& results) {
-  char line[256];
-  std::snprintf(line, sizeof line, "%-32s %10s %9s %11s %8s %9s %9s\n", "method", "perplexity", "change", "first token",
-                "speedup", "ms/token", "keys read");
-  out << line;
+  const auto cell = [&](int width, bool known, const char* format, double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, known ? format : "-", value);
+    out << std::setw(width) << text;
+  };
+  out << std::left << std::setw(32) << "method" << std::right << std::setw(11) << "perplexity" << std::setw(10)
+      << "change" << std::setw(13) << "first token" << std::setw(9) << "speedup" << std::setw(10) << "ms/token"
+      << std::setw(10) << "keys read" << '\n';
   for (const reading_result& each : results) {
-    std::snprintf(line, sizeof line, "%-32s %10.3f %+7.2f %% %8.0f ms %7.2fx %9.1f %9.0f\n",
-                  one_line(each.method).c_str(), std::exp(each.nll), 100 * std::expm1(each.nll - results.front().nll),
-                  each.first_token_ms, results.front().first_token_ms / each.first_token_ms, each.ms_per_token,
-                  each.keys_read);
-    out << line;
+    const reading_result& first = results.front();
+    out << std::left << std::setw(32) << one_line(each.method) << std::right;
+    cell(11, each.judged > 0, "%.3f", std::exp(each.nll));
+    cell(10, each.judged > 0, "%+.2f %%", 100 * std::expm1(each.nll - first.nll));
+    cell(13, true, "%.0f ms", each.first_token_ms);
+    cell(9, true, "%.2fx", first.first_token_ms / each.first_token_ms);
+    cell(10, each.answer_tokens.size() > 1, "%.1f", each.ms_per_token);
+    cell(10, true, "%.0f", each.keys_read);
+    out << '\n';
   }
 }
 

@@ -114,9 +114,9 @@ tokenizer::tokenizer(const skim::gguf::file& file) : bytes_(256, -1) {
   const auto pieces = file.texts("tokenizer.ggml.tokens");
   if (!kind || !pieces) throw error("the model has no vocabulary");
   pieces_.assign(pieces->begin(), pieces->end());
-  for (std::size_t i = 0; i < pieces_.size(); ++i) tokens_.emplace(pieces_[i], static_cast<std::int32_t>(i));
   special_.assign(pieces_.size(), 0);
-  if (const auto types = file.numbers("tokenizer.ggml.token_type"); types && types->size() == pieces_.size()) {
+  if (const auto types = file.numbers("tokenizer.ggml.token_type")) {
+    if (types->size() != pieces_.size()) throw error("the vocabulary has another number of tokens than of their types");
     constexpr double unknown = 2, control = 3, whole = 4;
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       special_[i] = (*types)[i] == unknown || (*types)[i] == control;
@@ -125,6 +125,9 @@ tokenizer::tokenizer(const skim::gguf::file& file) : bytes_(256, -1) {
     std::stable_sort(whole_.begin(), whole_.end(), [&](std::int32_t a, std::int32_t b) {
       return pieces_[static_cast<std::size_t>(a)].size() > pieces_[static_cast<std::size_t>(b)].size();
     });
+  }
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    if (!special_[i]) tokens_.emplace(pieces_[i], static_cast<std::int32_t>(i));
   }
   if (*kind == "gpt2") {
     const std::string_view name = file.text("tokenizer.ggml.pre").value_or("");
@@ -158,7 +161,8 @@ tokenizer::tokenizer(const skim::gguf::file& file) : bytes_(256, -1) {
     const std::int64_t id = file.integer(name).value_or(-1);
     return id >= 0 && id < size() ? static_cast<std::int32_t>(id) : -1;
   };
-  if (file.boolean("tokenizer.ggml.add_bos_token").value_or(!words_)) begin_ = token("tokenizer.ggml.bos_token_id");
+  if (file.boolean("tokenizer.ggml.add_bos_token").value_or(!words_ || whole_words_))
+    begin_ = token("tokenizer.ggml.bos_token_id");
   end_ = token("tokenizer.ggml.eos_token_id");
 }
 

@@ -14,7 +14,7 @@
 
 namespace needle {
 
-/// Any text has tokens. Names of special tokens in it are text like any other.
+/// Names of special tokens in a text are text like any other. Bytes for which a vocabulary has no token are left out.
 class tokenizer {
  public:
   /// Throws `error` where the file has no vocabulary, or one of another kind.
@@ -24,7 +24,8 @@ class tokenizer {
 
   /// Without the token that begins a text.
   std::vector<std::int32_t> encode(std::string_view text) const;
-  /// Of bytes that are no UTF-8 the bytes; special tokens are left out.
+  /// Bytes, which need not be UTF-8; special tokens are left out. A SentencePiece vocabulary has one sign for its own space
+  /// and for U+2581.
   std::string decode(const std::vector<std::int32_t>& tokens) const;
 
   /// The token that begins a text, -1 where the model wants none.

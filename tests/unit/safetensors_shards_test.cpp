@@ -95,7 +95,11 @@ TEST(shards, names_what_is_wrong) {
     EXPECT_NE(given.error().find(complaint), std::string::npos) << given.error();
     EXPECT_TRUE(given.tensors().empty());
   };
-  refused("", "not valid JSON at its byte 1");
+  refused("", "does not begin with '{'");
+  refused("{", "not valid JSON at its byte 2");
+  refused("\xef\xbb\xbf" + good, "does not begin with '{'");
+  refused(good + std::string("\0rest", 5), "it has a zero byte");
+  refused(R"({"weight_map":{"a":")" + std::string(256, 'x') + "\"}}", "expected the plain name of a file");
   refused("[]", "not a JSON object");
   refused("7", "not a JSON object");
   refused("{}", "there is no map 'weight_map'");

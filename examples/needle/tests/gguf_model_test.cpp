@@ -181,7 +181,10 @@ TEST(gguf_model, what_the_engine_would_compute_wrongly_is_refused) {
   EXPECT_EQ(with("rope.dimension_count", 4), "heads are not of one even size of at most 4096, all of which is turned");
   EXPECT_EQ(with("attention.value_length", 4),
             "heads are not of one even size of at most 4096, all of which is turned");
-  EXPECT_EQ(with("rope.scaling.type", 1), "llama.rope.scaling.type is not supported");
+  EXPECT_EQ(with("rope.scaling.type", 7), "llama.rope.scaling.type is not supported");
+  EXPECT_EQ(with("rope.scaling.factor", 4), "llama.rope.scaling.factor is not supported");
+  EXPECT_EQ(with("rope.scale_linear", 4), "llama.rope.scale_linear is not supported");
+  EXPECT_EQ(with("rope.scaling.factor", 1), "nothing");
   EXPECT_EQ(with("expert_count", 8), "llama.expert_count is not supported");
   EXPECT_EQ(with("rope.freq_base", 0), "llama.rope.freq_base is out of range");
   EXPECT_EQ(complaint([](tiny_gguf& f) { f.tensors.erase("output_norm.weight"); }),

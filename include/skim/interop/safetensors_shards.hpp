@@ -55,7 +55,7 @@ class index_events : public nlohmann::json_sax<nlohmann::json> {
   }
   bool string(std::string& text) override {
     if (!in_map_) return other();
-    const bool plain = !text.empty() && text != "." && text != ".." &&
+    const bool plain = !text.empty() && text.size() <= 255 && text != "." && text != ".." &&
                        text.find_first_of(std::string("/\\:\0", 4)) == std::string::npos;
     if (!plain)
       return fail(printable_name(key_) + " is in " + printable_name(text) + ", expected the plain name of a file");
@@ -153,6 +153,9 @@ class checkpoint {
     if (!stream.good()) return refuse(path, "cannot be read");
     detail::index_events events;
     const std::string json = text.str();
+    // What the parser lets pass: it skips a byte order mark and blanks, and takes a zero byte for the end.
+    if (json.empty() || json[0] != '{') return refuse(path, "not a JSON object: it does not begin with '{'");
+    if (json.find('\0') != std::string::npos) return refuse(path, "not valid JSON: it has a zero byte");
     if (!nlohmann::json::sax_parse(json.begin(), json.end(), &events)) return refuse(path, events.error);
     if (!events.has_map) return refuse(path, "there is no map 'weight_map'");
     std::map<std::string_view, std::size_t> places;
