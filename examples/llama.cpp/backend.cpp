@@ -110,13 +110,14 @@ void watch(int on) {
 }
 
 /// Of the `tokens` tokens of the one sequence that the context holds which computed last, counted in the order in which they
-/// came, which have to leave so that `budget` stay: by "standard", skim's evictor, or "keydiff", the paper's. Writes them to
-/// `out`, ascending, and counts them as gone: take each one's position out of the context, by llama_memory_seq_rm. The
-/// number of them; -1, with a line on stderr, where that is not what was seen.
+/// came, which have to leave so that `budget` stay: by "standard", skim's evictor, or "keydiff", the paper's but for the newest
+/// token, which stays. Writes them to `out`, ascending, and counts them as gone: take each one's position out of the context,
+/// by llama_memory_seq_rm. The number of them; -1, with a line on stderr, where that is not what was seen.
 std::int64_t leaving(const char* rule, std::int64_t tokens, std::int64_t budget, std::int32_t* out) {
   skim::cpu::any_eviction op{skim::evictors::standard(budget)};
   const bool keydiff = std::strcmp(rule, "keydiff") == 0;
-  if (keydiff) op.evictor = skim::keydiff<>{skim::retention::budget(budget)};
+  // The newest token stays in any case: llama.cpp takes the next one only where it follows that one's position.
+  if (keydiff) op.evictor = skim::keydiff<>{skim::retention::budget(budget, 0, 1)};
   std::vector<std::int32_t> chosen;
   const std::lock_guard<std::mutex> hold(mutex);
   skim::report answer;
