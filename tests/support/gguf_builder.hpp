@@ -27,6 +27,16 @@ struct gguf_builder {
     bytes += "GGUF";
     return add(version).add(tensors).add(values);
   }
+  gguf_builder& texts(const std::string& name, const std::vector<std::string>& list) {
+    text(name).add(std::uint32_t{9}).add(std::uint32_t{8}).add(std::uint64_t{list.size()});
+    for (const std::string& each : list) text(each);
+    return *this;
+  }
+  gguf_builder& numbers(const std::string& name, const std::vector<float>& list) {
+    text(name).add(std::uint32_t{9}).add(std::uint32_t{6}).add(std::uint64_t{list.size()});
+    for (const float each : list) add(each);
+    return *this;
+  }
   gguf_builder& number(const std::string& name, std::uint32_t value) {
     return text(name).add(std::uint32_t{4}).add(value);
   }

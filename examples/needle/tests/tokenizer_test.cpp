@@ -2,6 +2,7 @@
 #include "../tokenizer.hpp"
 
 #include "../error.hpp"
+#include "support/gguf_builder.hpp"
 
 #include <gtest/gtest.h>
 
@@ -78,6 +79,34 @@ TEST(tokenizer, begins_a_text_where_the_file_says_so) {
 TEST(tokenizer, refuses_what_it_does_not_know) {
   const std::string empty("GGUF\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24);
   EXPECT_THROW(tokenizer(file::view(empty.data(), empty.size())), needle::error);
+}
+
+/// A SentencePiece vocabulary in which a special token's name can be put together, and two blanks are one token.
+tokenizer by_hand(bool space_before) {
+  skim_test::gguf_builder file;
+  file.head(0, 5).text("tokenizer.ggml.model").add(std::uint32_t{8}).text("llama");
+  file.texts("tokenizer.ggml.tokens", {"<unk>", "<s>", "<", "s", ">", "<s", "a", "\xe2\x96\x81", "  "});
+  file.numbers("tokenizer.ggml.scores", {0, 0, -1, -2, -3, -4, -5, -6, -7});
+  file.numbers("tokenizer.ggml.token_type", {2, 3, 1, 1, 1, 1, 1, 1, 4});
+  file.text("tokenizer.ggml.add_space_prefix").add(std::uint32_t{7}).add(static_cast<char>(space_before));
+  return tokenizer(file.view());
+}
+
+TEST(tokenizer, names_of_special_tokens_are_text) {
+  const tokenizer words = by_hand(false);
+  EXPECT_EQ(words.encode("a<s>a"), (tokens{6, 5, 4, 6}));
+  EXPECT_EQ(words.decode({6, 5, 4, 6}), "a<s>a");
+}
+
+TEST(tokenizer, whole_tokens_come_first) {
+  EXPECT_EQ(by_hand(false).encode("a   a"), (tokens{6, 8, 7, 6}));
+}
+
+TEST(tokenizer, a_space_may_stand_before_a_text) {
+  const tokenizer words = by_hand(true);
+  EXPECT_EQ(words.encode("a"), (tokens{7, 6}));
+  EXPECT_EQ(words.decode({7, 6}), "a");
+  EXPECT_TRUE(words.encode("").empty());
 }
 
 }  // namespace
