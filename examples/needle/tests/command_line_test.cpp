@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file The program as a user meets it: what it prints, writes and refuses.
 #include "../tuning.hpp"
-#include "tiny_model.hpp"
+#include "tiny_gguf.hpp"
 
 #include <sys/wait.h>
 
@@ -331,6 +331,26 @@ TEST_F(command, reads_no_text_without_a_real_model) {
   expect_refusal("read --model a.gguf --method best" + text, "valid are: dense, quoka");
   expect_refusal("read --model '" + std::string(NEEDLE_GOLDENS) + "/smollm.gguf'" + text,
                  "llama.embedding_length is not");
+}
+
+TEST_F(command, reads_a_text_and_answers) {
+  std::ofstream(path("model.gguf"), std::ios::binary) << needle_test::tiny_gguf(tiny_model()).bytes();
+  std::ofstream text(path("text"));
+  for (int i = 0; i < 500; ++i) text << static_cast<char>('a' + i * i % 26);
+  text.close();
+  const std::string read = "read --model '" + path("model.gguf") + "' --text '" + path("text") + "' ";
+  const outcome result =
+      run(read + "--context 300 --question xyz --generate 3 --method dense --method quoka:budget=64,n=4");
+  EXPECT_EQ(result.status, 0) << result.err;
+  for (const char* const part : {"dense: ", "\nmethod ", "perplexity", "quoka:budget=64,n=4 ", "+0.00 %", "1.00x"})
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << ":\n" << result.out;
+  // Chunks of 128, 128 and 44 tokens behind 0, 128 and 256: the question's own tokens are no part of it.
+  EXPECT_NE(result.out.find("      128\n"), std::string::npos) << result.out;
+  const outcome short_one = run(read + "--context 2 --generate 1 --method dense");
+  EXPECT_EQ(short_one.status, 0) << short_one.err;
+  EXPECT_EQ(short_one.out.find("1.000"), std::string::npos) << "nothing was judged: " << short_one.out;
+  expect_refusal(read + "--context 3 --question xyz", "leaves no room for text beside the question");
+  expect_refusal(read + "--method dense --method fastforward", "has no fastforward.safetensors");
 }
 
 }  // namespace
