@@ -10,8 +10,6 @@
 namespace needle {
 namespace {
 
-constexpr std::int64_t largest_size = 1 << 24;  // of any one extent; keeps products of two below 2^63
-
 std::string shown(std::string_view text) {
   return skim::printable_name(text);
 }

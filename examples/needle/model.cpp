@@ -17,8 +17,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t largest_size = 1 << 24;  // of any one extent; keeps products of two below 2^63
-constexpr int deepest = 16;                     // lists in lists of a config.json; real ones have four levels
+constexpr int deepest = 16;  // lists in lists of a config.json; real ones have four levels
 constexpr std::uintmax_t longest_config = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& problem) {

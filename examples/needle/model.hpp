@@ -19,6 +19,8 @@ namespace needle {
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using row = Eigen::RowVectorXf;
 
+inline constexpr std::int64_t largest_size = 1 << 24;  ///< of any one extent; keeps products of two below 2^63
+
 /// Widths: d = the model's, f = the FFN's, D = a head's.
 struct model_config {
   std::string architecture;

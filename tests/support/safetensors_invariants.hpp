@@ -2,6 +2,8 @@
 /// \file What must hold for any bytes given to the safetensors reader; used by the mutation test and the fuzzer.
 #pragma once
 
+#include "support/reader_error.hpp"
+
 #include <skim/interop/safetensors.hpp>
 
 #include <cstring>
@@ -13,10 +15,7 @@ inline std::string broken_invariant(const void* bytes, std::size_t size) {
   const skim::safetensors::file file = skim::safetensors::file::view(bytes, size);
   if (!file.ok()) {
     if (!file.tensors().empty()) return "a refused file has tensors";
-    for (const char c : file.error()) {
-      if (c < ' ' || c > '~') return "the error is not a line of printable ASCII";
-    }
-    return file.error().size() > 200 ? "the error is very long" : "";
+    return broken_error(file.error());
   }
   const char* const begin = static_cast<const char*>(bytes);
   std::size_t covered = 0;

@@ -95,14 +95,37 @@ inline void widen_q6_k(const byte* block, float* out) {
   }
 }
 
+using block_widener = void (*)(const byte* block, float* out);
+
+/// What widens a type's blocks, by ggml's number of it; null where nothing here does.
+inline block_widener widener_of(std::uint32_t type) {
+  switch (type) {
+    case 2:
+      return [](const byte* block, float* out) { widen_32(block, 4, false, out); };
+    case 3:
+      return [](const byte* block, float* out) { widen_32(block, 4, true, out); };
+    case 6:
+      return [](const byte* block, float* out) { widen_32(block, 5, false, out); };
+    case 7:
+      return [](const byte* block, float* out) { widen_32(block, 5, true, out); };
+    case 8:
+      return widen_q8_0;
+    case 12:
+      return [](const byte* block, float* out) { widen_256(block, 4, out); };
+    case 13:
+      return [](const byte* block, float* out) { widen_256(block, 5, out); };
+    case 14:
+      return widen_q6_k;
+    default:
+      return nullptr;
+  }
+}
+
 }  // namespace detail
 
 /// Whether `widen_rows` knows the type.
 inline bool can_widen(const tensor& of) {
-  if (!of.format) return false;
-  const std::string_view name = of.format->name;
-  return of.format->type != element::none || name == "Q4_0" || name == "Q4_1" || name == "Q5_0" || name == "Q5_1" ||
-         name == "Q8_0" || name == "Q4_K" || name == "Q5_K" || name == "Q6_K";
+  return of.format && (of.format->type != element::none || detail::widener_of(of.type));
 }
 
 /// out [count * columns] = rows [first, first + count) of the tensor, all its extents but the last together, as f32: exact for
@@ -111,34 +134,12 @@ inline void widen_rows(const tensor& of, std::int64_t first, std::int64_t count,
   const gguf::format& format = *of.format;
   const std::int64_t blocks = of.shape.back() / format.block_values;
   const detail::byte* block = static_cast<const detail::byte*>(of.data) + first * blocks * format.block_bytes;
+  const detail::block_widener widen = detail::widener_of(of.type);
   for (std::int64_t i = 0; i < count * blocks; ++i) {
-    switch (format.id) {
-      case 2:
-        detail::widen_32(block, 4, false, out);
-        break;
-      case 3:
-        detail::widen_32(block, 4, true, out);
-        break;
-      case 6:
-        detail::widen_32(block, 5, false, out);
-        break;
-      case 7:
-        detail::widen_32(block, 5, true, out);
-        break;
-      case 8:
-        detail::widen_q8_0(block, out);
-        break;
-      case 12:
-        detail::widen_256(block, 4, out);
-        break;
-      case 13:
-        detail::widen_256(block, 5, out);
-        break;
-      case 14:
-        detail::widen_q6_k(block, out);
-        break;
-      default:
-        *out = detail::number_at(block, format.type);
+    if (widen) {
+      widen(block, out);
+    } else {
+      *out = detail::number_at(block, format.type);
     }
     block += format.block_bytes;
     out += format.block_values;

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file What must hold for the error of a reader that refused a file.
+#pragma once
+
+#include <string>
+
+namespace skim_test {
+
+/// An empty string, or what does not hold.
+inline std::string broken_error(const std::string& error) {
+  for (const char c : error) {
+    if (c < ' ' || c > '~') return "the error is not a line of printable ASCII";
+  }
+  return error.empty() ? "there is no error" : error.size() > 200 ? "the error is very long" : "";
+}
+
+}  // namespace skim_test
