@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// ggml's attention node by skim, over tensors laid out as ggml's are: masks of every kind that llama.cpp makes, and some
+// ggml's nodes by skim: products with weights, and attention over tensors laid out as ggml's are: masks of every kind that llama.cpp makes, and some
 // that it does not, against attention in doubles to which the mask is a bias over all cells.
 #include "support/executors.hpp"
 #include "support/values.hpp"
 
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/linear.hpp>
 #include <skim/cpu/selector/quoka.hpp>
 #include <skim/interop/ggml.hpp>
+#include <skim/interop/ggml_linear.hpp>
 #include <skim/testing/attention_truth.hpp>
 
 #include <gtest/gtest.h>
@@ -104,6 +106,32 @@ struct stored_tensor {
           for (std::int64_t a = 0; a < tensor.ne[0]; ++a) body(at(a, b, c, d));
   }
 };
+
+/// Blocks of any bits and small scales; the f32 numbers of `of` become theirs.
+stored_tensor blocks(ggml_type type, stored_tensor& of, unsigned seed) {
+  stored_tensor made = of;
+  const std::size_t rows = static_cast<std::size_t>(of.count() / of.tensor.ne[0]);
+  const std::size_t row = static_cast<std::size_t>(of.tensor.ne[0]) / 32 * ggml_type_size(type);
+  made.tensor.type = type;
+  made.tensor.nb[0] = ggml_type_size(type);
+  for (int axis = 1; axis < 4; ++axis)
+    made.tensor.nb[axis] = of.tensor.nb[axis] / (sizeof(float) * 32) * ggml_type_size(type);
+  made.bytes.assign(rows * row + of.bytes.size(), 0);
+  made.tensor.data = made.bytes.data();
+  std::uint32_t bits = seed;
+  for (char& byte : made.bytes) byte = static_cast<char>((bits = bits * 1664525u + 1013904223u) >> 24);
+  for (std::int64_t d = 0; d < of.tensor.ne[3]; ++d) {
+    for (std::int64_t c = 0; c < of.tensor.ne[2]; ++c) {
+      for (std::int64_t b = 0; b < of.tensor.ne[1]; ++b) {
+        for (std::int64_t i = 0; i < of.tensor.ne[0] / 32; ++i)
+          skim::store_element(made.at(i, b, c, d), skim::element::f16, 0, 0.01f);
+        ggml_get_type_traits(type)->to_float(made.at(0, b, c, d), reinterpret_cast<float*>(of.at(0, b, c, d)),
+                                             of.tensor.ne[0]);
+      }
+    }
+  }
+  return made;
+}
 
 struct problem {
   const char* name;
@@ -418,30 +446,6 @@ TEST(GgmlAttention, RefusesOperandsWithoutMemory) {
 
 /// K and V of blocks, each as it comes: the bits of a cache of f32 that holds the same numbers, on every layout and thread.
 TEST(GgmlAttention, WidensQuantisedKeysAndValues) {
-  const auto blocks = [](ggml_type type, stored_tensor& of, unsigned seed) {  // any bits, small scales; `of` follows
-    stored_tensor made = of;
-    const std::size_t rows = static_cast<std::size_t>(of.count() / of.tensor.ne[0]);
-    const std::size_t row = static_cast<std::size_t>(of.tensor.ne[0]) / 32 * ggml_type_size(type);
-    made.tensor.type = type;
-    made.tensor.nb[0] = ggml_type_size(type);
-    for (int axis = 1; axis < 4; ++axis)
-      made.tensor.nb[axis] = of.tensor.nb[axis] / (sizeof(float) * 32) * ggml_type_size(type);
-    made.bytes.assign(rows * row + of.bytes.size(), 0);
-    made.tensor.data = made.bytes.data();
-    std::uint32_t bits = seed;
-    for (char& byte : made.bytes) byte = static_cast<char>((bits = bits * 1664525u + 1013904223u) >> 24);
-    for (std::int64_t d = 0; d < of.tensor.ne[3]; ++d) {
-      for (std::int64_t c = 0; c < of.tensor.ne[2]; ++c) {
-        for (std::int64_t b = 0; b < of.tensor.ne[1]; ++b) {
-          for (std::int64_t i = 0; i < of.tensor.ne[0] / 32; ++i)
-            skim::store_element(made.at(i, b, c, d), skim::element::f16, 0, 0.01f);
-          ggml_get_type_traits(type)->to_float(made.at(0, b, c, d), reinterpret_cast<float*>(of.at(0, b, c, d)),
-                                               of.tensor.ne[0]);
-        }
-      }
-    }
-    return made;
-  };
   for (const bool inside : {false, true}) {
     for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
       problem p{"", 40, 128, 2, of([](auto, auto t, auto c) { return c <= 60 + t; }), 6, 2, 64, 32, GGML_TYPE_F32};
@@ -510,6 +514,123 @@ TEST(GgmlAttention, RefusesBeforeTheGraphRuns) {
       m.node.src[4] = &m.sinks.tensor;
     });
   }
+}
+
+/// A product with a weight, its operands in memory.
+struct product_memory {
+  stored_tensor weight, x, out;
+
+  product_memory(ggml_type type, std::int64_t n_in, std::int64_t n_out, std::int64_t M, std::int64_t a = 1,
+                 std::int64_t b = 1)
+      : weight(type, {n_in, n_out, 1, 1}, {0, 1, 2, 3}, 1, 3),
+        x(GGML_TYPE_F32, {n_in, M, a, b}, {0, 2, 1, 3}, 2, 1),
+        out(GGML_TYPE_F32, {n_out, M, a, b}, {0, 1, 2, 3}, 0, 2) {}
+  skim::ggml_product operands() { return {&weight.tensor, &x.tensor, &out.tensor}; }
+
+  /// The result of the linear layer by itself, matrix by matrix.
+  std::vector<char> expected() {
+    const std::vector<char> before = out.bytes;
+    const auto view = [](stored_tensor& t, std::int64_t a, std::int64_t b) {
+      return skim::tensor_view<void, 2>(t.at(0, 0, a, b), {t.tensor.ne[1], t.tensor.ne[0]},
+                                        {static_cast<std::int64_t>(t.tensor.nb[1] / t.tensor.nb[0]), 1},
+                                        skim::element_of_ggml(t.tensor.type));
+    };
+    const skim::cpu::linear<> op;
+    for (std::int64_t b = 0; b < out.tensor.ne[3]; ++b) {
+      for (std::int64_t a = 0; a < out.tensor.ne[2]; ++a) {
+        skim::linear_args args;
+        args.weight = view(weight, 0, 0);
+        args.x = view(x, a, b);
+        args.out = view(out, a, b);
+        skim::buffer workspace(op.workspace_bytes(args, 1));
+        EXPECT_TRUE(op.run(args, workspace, skim::serial_executor{}));
+      }
+    }
+    std::vector<char> found = before;
+    found.swap(out.bytes);
+    out.tensor.data = out.bytes.data();
+    return found;
+  }
+  std::vector<char> computed(skim::executor_ref executor) {
+    skim::ggml_linear<skim::cpu::linear<>> linear;
+    EXPECT_TRUE(skim::check(operands()));
+    EXPECT_TRUE(linear.compute(operands(), executor));
+    return out.bytes;
+  }
+};
+
+/// The bits of a linear layer, on every type of weight that is stored, for all matrices of x.
+TEST(GgmlLinear, IsALinearLayer) {
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}) {
+    product_memory memory(type, 40, 37, 5, 2, 3);
+    const std::vector<char> expected = memory.expected();
+    EXPECT_NE(expected, memory.out.bytes);
+    EXPECT_EQ(memory.computed(skim::serial_executor{}), expected);
+    EXPECT_EQ(memory.computed(skim::serial_executor{}), expected);
+  }
+}
+
+/// The bits of a weight of f32 that holds the same numbers; the larger one is widened in four pieces.
+TEST(GgmlLinear, WidensQuantisedWeights) {
+  for (const std::array<std::int64_t, 2>& shape : {std::array<std::int64_t, 2>{96, 50}, {32768, 400}}) {
+    for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+      product_memory memory(GGML_TYPE_F32, shape[0], shape[1], 3, 1, 2);
+      memory.weight = stored_tensor(GGML_TYPE_F32, {shape[0], shape[1], 1, 1}, {0, 1, 2, 3}, 1);
+      stored_tensor quantised = blocks(type, memory.weight, 3);
+      const std::vector<char> expected = memory.expected();
+      memory.weight = quantised;
+      memory.weight.tensor.data = memory.weight.bytes.data();
+      EXPECT_EQ(memory.computed(skim::serial_executor{}), expected);
+      run_on({executor_kind::host_pool, 3}, [&](skim::executor_ref executor) {
+        std::fill(memory.out.bytes.begin(), memory.out.bytes.end(), '\x5a');
+        EXPECT_EQ(memory.computed(executor), expected);
+      });
+    }
+  }
+}
+
+TEST(GgmlLinear, OfNoTokens) {
+  product_memory memory(GGML_TYPE_F32, 40, 37, 0);
+  const std::vector<char> before = memory.out.bytes;
+  EXPECT_EQ(memory.computed(skim::serial_executor{}), before);
+}
+
+/// What is refused, by which name, and that nothing is written.
+TEST(GgmlLinear, Refuses) {
+  const auto expect = [](const char* argument, const std::function<void(skim::ggml_product&)>& change) {
+    product_memory memory(GGML_TYPE_F32, 40, 37, 5);
+    skim::ggml_product operands = memory.operands();
+    change(operands);
+    skim::ggml_linear<skim::cpu::linear<>> linear;
+    const std::vector<char> before = memory.out.bytes;
+    const skim::report answer = linear.compute(operands, skim::serial_executor{});
+    char text[200];
+    EXPECT_FALSE(answer.ok()) << argument;
+    EXPECT_EQ(std::string(skim::argument_name(answer, text, sizeof text)), argument);
+    EXPECT_EQ(memory.out.bytes, before);
+  };
+  const auto at = [](const ggml_tensor* t) -> ggml_tensor& { return *const_cast<ggml_tensor*>(t); };
+  expect("weight", [](skim::ggml_product& p) { p.weight = nullptr; });
+  expect("x", [](skim::ggml_product& p) { p.x = nullptr; });
+  expect("out", [](skim::ggml_product& p) { p.out = nullptr; });
+  expect("weight.data", [&](skim::ggml_product& p) { at(p.weight).data = nullptr; });
+  expect("x.data", [&](skim::ggml_product& p) { at(p.x).data = nullptr; });
+  expect("out.data", [](skim::ggml_product& p) { p.out->data = nullptr; });
+  expect("weight", [&](skim::ggml_product& p) { at(p.weight).type = GGML_TYPE_I32; });
+  expect("weight",
+         [&](skim::ggml_product& p) { at(p.weight).type = GGML_TYPE_Q8_0; });  // of 40 numbers: no whole block
+  expect("x", [&](skim::ggml_product& p) { at(p.x).type = GGML_TYPE_Q8_0; });
+  expect("out", [](skim::ggml_product& p) { p.out->type = GGML_TYPE_Q8_0; });
+  expect("x", [&](skim::ggml_product& p) { std::swap(at(p.x).nb[0], at(p.x).nb[1]); });  // transposed
+  expect("weight.ne[2]", [&](skim::ggml_product& p) { at(p.weight).ne[2] = 2; });
+  expect("weight.ne[3]", [&](skim::ggml_product& p) { at(p.weight).ne[3] = 2; });
+  expect("out.ne[0]", [](skim::ggml_product& p) { p.out->ne[0] = 36; });
+  expect("out.ne[2]", [](skim::ggml_product& p) { p.out->ne[2] = 2; });
+  expect("out.ne[3]", [](skim::ggml_product& p) { p.out->ne[3] = 2; });
+  expect("out.extents[0]", [](skim::ggml_product& p) { p.out->ne[1] = 4; });
+  expect("weight.extents[1]", [&](skim::ggml_product& p) { at(p.x).ne[0] = 39; });
+  expect("weight", [&](skim::ggml_product& p) { at(p.weight).nb[1] += 1; });
+  expect("out.strides[1]", [](skim::ggml_product& p) { p.out->nb[1] = 4; });
 }
 
 }  // namespace
