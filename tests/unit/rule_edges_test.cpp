@@ -70,16 +70,18 @@ TEST(OwnRule, OfEveryBudget) {
   }
 }
 
-TEST(OwnRule, PresetsShrinkToHalfAndRecentFirst) {
+TEST(OwnRule, PresetsShrinkRecentToAQuarterAndBothToHalf) {
   const auto ends = [](const retention& keep, std::int64_t n) {
     return std::pair(keep.among(n).sinks, keep.among(n).recent);
   };
   EXPECT_EQ(ends(retention::preset(512), 8192), std::pair(std::int64_t{4}, std::int64_t{128}));
-  EXPECT_EQ(ends(retention::preset(256), 8192), std::pair(std::int64_t{4}, std::int64_t{124}));
+  EXPECT_EQ(ends(retention::preset(511), 8192), std::pair(std::int64_t{4}, std::int64_t{128}));
+  EXPECT_EQ(ends(retention::preset(256), 8192), std::pair(std::int64_t{4}, std::int64_t{64}));
+  EXPECT_EQ(ends(retention::preset(13), 8192), std::pair(std::int64_t{4}, std::int64_t{2}));
   EXPECT_EQ(ends(retention::preset(9), 8192), std::pair(std::int64_t{4}, std::int64_t{0}));
   EXPECT_EQ(ends(retention::preset(5), 8192), std::pair(std::int64_t{2}, std::int64_t{0}));
   EXPECT_EQ(ends(retention::preset(1), 8192), std::pair(std::int64_t{0}, std::int64_t{0}));
-  EXPECT_EQ(ends(retention::preset_share(0.01), 8192), std::pair(std::int64_t{4}, std::int64_t{37}));
+  EXPECT_EQ(ends(retention::preset_share(0.01), 8192), std::pair(std::int64_t{4}, std::int64_t{21}));
   EXPECT_EQ(ends(retention::preset_share(0.01), 100), std::pair(std::int64_t{0}, std::int64_t{0}));
   EXPECT_EQ(retention::preset_share(0.01).keys(8192), 82);
   EXPECT_EQ(ends(retention::budget(200, 4, 128), 8192), std::pair(std::int64_t{4}, std::int64_t{128}));
