@@ -142,7 +142,9 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
       char* const piece = detail::worker_piece(scratch.workers, scratch.worker_bytes, worker);
       for (std::int64_t tile = begin; tile < begin + detail::score_keys; tile += detail::keys_of_tile) {
         for (std::int64_t r = first; r < first + together; ++r) {
-          score_one(policy, args, block, r, tile, scratch, reinterpret_cast<float*>(piece), scores.at(r));
+          const bool last = r + 1 == first + together;  // the tile's
+          score_one(policy, args, block, r, tile, last ? first : r + 1, last ? tile + detail::keys_of_tile : tile,
+                    scratch, reinterpret_cast<float*>(piece), scores.at(r));
         }
       }
     });
@@ -171,16 +173,19 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     return block.Tq == 0 || past <= policy.keep.keys(past) || detail::reads_all(policy.keep, block);
   }
 
-  /// The scores of a tile of keys of one block and KV head.
+  /// The scores of a tile of keys of one block and KV head. Next comes the one at `next_begin` of `next_r`.
   static void score_one(const quoka& policy, const attention_args& args, const attention_sequence& block,
-                        std::int64_t r, std::int64_t begin, const detail::quoka_scratch& scratch, float* keys,
-                        float* scores) {
+                        std::int64_t r, std::int64_t begin, std::int64_t next_r, std::int64_t next_begin,
+                        const detail::quoka_scratch& scratch, float* keys, float* scores) {
     const std::int64_t head = r % first_view(args).heads, past = block.past(head);
     if (begin >= past || keeps_all(policy, block, head) || scratch.queries[r].n == 0) return;
     const detail::score_job job{&block.kv, head, scratch.seen[r], args.mask.left < mask::unbounded};
     const std::int64_t count = detail::smaller(past - begin, detail::keys_of_tile);
+    const std::int64_t next_head = next_r % first_view(args).heads;
+    const detail::coming_keys next(block.kv, next_head, next_begin,
+                                   detail::smaller(block.past(next_head), next_begin + detail::keys_of_tile));
     detail::with_products(scratch.queries[r], block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
-      detail::score_tile_of_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], begin, count, keys,
+      detail::score_tile_of_slots<decltype(math)>(job, policy.similarity, scratch.queries[r], begin, count, next, keys,
                                                   scores);
     });
   }

@@ -99,12 +99,30 @@ SKIM_INLINE float score_key(const packed_queries& queries, const float* key, std
   return best;
 }
 
+/// Keys whose turn comes next. They are fetched a few at a time while others are multiplied: in a tile of one head rows lie
+/// apart, which no prefetcher follows, and waiting for them took as long as half of the multiplying.
+struct coming_keys {
+  head_rows rows;
+  const kv_view* kv;
+  std::int64_t begin, count;
+
+  coming_keys(const kv_view& of, std::int64_t head, std::int64_t first, std::int64_t end)
+      : rows(of, of.k, head), kv(&of), begin(first), count(greater(end - first, 0)) {}
+  SKIM_INLINE void fetch(std::int64_t i, std::int64_t some) const {
+    const std::int64_t bytes = bytes_of(kv->k.type, kv->k.dim);
+    for (const std::int64_t end = smaller(i + some, count); i < end; ++i) {
+      simd::prefetch(rows.at(kv->place(begin + i)).data, bytes);
+    }
+  }
+};
+
 /// dots [round_up(count, broadcasts)] = max over queries of q . key, standardised or not, for a tile of loaded keys.
 template <class Math, bool Standardised>
 SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typename Math::step* keys,
-                                      std::int64_t stride, std::int64_t count, float* dots) {
+                                      std::int64_t stride, std::int64_t count, const coming_keys& next, float* dots) {
   const lane_rows<Math> lanes = queries.lanes<Math>();
   for (std::int64_t i = 0; i < count; i += broadcasts) {
+    next.fetch(i, broadcasts);
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
     multiply_all_lanes(keys + i * stride, stride, lanes, 0, queries.n,
@@ -175,7 +193,8 @@ SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_
 /// scores [slot] for a tile of keys [begin, begin + count); -inf, unread, where all lies outside every window.
 template <class Math>
 SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure, const packed_queries& queries,
-                                       std::int64_t begin, std::int64_t count, float* scratch, float* scores) {
+                                       std::int64_t begin, std::int64_t count, const coming_keys& next, float* scratch,
+                                       float* scores) {
   using step = typename Math::step;
   const kv_view& kv = *job.kv;
   const std::int64_t stride = padded_row(kv.k.dim);
@@ -193,11 +212,12 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     if (scales) find_factors(job, begin, count, keys, factors);
   }
   if (!queries.in_lanes) {
+    next.fetch(0, keys_of_tile);
     for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
   } else if (queries.factors) {
-    score_keys_of_tile<Math, true>(queries, keys, stride, count, dots);
+    score_keys_of_tile<Math, true>(queries, keys, stride, count, next, dots);
   } else {
-    score_keys_of_tile<Math, false>(queries, keys, stride, count, dots);
+    score_keys_of_tile<Math, false>(queries, keys, stride, count, next, dots);
   }
   if constexpr (Math::values == 1) {
     if (scales) {
