@@ -134,17 +134,39 @@ struct stored_tile {
   position_range range;  // of their positions
 };
 
+/// Where logical index i of the job's keys lies in the cache.
+struct key_order {
+  const std::int32_t* list;
+  std::int64_t listed, past;
+
+  explicit key_order(const attend_job& job)
+      : list(job.lists ? job.lists->row(job.list_row + job.head) : nullptr), listed(job.listed()), past(job.past()) {}
+  SKIM_INLINE std::int64_t slot(std::int64_t i) const { return i >= listed ? past + i - listed : list ? list[i] : i; }
+};
+
+/// Fetches keys and values from logical index `begin` on that are read next, while others are attended.
+SKIM_INLINE void fetch_keys(const attend_job& job, std::int64_t begin, std::int64_t end) {
+  const kv_view& kv = job.sequence.kv;
+  const key_order order(job);
+  const head_rows k(kv, kv.k, job.head), v(kv, kv.v, job.head);
+  const std::int64_t of_k = bytes_of(kv.k.type, kv.k.dim), of_v = kv.values_in_keys ? 0 : bytes_of(kv.v.type, kv.v.dim);
+  for (std::int64_t i = begin; i < end; ++i) {
+    const kv_place place = kv.place(order.slot(i));
+    simd::prefetch(k.at(place).data, of_k);
+    simd::prefetch(v.at(place).data, of_v);
+  }
+}
+
 /// Finds the `count` keys from logical index `begin` on, and, if wanted, their values. `positions [64]`: theirs.
 SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64_t count, bool values,
                            std::int32_t* positions, stored_tile& tile) {
   const kv_view& kv = job.sequence.kv;
-  const std::int64_t listed = job.listed(), past = job.past();
-  const std::int32_t* const list = job.lists ? job.lists->row(job.list_row + job.head) : nullptr;
+  const key_order order(job);
   const head_rows k(kv, kv.k, job.head), v(kv, kv.v, job.head);
   tile.keys = count;
   tile.range = {largest_index, -1};
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t at = begin + i, slot = at >= listed ? past + at - listed : list ? list[at] : at;
+    const std::int64_t slot = order.slot(begin + i);
     const kv_place place = kv.place(slot);
     const std::int64_t position = kv.position(job.head, slot);
     tile.slot_ids[i] = slot;
@@ -275,9 +297,13 @@ inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scrat
     const bool partly = !see.covers(queries, stored.range);
     key_tile<step> tile;
     const std::uint64_t nonfinite = load_tile<Math>(job, stored, partly || rows.bias, scratch, tile);
+    std::int64_t fetched = begin + tile_keys;
     for (std::int64_t r = 0; r < job.rows;) {
       const bool wide = job.stride - r >= row_vectors * simd::lanes;
       const std::int64_t next = r + (wide ? row_vectors : 1) * simd::lanes;
+      const std::int64_t wanted = smaller(begin + tile_keys + tile_keys * next / job.stride, end);
+      fetch_keys(job, fetched, wanted);
+      fetched = wanted;
       const position_range block = partly ? query_range(job, r, smaller(next, job.rows)) : queries;
       if (!partly || !disjoint(see.keys(block), stored.range)) {
         const bool masked = partly && !see.covers(block, stored.range);
