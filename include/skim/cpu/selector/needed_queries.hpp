@@ -7,22 +7,28 @@
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
+/// The features with rows in the lanes; each of them meets what is picked.
+SKIM_INLINE lane_rows<simd::tile_math<accumulate::widen_fma>> features_in_lanes(const needed_job& job) {
+  return {job.scratch.features, job.D, padded_row(job.R)};
+}
+
 /// Step 2: features of every row, and their squared lengths. Silent rows stay silent.
 SKIM_NOINLINE inline void find_features(const needed_job& job) {
   const needed_scratch& scratch = job.scratch;
   const std::int64_t Tq = job.block.Tq, length = job.length;
+  const auto lanes = features_in_lanes(job);
   float* const center = scratch.row;
   for (std::int64_t first = 0; first < job.R; first += Tq) {
-    float largest = 0;
+    simd::floats most(0.0f);
     std::int64_t finite = 0;
     for (std::int64_t r = first; r < first + Tq; ++r) {
       if (is_silent(job.x(r))) continue;
       ++finite;
-      for (std::int64_t d = 0; d < job.D; ++d) {
-        const float value = std::fabs(job.x(r)[d]);
-        largest = value > largest ? value : largest;
+      for (std::int64_t d = 0; d < length; d += simd::lanes) {
+        most = simd::larger(xsimd::abs(simd::load(job.x(r) + d)), most);
       }
     }
+    const float largest = simd::max_lane(most);
     // Features do not change with the rows' common size, but squares of it would overflow or vanish.
     const float unit = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) / 2)) : 1.0f;
     const float rest =
@@ -63,53 +69,69 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
     const float factor = flat || !(rms > 0) ? 0.0f : static_cast<float>(1 / rms);
     for (std::int64_t r = first; r < first + Tq; ++r) {
       float* const y = scratch.y + r * length;
-      if (is_silent(job.x(r))) continue;
+      const bool silent = is_silent(job.x(r));
       for (std::int64_t d = 0; d < length; d += simd::lanes)
         simd::store(y + d, simd::load(y + d) * simd::floats(factor));
-      scratch.size[r] = scratch.size[r] * factor * factor;
+      scratch.size[r] = silent ? 0.0f : scratch.size[r] * factor * factor;
+      lanes.put(r, silent ? nullptr : y);
     }
   }
-  for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r) clear_row(scratch.y + r * length, length);
+  for (std::int64_t r = job.R; r < lanes.stride; ++r) {
+    lanes.put(r, nullptr);
+    scratch.size[r] = 0;
+  }
 }
 
-/// Brings every row's nearest picked row up to date with those in the places [begin, end).
+/// `meet_picked` for the rows [first, first + Vectors * lanes). `picked` [some, padded D]: features of those in places from
+/// `begin` on; `sizes` [some]: their squared lengths.
+template <int Vectors>
+SKIM_NOINLINE void meet_rows(const needed_job& job, std::int64_t first, std::int64_t begin, std::int64_t some,
+                             const float* picked, const float* sizes) {
+  using math = simd::tile_math<accumulate::widen_fma>;
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  const needed_scratch& scratch = job.scratch;
+  float closest[width];       // 2 y . y_c - |y_c|^2
+  std::int32_t owner[width];  // whose that is
+  for (std::int64_t i = 0; i < width; ++i) closest[i] = minus_infinity, owner[i] = 0;
+  for (std::int64_t c = 0; c < some; c += broadcasts) {
+    multiply_lanes<math, Vectors>(
+        picked + c * job.length, job.length, features_in_lanes(job), first,
+        [&](auto i, std::int64_t lane, simd::floats sums) SKIM_LAMBDA_INLINE {
+          float* const most = closest + lane - first;
+          std::int32_t* const whose = owner + lane - first;
+          const simd::floats close = simd::fma(sums, simd::floats(2.0f), simd::floats(-sizes[c + i]));
+          const simd::float_mask closer = close > simd::load(most);
+          const simd::ints before = simd::load(static_cast<const std::int32_t*>(whose));
+          const simd::ints place(static_cast<std::int32_t>(begin + c + i));
+          simd::store(most, xsimd::select(closer, close, simd::load(most)));
+          simd::store(whose, simd::as_ints(xsimd::select(closer, simd::as_floats(place), simd::as_floats(before))));
+        });
+  }
+  for (std::int64_t i = 0; i < smaller(width, job.R - first); ++i) {
+    const float distance = scratch.size[first + i] - closest[i], squared = distance > 0 ? distance : 0;
+    const bool nearer = squared < scratch.nearest[first + i];
+    scratch.nearest[first + i] = nearer ? squared : scratch.nearest[first + i];
+    scratch.owner[first + i] = nearer ? owner[i] : scratch.owner[first + i];
+  }
+}
+
+/// Brings every row's nearest picked row up to date with those in the places [begin, end), 8 (or 4) of which are broadcast
+/// at a time; the places up to a whole broadcast are infinitely far.
 SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin, std::int64_t end) {
   const needed_scratch& scratch = job.scratch;
+  const std::int64_t count = end - begin, some = round_up(count, broadcasts);
+  float *const picked = scratch.lanes, *const sizes = picked + some * job.length;
+  for (std::int64_t i = 0; i < some; ++i) {
+    const std::int64_t r = scratch.picked[begin + smaller(i, count - 1)];
+    std::memcpy(picked + i * job.length, scratch.y + r * job.length,
+                static_cast<std::size_t>(job.length) * sizeof(float));
+    sizes[i] = i < count ? scratch.size[r] : std::numeric_limits<float>::infinity();
+  }
   constexpr std::int64_t wide = row_vectors * simd::lanes;
-  const lane_rows<simd::tile_math<accumulate::widen_fma>> lanes{scratch.lanes, job.D,
-                                                                round_up(end - begin, simd::lanes)};
-  for (std::int64_t i = 0; i < lanes.stride; ++i) {
-    lanes.put(i, begin + i < end ? scratch.y + scratch.picked[begin + i] * job.length : nullptr);
-  }
-  for (std::int64_t lane = 0; lane < lanes.stride; lane += wide) {
-    float sizes[wide];
-    for (std::int64_t i = 0; i < wide; ++i) {
-      const std::int64_t place = begin + lane + i;
-      sizes[i] = place < end ? -scratch.size[scratch.picked[place]] : minus_infinity;
-    }
-    for (std::int64_t r = 0; r < job.R; r += broadcasts) {
-      float closeness[broadcasts][wide];  // 2 y . y_c - |y_c|^2
-      simd::floats best[broadcasts];
-      simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE { best[i] = simd::floats(minus_infinity); });
-      multiply_all_lanes(scratch.y + r * job.length, job.length, lanes, lane, smaller(lane + wide, lanes.stride),
-                         [&](auto i, std::int64_t v, simd::floats sums) SKIM_LAMBDA_INLINE {
-                           const simd::floats close = simd::fma(
-                               sums, simd::floats(2.0f), simd::load(static_cast<const float*>(sizes) + v - lane));
-                           simd::store(closeness[i] + v - lane, close);
-                           best[i] = simd::larger(close, best[i]);
-                         });
-      for (std::int64_t i = 0; i < smaller(broadcasts, job.R - r); ++i) {
-        if (is_silent(job.x(r + i))) continue;
-        const float closest = simd::max_lane(best[i]), distance = scratch.size[r + i] - closest;
-        const float squared = distance > 0 ? distance : 0;
-        if (!(squared < scratch.nearest[r + i])) continue;
-        scratch.nearest[r + i] = squared;
-        std::int64_t which = 0;
-        while (closeness[i][which] != closest) ++which;
-        scratch.owner[r + i] = static_cast<std::int32_t>(begin + lane + which);
-      }
-    }
-  }
+  const std::int64_t rows = padded_row(job.R);
+  std::int64_t first = 0;
+  for (; first + wide <= rows; first += wide) meet_rows<row_vectors>(job, first, begin, some, picked, sizes);
+  for (; first < rows; first += simd::lanes) meet_rows<1>(job, first, begin, some, picked, sizes);
 }
 
 /// Step 3: up to n rows, in the order picked. Returns how many: fewer where fewer are finite.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file What each of a KV head's own rows needs of the past, on the CPU: step 1 of `query_choice::needed`. In f32.
 ///
-/// A small matrix product, as the steps after it: rows are broadcast, 8 (or 4) at a time, against keys or picked rows in the
-/// lanes, two vectors at a time, as in attend_tile.hpp but the other way round. There are fewer keys than rows to pack, and a
-/// row's sums end in one register.
+/// A small matrix product: rows are broadcast, 8 (or 4) at a time, against keys in the lanes, two vectors at a time, as in
+/// attend_tile.hpp but the other way round. There are fewer keys than rows to pack, and a row's sums end in one register.
 #pragma once
 
 #include <skim/cpu/kernel/lane_rows.hpp>
@@ -20,8 +19,9 @@ static_assert(rows_weighed % broadcasts == 0);
 struct needed_scratch {
   float* x;                 // [R, padded D]: scale * q
   float* y;                 // [R, padded D]: features
+  float* features;          // [D, R by `row_lanes`]: the same
   float* row;               // [padded D]: a key; a head's mean
-  float* lanes;             // [D, samples + Tq, each padded]: keys; then [D, picked rows of a round]
+  float* lanes;             // [D, samples + Tq, each padded]: keys; then [picked rows of a round, padded D + 1]
   float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
   std::int32_t* positions;  // [Tq, padded]: of own keys; behind the last its own, so that lanes are hidden with it
   float* logits;            // [rows_weighed, samples + Tq, padded]
@@ -38,15 +38,16 @@ struct needed_scratch {
     const std::int64_t chosen = needed ? R : 0, met = needed ? most_met(rule, Tq) : 0;
     x = arena.take<float>(saturated(R, length));
     y = arena.take<float>(saturated(chosen, length));
+    features = arena.take<float>(saturated(round_up(chosen, simd::lanes), D));
     row = arena.take<float>(length);
-    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length));
+    lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length + 1));
     bias = arena.take<float>(met);
     positions = arena.take<std::int32_t>(met);
     logits = arena.take<float>(saturated(rows_weighed, met));
     need = arena.take<float>(chosen);
-    size = arena.take<float>(chosen);
-    nearest = arena.take<float>(chosen);
-    owner = arena.take<std::int32_t>(chosen);
+    size = arena.take<float>(round_up(chosen, simd::lanes));
+    nearest = arena.take<float>(round_up(chosen, simd::lanes));
+    owner = arena.take<std::int32_t>(round_up(chosen, simd::lanes));
     heap = arena.take<std::uint64_t>(chosen);
     picked = arena.take<std::int32_t>(R);
   }
@@ -55,9 +56,9 @@ struct needed_scratch {
   SKIM_INLINE static std::int64_t most_met(const query_rule& rule, std::int64_t Tq) {
     return round_up(2 * rule.samples, simd::lanes) + round_up(Tq, simd::lanes);
   }
-  /// Rows that a round picks of R, in whole lanes.
+  /// Rows that a round picks of R, in whole broadcasts.
   SKIM_INLINE static std::int64_t round_rows(const query_rule& rule, std::int64_t R) {
-    return round_up(smaller(greater(rule.n / 4, 1), R), simd::lanes);
+    return round_up(smaller(greater(rule.n / 4, 1), R), broadcasts);
   }
 };
 

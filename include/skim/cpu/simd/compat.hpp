@@ -195,6 +195,9 @@ SKIM_INLINE ints load(const std::int32_t* p) {
 SKIM_INLINE void store(float* p, floats x) {
   x.store_unaligned(p);
 }
+SKIM_INLINE void store(std::int32_t* p, ints x) {
+  x.store_unaligned(p);
+}
 
 SKIM_INLINE float sum(floats x) {
 #if XSIMD_VERSION_MAJOR < 9

@@ -83,10 +83,17 @@ struct tile_math<accumulate::dot_pairs> {
 
   static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, std::uint32_t* target,
                                     std::int64_t stride) {
-    for (std::int64_t d = 0; d < n; d += 2) {
-      const std::uint32_t even = from_float<bf16>(row[d] * scale).bits;
-      const std::uint32_t odd = d + 1 < n ? from_float<bf16>(row[d + 1] * scale).bits : 0u;
-      target[d / 2 * stride] = even | odd << 16;
+    constexpr std::int64_t together = 4 * lanes;
+    float scaled[together];
+    bf16 rounded[together + 1];
+    for (std::int64_t begin = 0; begin < n; begin += together) {
+      const std::int64_t count = n - begin < together ? n - begin : together;
+      for (std::int64_t d = 0; d < count; ++d) scaled[d] = row[begin + d] * scale;
+      rounded[count] = bf16{0};  // an odd D ends in half a step
+      narrow(scaled, count, static_cast<bf16*>(rounded));
+      for (std::int64_t d = 0; d < count; d += 2) {
+        std::memcpy(target + (begin + d) / 2 * stride, rounded + d, sizeof *target);
+      }
     }
   }
   static SKIM_INLINE void load_row(const bf16* source, std::int64_t n, std::uint32_t* target) {
