@@ -142,8 +142,8 @@ std::int64_t leaving(const char* rule, std::int64_t tokens, std::int64_t budget,
   return static_cast<std::int64_t>(chosen.size());
 }
 
-/// Weights that llama.cpp multiplies a row at a time on x86-64, at 50 to 80 GF/s on two cores of Zen 4 where skim, which
-/// widens them first, has 120; its tiles for other types are faster than that.
+/// Weights that llama.cpp multiplies a row at a time on x86-64: on a core of Zen 5 at 50 to 80 GF/s, where skim, which widens
+/// them first, has 120 to 130. For other types it has tiles, which are as fast or faster.
 bool multiplied_slowly(ggml_type type) {
 #if defined(__x86_64__)
   return type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1 || type == GGML_TYPE_MXFP4 || type == GGML_TYPE_NVFP4 ||

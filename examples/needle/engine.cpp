@@ -53,21 +53,26 @@ session::session(const model& weights, const method& how, const session_options&
     : model_(weights),
       options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type, options.seed},
       budget_(how.make_evictor ? std::min(how.budget, options.capacity) : options.capacity),
-      cache_capacity_(std::min(budget_ + options_.chunk, options.capacity)),
       compaction_(how.compaction),
       threads_(threads),
       caches_(weights.layers.size()),
       ffns_(how.make_ffns(weights, options.seed)) {
   const model_config& c = model_.config;
-  const std::size_t rows = static_cast<std::size_t>(cache_capacity_ * c.kv_heads);
+  while (chosen_layer_ < c.layers && c.has_window(chosen_layer_)) ++chosen_layer_;
+  if (chosen_layer_ == c.layers) throw error("every layer of the model has a window: there is nothing to choose");
+  const selector_maker make_dense = parse_method("dense").make_selector;
   const std::size_t row_bytes = static_cast<std::size_t>(skim::bytes_of(options.kv_type, c.D));
-  std::uint64_t layer = 0;
-  for (layer_cache& cache : caches_) {
-    const std::uint64_t stream = skim::draw(options.seed, layer++);
+  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
+    layer_cache& cache = caches_[static_cast<std::size_t>(layer)];
+    const std::uint64_t stream = skim::draw(options.seed, static_cast<std::uint64_t>(layer));
+    const bool chooses = !c.has_window(layer);  // what has a window reads little as it is
+    const bool evicts = chooses && how.make_evictor;
+    cache.capacity = evicts ? std::min(budget_ + options_.chunk, options.capacity) : options.capacity;
+    const std::size_t rows = static_cast<std::size_t>(cache.capacity * c.kv_heads);
     cache.k = skim::buffer(rows * row_bytes);
     cache.v = skim::buffer(rows * row_bytes);
-    cache.selector = how.make_selector(stream);
-    if (how.make_evictor) cache.evictor = how.make_evictor(stream);
+    cache.selector = chooses ? how.make_selector(stream) : make_dense(stream);
+    if (evicts) cache.evictor = how.make_evictor(stream);
     const auto needs = [&](bool skim::policy_needs::*what) {
       return cache.selector->needs().*what || (cache.evictor && cache.evictor->needs().*what);
     };
@@ -80,13 +85,18 @@ session::session(const model& weights, const method& how, const session_options&
   normed_.resize(options_.chunk, c.d);
   qkv_.resize(options_.chunk, (c.query_heads + 2 * c.kv_heads) * c.D);
   attended_.resize(options_.chunk, c.query_heads * c.D);
-  ffn_out_.resize(options_.chunk, c.d);
-  cosines_.resize(options_.chunk, c.D / 2);
-  sines_.resize(options_.chunk, c.D / 2);
-  frequencies_.resize(c.D / 2);
-  for (std::int64_t i = 0; i < c.D / 2; ++i) {
-    frequencies_(i) =
-        static_cast<float>(std::pow(c.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.D)));
+  added_.resize(options_.chunk, c.d);
+  for (turning* const each : {&turning_, &window_turning_}) {
+    const double theta = each == &turning_ ? c.rope_theta : c.window_theta;
+    each->cosines.resize(options_.chunk, c.D / 2);
+    each->sines.resize(options_.chunk, c.D / 2);
+    each->frequencies.resize(c.D / 2);
+    for (std::int64_t i = 0; i < c.D / 2; ++i) {
+      const double scale = each == &turning_ && !c.rope_scale.empty() ? c.rope_scale[static_cast<std::size_t>(i)] : 1;
+      each->frequencies(i) =
+          static_cast<float>(scale * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(c.D)));
+    }
+    if (c.windowed.empty()) break;
   }
   reserve_longest();
 }
@@ -94,16 +104,20 @@ session::session(const model& weights, const method& how, const session_options&
 /// Does for the longest calls what must not wait: a bad method is refused before any work, and what they need serves all
 /// shorter ones, so that nothing is allocated later.
 void session::reserve_longest() {
-  layer_cache& cache = caches_[0];
+  layer_cache& cache = caches_[static_cast<std::size_t>(chosen_layer_)];
   const std::size_t heads = static_cast<std::size_t>(model_.config.kv_heads);
   const unsigned workers = threads_.concurrency();
-  const skim::attention_args longest = attention_of(cache, options_.chunk, cache_capacity_);
+  const skim::attention_args longest = attention_of(chosen_layer_, options_.chunk, cache.capacity);
   demand(cache.selector->check(longest));
   const std::size_t rows = static_cast<std::size_t>(list_rows(longest, cache.selector->block_rows()));
   slots_.resize(rows * static_cast<std::size_t>(cache.selector->list_capacity(longest)));
   counts_of_head_.resize(rows);
   scratch_.reserve(cache.selector->workspace_bytes(longest, workers));
-  scratch_.reserve(skim::cpu::attention<>{}.workspace_bytes(longest, workers));
+  for (std::int64_t layer = 0; layer < model_.config.layers; ++layer) {
+    const skim::attention_args all =
+        attention_of(layer, options_.chunk, caches_[static_cast<std::size_t>(layer)].capacity);
+    scratch_.reserve(skim::cpu::attention<>{}.workspace_bytes(all, workers));
+  }
   for (std::size_t layer = 0; layer < ffns_.size(); ++layer) {
     const skim::ffn_args ffn = ffn_of(static_cast<std::int64_t>(layer), options_.chunk, feeding::prompt);
     demand(ffns_[layer]->check(ffn));
@@ -118,6 +132,7 @@ void session::reserve_longest() {
   kept_of_head_.resize(heads);
   scratch_.reserve(cache.evictor->workspace_bytes(eviction, workers));
   for (layer_cache& each : caches_) {
+    if (!each.evictor) continue;
     each.evictor_state = skim::buffer(each.evictor->state_bytes(eviction));
     demand(each.evictor->reset(eviction, each.evictor_state, threads_));
   }
@@ -170,13 +185,13 @@ void session::listen(ffn_listener to_ffn, attention_listener to_attention) {
 }
 
 void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) {
-  for (std::int64_t t = 0; t < Tq; ++t) x_.row(t) = model_.embedding.row(tokens[t]);
+  for (std::int64_t t = 0; t < Tq; ++t) x_.row(t) = model_.embedding.row(tokens[t]) * model_.config.embedding_scale;
   turn_to(tokens_, Tq);
   for (std::int64_t layer = 0; layer < model_.config.layers; ++layer) {
     attention_block(layer, Tq);
     ffn_block(layer, Tq, how);
   }
-  normalize(model_.norm, Tq);  // stays for `logits`
+  normalize(model_.norm, x_, normed_, Tq);  // stays for `logits`
   tokens_ += Tq;
   ++chunks_;
   last_chunk_ = Tq;
@@ -184,17 +199,19 @@ void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) 
 
 void session::attention_block(std::int64_t layer, std::int64_t Tq) {
   const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
-  normalize(w.attention_norm, Tq);
+  normalize(w.attention_norm, x_, normed_, Tq);
   over_features(w.qkv.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
     auto piece = qkv_.block(0, first, Tq, count);
     piece.noalias() = normed_.topRows(Tq) * w.qkv.middleRows(first, count).transpose();
     if (w.qkv_bias.size() > 0) piece.rowwise() += w.qkv_bias.segment(first, count);
   });
-  rotate(Tq);
+  if (model_.config.qk_norm) normalize_heads(w, Tq);
+  rotate(layer, Tq);
   attend(layer, Tq);
   over_features(w.out.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
-    x_.block(0, first, Tq, count).noalias() += attended_.topRows(Tq) * w.out.middleRows(first, count).transpose();
+    added_.block(0, first, Tq, count).noalias() = attended_.topRows(Tq) * w.out.middleRows(first, count).transpose();
   });
+  add(w.attention_post_norm, added_, Tq);
 }
 
 /// Appends the chunk to the layer's cache, chooses what it reads, reads it, and evicts: skim's part.
@@ -204,7 +221,7 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
   const std::int64_t past = cache.tokens;
   cache.tokens += Tq;
   counts_.kv_tokens = std::max(counts_.kv_tokens, cache.tokens);
-  const skim::attention_args args = attention_of(cache, Tq, cache.tokens);
+  const skim::attention_args args = attention_of(layer, Tq, cache.tokens);
   const float* const k = qkv_.data() + c.query_heads * c.D;
   skim::append_args appended;
   appended.k = {k, {Tq, c.kv_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
@@ -228,13 +245,14 @@ void session::attend(std::int64_t layer, std::int64_t Tq) {
   {
     const stopwatch timed(counts_.attention_ms);
     const skim::cpu::attend<> listed;
-    const skim::cpu::attention<> all;
-    demand(sparse ? listed.run(args, lists, scratch_, threads_) : all.run(args, {}, scratch_, threads_));
+    const skim::cpu::attention<> dense;
+    demand(sparse ? listed.run(args, lists, scratch_, threads_) : dense.run(args, {}, scratch_, threads_));
   }
   if (attention_listener_) attention_listener_(layer, args, sparse);
   const std::int64_t reads = sparse ? lists.rows : c.kv_heads;
   counts_.reads += static_cast<double>(reads);
-  for (std::int64_t r = 0; r < reads; ++r) counts_.keys_read += static_cast<double>(sparse ? lists.counts[r] : past);
+  const std::int64_t all = c.has_window(layer) ? std::min(past, c.window - 1) : past;
+  for (std::int64_t r = 0; r < reads; ++r) counts_.keys_read += static_cast<double>(sparse ? lists.counts[r] : all);
   if (cache.evictor) evict(cache, args, sparse ? &lists : nullptr);
 }
 
@@ -254,48 +272,73 @@ void session::evict(layer_cache& cache, const skim::attention_args& attended, co
 
 void session::ffn_block(std::int64_t layer, std::int64_t Tq, feeding how) {
   const stopwatch timed(counts_.ffn_ms);
-  normalize(model_.layers[static_cast<std::size_t>(layer)].ffn_norm, Tq);
+  const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
+  normalize(w.ffn_norm, x_, normed_, Tq);
   const layer_ffn& ffn = *ffns_[static_cast<std::size_t>(layer)];
   const skim::ffn_args args = ffn_of(layer, Tq, how);
   if (ffn_listener_) ffn_listener_(layer, args.x, args.first_block == 0 || args.last || args.decode);
   demand(ffn.run(args, caches_[static_cast<std::size_t>(layer)].ffn_state, scratch_, threads_));
+  add(w.ffn_post_norm, added_, Tq);
+}
+
+/// to = from / rms(from) * weight, token by token.
+void session::normalize(const row& weight, const matrix& from, matrix& to, std::int64_t Tq) const {
   over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
-    x_.middleRows(first, count) += ffn_out_.middleRows(first, count);
+    for (std::int64_t t = first; t < first + count; ++t) {
+      const float mean = from.row(t).squaredNorm() / static_cast<float>(from.cols());
+      to.row(t) = (from.row(t) / std::sqrt(mean + model_.config.norm_epsilon)).cwiseProduct(weight);
+    }
   });
 }
 
-/// normed = x / rms(x) * weight, token by token.
-void session::normalize(const row& weight, std::int64_t Tq) {
+/// The same of each head of the chunk's queries and keys.
+void session::normalize_heads(const layer_weights& w, std::int64_t Tq) {
+  const model_config& c = model_.config;
   over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
     for (std::int64_t t = first; t < first + count; ++t) {
-      const float mean = x_.row(t).squaredNorm() / static_cast<float>(x_.cols());
-      normed_.row(t) = (x_.row(t) / std::sqrt(mean + model_.config.norm_epsilon)).cwiseProduct(weight);
+      for (std::int64_t head = 0; head < c.query_heads + c.kv_heads; ++head) {
+        auto values = qkv_.block(t, head * c.D, 1, c.D);
+        const float mean = values.squaredNorm() / static_cast<float>(c.D);
+        const row& weight = head < c.query_heads ? w.query_norm : w.key_norm;
+        values = (values / std::sqrt(mean + c.norm_epsilon)).cwiseProduct(weight).eval();
+      }
     }
+  });
+}
+
+/// Adds what attention or the FFN gives to the residual stream, normalised where the model does that.
+void session::add(const row& post_norm, matrix& given, std::int64_t Tq) {
+  if (post_norm.size() > 0) normalize(post_norm, given, given, Tq);
+  over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
+    x_.middleRows(first, count) += given.middleRows(first, count);
   });
 }
 
 /// The angles of RoPE for the chunk at `position`. In f32 like the frameworks that trained the models; at large positions
 /// the rounding shows.
 void session::turn_to(std::int64_t position, std::int64_t Tq) {
-  over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
-    for (std::int64_t t = first; t < first + count; ++t) {
-      for (std::int64_t i = 0; i < frequencies_.size(); ++i) {
-        const float angle = static_cast<float>(position + t) * frequencies_(i);
-        cosines_(t, i) = std::cos(angle);
-        sines_(t, i) = std::sin(angle);
+  for (turning* const each : {&turning_, &window_turning_}) {
+    over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
+      for (std::int64_t t = first; t < first + count; ++t) {
+        for (std::int64_t i = 0; i < each->frequencies.size(); ++i) {
+          const float angle = static_cast<float>(position + t) * each->frequencies(i);
+          each->cosines(t, i) = std::cos(angle);
+          each->sines(t, i) = std::sin(angle);
+        }
       }
-    }
-  });
+    });
+  }
 }
 
 /// RoPE of the chunk's queries and keys; element i of a head turns with element i + D / 2.
-void session::rotate(std::int64_t Tq) {
+void session::rotate(std::int64_t layer, std::int64_t Tq) {
   const model_config& c = model_.config;
+  const turning& by = c.has_window(layer) ? window_turning_ : turning_;
   const std::int64_t half = c.D / 2;
   over_rows(Tq, threads_, [&](std::int64_t first, std::int64_t count) {
     row turned(half);
     for (std::int64_t t = first; t < first + count; ++t) {
-      const auto cosine = cosines_.row(t), sine = sines_.row(t);
+      const auto cosine = by.cosines.row(t), sine = by.sines.row(t);
       for (std::int64_t head = 0; head < c.query_heads + c.kv_heads; ++head) {
         auto a = qkv_.block(t, head * c.D, 1, half), b = qkv_.block(t, head * c.D + half, 1, half);
         turned = a.cwiseProduct(cosine) - b.cwiseProduct(sine);
@@ -308,27 +351,30 @@ void session::rotate(std::int64_t Tq) {
 
 skim::kv_cache session::view_of(layer_cache& cache, std::int64_t tokens) const {
   const model_config& c = model_.config;
-  const std::int64_t extents[] = {cache_capacity_, c.kv_heads, c.D};
+  const std::int64_t extents[] = {cache.capacity, c.kv_heads, c.D};
   skim::kv_cache view = skim::contiguous_cache({cache.k.data(), extents, options_.kv_type},
                                                {cache.v.data(), extents, options_.kv_type}, tokens);
   if (!cache.inverse_norms.empty()) {
     view.inverse_norms = cache.inverse_norms.data();
-    view.inverse_norms_stride = cache_capacity_;
+    view.inverse_norms_stride = cache.capacity;
   }
   if (!cache.positions.empty()) {
     view.positions = cache.positions.data();
-    view.positions_stride = cache_capacity_;
+    view.positions_stride = cache.capacity;
   }
   return view;
 }
 
-skim::attention_args session::attention_of(layer_cache& cache, std::int64_t Tq, std::int64_t tokens) {
+skim::attention_args session::attention_of(std::int64_t layer, std::int64_t Tq, std::int64_t tokens) {
   const model_config& c = model_.config;
+  layer_cache& cache = caches_[static_cast<std::size_t>(layer)];
   skim::attention_args args;
   args.q = {qkv_.data(), {Tq, c.query_heads, c.D}, {qkv_.cols(), c.D, 1}, skim::element::f32};
   args.out = {attended_.data(), {Tq, c.query_heads, c.D}, skim::element::f32};
   if (lse_.size() > 0) args.lse = {lse_.data(), {Tq, c.query_heads}};
   args.kv = view_of(cache, tokens);
+  args.scale = c.attention_scale;
+  if (c.has_window(layer)) args.mask.left = c.window - 1;
   return args;
 }
 
@@ -349,7 +395,8 @@ skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how)
   args.gate = view(w.gate);
   args.up = view(w.up);
   args.down = view(w.down);
-  args.out = skim::tensor_view<float, 2>(ffn_out_.data(), {Tq, ffn_out_.cols()});
+  args.out = skim::tensor_view<float, 2>(added_.data(), {Tq, added_.cols()});
+  args.act = model_.config.activation;
   args.first_block = chunks_;
   args.last = how == feeding::prompt_end;
   args.decode = how == feeding::generated;
@@ -358,11 +405,15 @@ skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how)
 
 std::int64_t session::kv_bytes_held() const {
   const model_config& c = model_.config;
-  std::int64_t token = 2 * skim::bytes_of(options_.kv_type, c.D);
-  if (!caches_[0].inverse_norms.empty()) token += static_cast<std::int64_t>(sizeof(float));
-  if (!caches_[0].positions.empty()) token += static_cast<std::int64_t>(sizeof(std::int32_t));
-  const std::int64_t tokens = caches_[0].evictor ? cache_capacity_ : counts_.kv_tokens;
-  return c.layers * (tokens * c.kv_heads * token + static_cast<std::int64_t>(caches_[0].evictor_state.bytes()));
+  std::int64_t held = 0;
+  for (const layer_cache& cache : caches_) {
+    std::int64_t token = 2 * skim::bytes_of(options_.kv_type, c.D);
+    if (!cache.inverse_norms.empty()) token += static_cast<std::int64_t>(sizeof(float));
+    if (!cache.positions.empty()) token += static_cast<std::int64_t>(sizeof(std::int32_t));
+    const std::int64_t tokens = cache.evictor ? cache.capacity : counts_.kv_tokens;
+    held += tokens * c.kv_heads * token + static_cast<std::int64_t>(cache.evictor_state.bytes());
+  }
+  return held;
 }
 
 }  // namespace needle

@@ -35,6 +35,7 @@ struct layer_cache {
   std::vector<float> inverse_norms;     // [Hk, capacity], or empty
   std::vector<std::int32_t> positions;  // [Hk, capacity], or empty: slot i is position i
   std::int64_t tokens = 0;              // in use
+  std::int64_t capacity = 0;            // tokens
   std::unique_ptr<layer_selector> selector;
   std::unique_ptr<layer_evictor> evictor;  // or null
   skim::buffer evictor_state, ffn_state;
@@ -83,19 +84,21 @@ class session {
   void attend(std::int64_t layer, std::int64_t Tq);
   void evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read);
   void ffn_block(std::int64_t layer, std::int64_t Tq, feeding how);
-  void normalize(const row& weight, std::int64_t Tq);
+  void normalize(const row& weight, const matrix& from, matrix& to, std::int64_t Tq) const;
+  void normalize_heads(const layer_weights& w, std::int64_t Tq);
+  void add(const row& post_norm, matrix& given, std::int64_t Tq);
   void turn_to(std::int64_t position, std::int64_t Tq);
-  void rotate(std::int64_t Tq);
+  void rotate(std::int64_t layer, std::int64_t Tq);
   void reserve_longest();
   skim::kv_cache view_of(layer_cache& cache, std::int64_t tokens) const;
-  skim::attention_args attention_of(layer_cache& cache, std::int64_t Tq, std::int64_t tokens);
+  skim::attention_args attention_of(std::int64_t layer, std::int64_t Tq, std::int64_t tokens);
   skim::eviction_args eviction_of(layer_cache& cache, const skim::attention_args& attended) const;
   skim::ffn_args ffn_of(std::int64_t layer, std::int64_t Tq, feeding how);
 
   const model& model_;
-  const session_options options_;      // the chunk at most the capacity
-  const std::int64_t budget_;          // tokens that a cache keeps from one chunk to the next
-  const std::int64_t cache_capacity_;  // tokens that a cache has room for
+  const session_options options_;  // the chunk at most the capacity
+  const std::int64_t budget_;      // tokens that a cache keeps from one chunk to the next
+  std::int64_t chosen_layer_ = 0;  // the first that the method chooses in: it has no window
   const skim::compaction compaction_;
   const executor threads_;
   std::vector<layer_cache> caches_;
@@ -105,10 +108,14 @@ class session {
   std::int64_t tokens_ = 0, last_chunk_ = 0, chunks_ = 0;
   session_counts counts_;
 
-  row frequencies_;                                   // [D / 2]
-  matrix cosines_, sines_;                            // [chunk, D / 2]
+  /// The angles of one kind of layer.
+  struct turning {
+    row frequencies;        // [D / 2]
+    matrix cosines, sines;  // [chunk, D / 2]
+  };
+  turning turning_, window_turning_;
   matrix x_, normed_, qkv_, attended_;                // [chunk, ...]: the residual stream and what is made from it
-  matrix ffn_out_;                                    // [chunk, d]
+  matrix added_;                                      // [chunk, d]: what attention or the FFN gives
   matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays

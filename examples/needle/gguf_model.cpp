@@ -5,6 +5,7 @@
 
 #include <skim/interop/gguf_blocks.hpp>
 
+#include <cmath>
 #include <set>
 
 namespace needle {
@@ -19,8 +20,8 @@ class settings {
  public:
   explicit settings(const skim::gguf::file& file) : file_(file) {
     name_ = file.text("general.architecture").value_or("");
-    if (name_ != "llama" && name_ != "qwen2")
-      throw error("architecture " + shown(name_) + " is not supported (llama and qwen2 are)");
+    if (name_ != "llama" && name_ != "qwen2" && name_ != "qwen3" && name_ != "gemma3")
+      throw error("architecture " + shown(name_) + " is not supported (llama, qwen2, qwen3 and gemma3 are)");
   }
 
   const std::string& architecture() const { return name_; }
@@ -123,11 +124,32 @@ layer_weights read_layer(weights& from, const model_config& c, std::int64_t inde
   }
   if (c.architecture == "llama") part_halves(c, 0, c.query_heads + c.kv_heads, layer.qkv);
   layer.out = from.read_matrix(name + "attn_output.weight", c.d, c.query_heads * c.D);
+  if (c.qk_norm) {
+    layer.query_norm = from.read_row(name + "attn_q_norm.weight", c.D);
+    layer.key_norm = from.read_row(name + "attn_k_norm.weight", c.D);
+  }
   layer.ffn_norm = from.read_row(name + "ffn_norm.weight", c.d);
+  if (c.post_norms) {
+    layer.attention_post_norm = from.read_row(name + "post_attention_norm.weight", c.d);
+    layer.ffn_post_norm = from.read_row(name + "post_ffw_norm.weight", c.d);
+  }
   layer.gate = from.read_matrix(name + "ffn_gate.weight", c.f, c.d);
   layer.up = from.read_matrix(name + "ffn_up.weight", c.f, c.d);
   layer.down = from.read_matrix(name + "ffn_down.weight", c.d, c.f).transpose();
   return layer;
+}
+
+/// What Gemma 3 has beside Llama. Norms are stored as they multiply.
+void read_gemma(const settings& given, model_config& c) {
+  c.post_norms = true;
+  c.activation = skim::activation::gelu_tanh;
+  c.embedding_scale = std::sqrt(static_cast<float>(c.d));
+  constexpr std::int64_t layers_of_27b = 62;  // whose queries are scaled by the width of a head of the model's
+  const double scaled_for = static_cast<double>(c.layers == layers_of_27b ? c.d / c.query_heads : c.D);
+  c.attention_scale = static_cast<float>(1 / std::sqrt(scaled_for));
+  c.window = given.size("attention.sliding_window", 4096);
+  const std::int64_t pattern = given.size("attention.sliding_window_pattern", 6);
+  for (std::int64_t layer = 0; layer < c.layers; ++layer) c.windowed.push_back((layer + 1) % pattern != 0);
 }
 
 }  // namespace
@@ -150,14 +172,34 @@ model read_model(const skim::gguf::file& file) {
     throw error("heads are not of one even size of at most 4096, all of which is turned");
   if (c.query_heads * c.D > largest_size) throw error("there are too many heads");
   c.norm_epsilon = static_cast<float>(given.number("attention.layer_norm_rms_epsilon", 1e-20, 1, 1e-5));
-  c.rope_theta = given.number("rope.freq_base", 1, 1e12, 10000);
-  for (const char* const scaling : {"rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"})
-    given.require_absent(scaling);
-  given.require_absent("attention.sliding_window");
+  const bool gemma = c.architecture == "gemma3";
+  c.rope_theta = given.number("rope.freq_base", 1, 1e12, gemma ? 1e6 : 10000);
+  c.window_theta = given.number("rope.freq_base_swa", 1, 1e12, 10000);
+  given.require_absent("rope.scale_linear");
+  if (file.text(given.key("rope.scaling.type")).value_or("none") == "linear") {
+    const double factor = given.number("rope.scaling.factor", 1e-3, 1e6, 1);
+    c.rope_scale.assign(static_cast<std::size_t>(c.D / 2), static_cast<float>(1 / factor));
+  } else {
+    given.require_absent("rope.scaling.type");
+    given.require_absent("rope.scaling.factor");
+  }
   given.require_absent("expert_count");
+  for (const char* const cap : {"attn_logit_softcapping", "final_logit_softcapping"}) given.require_absent(cap);
   c.qkv_bias = c.architecture == "qwen2";
+  c.qk_norm = gemma || c.architecture == "qwen3";
+  if (gemma) {
+    read_gemma(given, c);
+  } else {
+    given.require_absent("attention.sliding_window");
+  }
 
   weights from(file);
+  if (from.has("rope_freqs.weight")) {  // Llama 3's scaling, as divisors
+    const row divisors = from.read_row("rope_freqs.weight", c.D / 2);
+    if (!(divisors.array() > 0).all()) throw error("tensor rope_freqs.weight has numbers that are not positive");
+    c.rope_scale.clear();
+    for (const float divisor : divisors) c.rope_scale.push_back(1 / divisor);
+  }
   const skim::gguf::tensor* const embedding = file.find("token_embd.weight");
   c.vocabulary = embedding && embedding->shape.size() == 2 ? embedding->shape[0] : 0;
   if (c.vocabulary < 1 || c.vocabulary > largest_size) throw error("there is no tensor token_embd.weight with rows");

@@ -170,7 +170,8 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
       app.add_subcommand("read", "a real model reads a text, answers, and shows what each method costs");
   reading_settings& settings = line.settings;
   const CLI::Range counts(std::int64_t{1}, most_tokens);
-  command->add_option("--model", line.model, "a .gguf of Llama's or Qwen2's architecture")->required();
+  command->add_option("--model", line.model, "a .gguf of Llama's, Qwen2's, Qwen3's or Gemma 3's architecture")
+      ->required();
   command->add_option("--text", line.text, "a file, of which the first tokens are read")->required();
   command->add_option("--question", settings.question, "what comes behind the text");
   command->add_option("--context", settings.tokens, "tokens of text and question")->check(counts);

@@ -8,6 +8,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -51,6 +53,8 @@ struct range {
   double least, most;
 };
 constexpr range epsilons{1e-20, 1}, thetas{1, 1e12};  // far beyond any model's, and f32 still computes with them
+constexpr range factors{1e-3, 1e6}, lengths{1, 1e9};
+constexpr double two_pi = 6.283185307179586;
 
 double number_in(const range& valid, const json& config, const char* name, double otherwise) {
   if (!has(config, name)) return otherwise;
@@ -76,26 +80,95 @@ bool flag(const json& config, const char* name, bool otherwise) {
   return config[name].get<bool>();
 }
 
-/// Rotation is unscaled only; newer files keep the base in `rope_parameters`, beside the kind of scaling.
-double rope_theta(const json& config) {
-  for (const char* name : {"rope_scaling", "rope_parameters"}) {
-    if (!has(config, name)) continue;
-    const json& rope = config[name];
-    const json kind = !rope.is_object() ? rope : rope.value("rope_type", rope.value("type", json("default")));
-    if (kind != "default") refuse(std::string(name) + " " + shown(rope) + " is not supported (only \"default\" is)");
+/// What the angles are multiplied by: of `linear`, or of Llama 3's rule, which leaves short waves as they are, divides long
+/// ones and blends between.
+std::vector<float> rope_scale_of(const json& rope, const std::string& where, double theta, std::int64_t D) {
+  const json kind = !rope.is_object() ? rope : rope.value("rope_type", rope.value("type", json("default")));
+  if (kind == "default") return {};
+  if (kind != "linear" && kind != "llama3") {
+    refuse(where + " " + shown(rope) + " is not supported (\"default\", \"linear\" and \"llama3\" are)");
   }
-  const double theta = number_in(thetas, config, "rope_theta", 10000);
-  return has(config, "rope_parameters") ? number_in(thetas, config["rope_parameters"], "rope_theta", theta) : theta;
+  if (!has(rope, "factor")) refuse(where + " has no factor");
+  const double factor = number_in(factors, rope, "factor", 1);
+  std::vector<float> scale(static_cast<std::size_t>(D / 2), static_cast<float>(1 / factor));
+  if (kind == "linear") return scale;
+  const double low = number_in(factors, rope, "low_freq_factor", 1);
+  const double high = number_in(factors, rope, "high_freq_factor", 4);
+  const double trained = number_in(lengths, rope, "original_max_position_embeddings", 8192);
+  if (!(high > low)) refuse(where + " has a high_freq_factor that is not above its low_freq_factor");
+  for (std::size_t i = 0; i < scale.size(); ++i) {
+    const double turns = trained * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(D)) / two_pi;
+    const double kept = std::clamp((turns - low) / (high - low), 0.0, 1.0);
+    scale[i] = static_cast<float>((1 - kept) / factor + kept);
+  }
+  return scale;
 }
 
-std::string architecture_of(const json& config) {
-  const json names = config.value("architectures", json::array());
-  if (names.is_array() && names.size() == 1) {
-    for (const char* known : {"LlamaForCausalLM", "Qwen2ForCausalLM"}) {
-      if (names[0] == known) return known;
+/// Newer files keep base and scaling in `rope_parameters`, Gemma 3's for each kind of layer.
+void read_rope(const json& config, model_config& c) {
+  c.rope_theta = number_in(thetas, config, "rope_theta", c.windowed.empty() ? 10000 : 1e6);
+  c.window_theta = number_in(thetas, config, "rope_local_base_freq", 10000);
+  for (const char* const name : {"rope_scaling", "rope_parameters"}) {
+    if (!has(config, name)) continue;
+    const json& given = config[name];
+    const bool by_kind = given.is_object() && given.contains("full_attention");
+    const json& rope = by_kind ? given["full_attention"] : given;
+    if (rope.is_object()) c.rope_theta = number_in(thetas, rope, "rope_theta", c.rope_theta);
+    const std::vector<float> scale = rope_scale_of(rope, name, c.rope_theta, c.D);
+    if (!scale.empty()) c.rope_scale = scale;
+    if (!by_kind || !has(given, "sliding_attention")) continue;
+    const json& local = given["sliding_attention"];
+    if (!rope_scale_of(local, name, c.rope_theta, c.D).empty()) {
+      refuse(std::string(name) + " " + shown(local) + " is not supported (layers with a window are not scaled)");
     }
+    c.window_theta = number_in(thetas, local, "rope_theta", c.window_theta);
   }
-  refuse("architectures " + shown(names) + " are not supported (LlamaForCausalLM and Qwen2ForCausalLM are)");
+}
+
+struct family {
+  const char* name;
+  bool qkv_bias, qk_norm, gemma;
+};
+constexpr family families[] = {{"LlamaForCausalLM", false, false, false},
+                               {"Qwen2ForCausalLM", true, false, false},
+                               {"Qwen3ForCausalLM", false, true, false},
+                               {"Gemma3ForCausalLM", false, true, true}};
+
+const family& family_of(const json& config) {
+  const json names = config.value("architectures", json::array());
+  std::string all;
+  for (const family& each : families) {
+    if (names.is_array() && names.size() == 1 && names[0] == each.name) return each;
+    all += (all.empty() ? "" : ", ") + std::string(each.name);
+  }
+  refuse("architectures " + shown(names) + " are not supported (" + all + " are)");
+}
+
+/// What Gemma 3 has beside Llama: windows, a scaled embedding, norms behind attention and the FFN.
+void read_gemma(const json& config, model_config& c) {
+  c.post_norms = true;
+  c.activation = skim::activation::gelu_tanh;
+  c.embedding_scale = std::sqrt(static_cast<float>(c.d));
+  const double scaled_for = number_in(lengths, config, "query_pre_attn_scalar", static_cast<double>(c.D));
+  c.attention_scale = static_cast<float>(1 / std::sqrt(scaled_for));
+  require(config, "attn_logit_softcapping", nullptr);
+  require(config, "final_logit_softcapping", nullptr);
+  require(config, "use_bidirectional_attention", false);
+  c.window = size_of(config, "sliding_window", 4096);
+  const std::int64_t pattern = size_of(config, "sliding_window_pattern", 6);
+  const json kinds = config.value("layer_types", json());
+  if (!kinds.is_null() && (!kinds.is_array() || static_cast<std::int64_t>(kinds.size()) != c.layers)) {
+    refuse("layer_types " + shown(kinds) + " is no list of as many kinds as there are layers");
+  }
+  for (std::int64_t layer = 0; layer < c.layers; ++layer) {
+    const bool full = (layer + 1) % pattern == 0;
+    const json kind =
+        kinds.is_null() ? json(full ? "full_attention" : "sliding_attention") : kinds[static_cast<std::size_t>(layer)];
+    if (kind != "full_attention" && kind != "sliding_attention") {
+      refuse("layer_types has " + shown(kind) + ", expected \"full_attention\" or \"sliding_attention\"");
+    }
+    c.windowed.push_back(kind == "sliding_attention");
+  }
 }
 
 std::string read_config(const std::filesystem::path& path) {
@@ -178,10 +251,17 @@ class checkpoint {
   mutable std::set<std::string> found_;
 };
 
+/// Gemma's checkpoints hold what the factors exceed 1 by.
+row read_norm(const checkpoint& file, const model_config& c, const std::string& name, std::int64_t columns) {
+  row norm = file.read_row(name, columns);
+  if (c.architecture == "Gemma3ForCausalLM") norm.array() += 1;
+  return norm;
+}
+
 layer_weights read_layer(const checkpoint& file, const model_config& c, std::int64_t index) {
   const std::string name = "model.layers." + std::to_string(index) + ".";
   layer_weights layer;
-  layer.attention_norm = file.read_row(name + "input_layernorm.weight", c.d);
+  layer.attention_norm = read_norm(file, c, name + "input_layernorm.weight", c.d);
   const std::pair<const char*, std::int64_t> parts[] = {
       {"q_proj", c.query_heads * c.D}, {"k_proj", c.kv_heads * c.D}, {"v_proj", c.kv_heads * c.D}};
   const std::int64_t rows = (c.query_heads + 2 * c.kv_heads) * c.D;
@@ -200,7 +280,16 @@ layer_weights read_layer(const checkpoint& file, const model_config& c, std::int
     first += features;
   }
   layer.out = file.read_matrix(name + "self_attn.o_proj.weight", c.d, c.query_heads * c.D);
-  layer.ffn_norm = file.read_row(name + "post_attention_layernorm.weight", c.d);
+  if (c.qk_norm) {
+    layer.query_norm = read_norm(file, c, name + "self_attn.q_norm.weight", c.D);
+    layer.key_norm = read_norm(file, c, name + "self_attn.k_norm.weight", c.D);
+  }
+  const char* const before_ffn = c.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight";
+  layer.ffn_norm = read_norm(file, c, name + before_ffn, c.d);
+  if (c.post_norms) {
+    layer.attention_post_norm = read_norm(file, c, name + "post_attention_layernorm.weight", c.d);
+    layer.ffn_post_norm = read_norm(file, c, name + "post_feedforward_layernorm.weight", c.d);
+  }
   layer.gate = file.read_matrix(name + "mlp.gate_proj.weight", c.f, c.d);
   layer.up = file.read_matrix(name + "mlp.up_proj.weight", c.f, c.d);
   layer.down = file.read_matrix(name + "mlp.down_proj.weight", c.d, c.f).transpose();
@@ -216,10 +305,12 @@ model_config parse_config(const std::string& text) {
   };
   const json config = json::parse(text, shallow, /*allow_exceptions=*/false);
   if (!config.is_object()) refuse("not a JSON object");
+  const family& kind = family_of(config);
   model_config c;
-  c.architecture = architecture_of(config);
-  c.qkv_bias = c.architecture == "Qwen2ForCausalLM";
-  require(config, "hidden_act", "silu");
+  c.architecture = kind.name;
+  c.qkv_bias = kind.qkv_bias;
+  c.qk_norm = kind.qk_norm;
+  require(config, kind.gemma ? "hidden_activation" : "hidden_act", kind.gemma ? "gelu_pytorch_tanh" : "silu");
   require(config, "attention_bias", c.qkv_bias);
   require(config, "mlp_bias", false);
   require(config, "use_sliding_window", false);
@@ -244,8 +335,9 @@ model_config parse_config(const std::string& text) {
   }
   if (c.query_heads * c.D > largest_size) refuse("num_attention_heads times head_dim is too large");
   c.norm_epsilon = static_cast<float>(number_in(epsilons, config, "rms_norm_eps", 1e-6));
-  c.rope_theta = rope_theta(config);
-  c.tied_output = flag(config, "tie_word_embeddings", false);
+  if (kind.gemma) read_gemma(config, c);
+  read_rope(config, c);
+  c.tied_output = flag(config, "tie_word_embeddings", kind.gemma);
   return c;
 }
 
@@ -261,12 +353,12 @@ model read_model(const std::filesystem::path& directory) {
   const checkpoint file(directory);
   result.embedding = file.read_matrix("model.embed_tokens.weight", c.vocabulary, c.d);
   for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(file, c, index));
-  result.norm = file.read_row("model.norm.weight", c.d);
+  result.norm = read_norm(file, c, "model.norm.weight", c.d);
   if (!c.tied_output) result.head = file.read_matrix("lm_head.weight", c.vocabulary, c.d);
   file.refuse_unused(c);
   const std::filesystem::path fitted = directory / fitted_file;
   if (std::error_code code; std::filesystem::exists(fitted, code)) {
-    skim::loaded_fastforward loaded = skim::load_fastforward(fitted, {c.layers, c.d, c.f, skim::activation::silu});
+    skim::loaded_fastforward loaded = skim::load_fastforward(fitted, {c.layers, c.d, c.f, c.activation});
     if (!loaded.ok()) throw error(fitted.string() + ": " + loaded.error);
     result.fitted = std::move(loaded.model);
   }

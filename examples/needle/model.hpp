@@ -31,6 +31,18 @@ struct model_config {
   double rope_theta = 0;
   bool qkv_bias = false;
   bool tied_output = false;  ///< the output head is the embedding
+  bool qk_norm = false;      ///< queries and keys are normalised, head by head, before they turn
+  bool post_norms = false;   ///< what attention and the FFN give is normalised before it is added
+  skim::activation activation = skim::activation::silu;
+  float embedding_scale = 1;
+  float attention_scale = 0;  ///< of query times key; 0 = 1 / sqrt(D)
+  /// Of layers with a window: the tokens that a query sees, its own included; their own base, unscaled.
+  std::int64_t window = 0;
+  double window_theta = 0;
+  std::vector<bool> windowed;     ///< [layers], or empty: none is
+  std::vector<float> rope_scale;  ///< [D / 2], what the angles of layers without a window are multiplied by; or empty
+
+  bool has_window(std::int64_t layer) const { return !windowed.empty() && windowed[static_cast<std::size_t>(layer)]; }
 };
 
 /// Reads the text of a `config.json`. Throws `error` on anything that the engine would compute wrongly.
@@ -38,13 +50,15 @@ model_config parse_config(const std::string& text);
 
 /// Weights are [out features, in features], as stored but for `down`, widened to f32.
 struct layer_weights {
-  row attention_norm;  // [d]
-  matrix qkv;          // [(Hq + 2 Hk) D, d]: queries, keys, values
-  row qkv_bias;        // [(Hq + 2 Hk) D], or empty
-  matrix out;          // [d, Hq D]
-  row ffn_norm;        // [d]
-  matrix gate, up;     // [f, d]
-  matrix down;         // [f, d]: transposed, a row for each neuron
+  row attention_norm;                      // [d]
+  matrix qkv;                              // [(Hq + 2 Hk) D, d]: queries, keys, values
+  row qkv_bias;                            // [(Hq + 2 Hk) D], or empty
+  row query_norm, key_norm;                // [D], or empty
+  matrix out;                              // [d, Hq D]
+  row attention_post_norm, ffn_post_norm;  // [d], or empty
+  row ffn_norm;                            // [d]
+  matrix gate, up;                         // [f, d]
+  matrix down;                             // [f, d]: transposed, a row for each neuron
 };
 
 struct model {

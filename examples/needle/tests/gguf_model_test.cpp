@@ -89,8 +89,9 @@ std::string complaint(const std::function<void(tiny_gguf&)>& spoil) {
 
 TEST(gguf_model, what_the_engine_would_compute_wrongly_is_refused) {
   EXPECT_EQ(complaint([](tiny_gguf&) {}), "nothing");
-  EXPECT_EQ(complaint([](tiny_gguf& f) { f.architecture = "gemma3"; }),
-            "architecture 'gemma3' is not supported (llama and qwen2 are)");
+  EXPECT_EQ(complaint([](tiny_gguf& f) { f.architecture = "gemma4"; }),
+            "architecture 'gemma4' is not supported (llama, qwen2, qwen3 and gemma3 are)");
+  EXPECT_EQ(complaint([](tiny_gguf& f) { f.architecture = "gemma3"; }), "there is no tensor blk.0.attn_q_norm.weight");
   const auto with = [](const char* name, std::uint32_t value) {
     return complaint([&](tiny_gguf& f) {
       for (needle_test::tiny_gguf::setting& each : f.settings) {
@@ -116,10 +117,14 @@ TEST(gguf_model, what_the_engine_would_compute_wrongly_is_refused) {
   EXPECT_EQ(with("rope.freq_base", 0), "llama.rope.freq_base is out of range");
   EXPECT_EQ(complaint([](tiny_gguf& f) { f.tensors.erase("output_norm.weight"); }),
             "there is no tensor output_norm.weight");
-  EXPECT_EQ(complaint([](tiny_gguf& f) {
-              f.tensors["rope_freqs.weight"] = {"F32", {4}, {1, 1, 1, 1}};
-            }),
-            "tensor 'rope_freqs.weight' has no place in what the settings describe");
+  const auto with_divisors = [](std::vector<float> divisors) {
+    return complaint([&](tiny_gguf& f) {
+      f.tensors["rope_freqs.weight"] = {"F32", {static_cast<std::int64_t>(divisors.size())}, divisors};
+    });
+  };
+  EXPECT_EQ(with_divisors({1, 1, 2, 8}), "nothing");
+  EXPECT_EQ(with_divisors({1, 1, 0, 8}), "tensor rope_freqs.weight has numbers that are not positive");
+  EXPECT_EQ(with_divisors({1, 1, 2}), "tensor rope_freqs.weight has another shape than the settings imply");
   EXPECT_EQ(complaint([](tiny_gguf& f) { f.tensors.erase("token_embd.weight"); }),
             "there is no tensor token_embd.weight with rows");
 }

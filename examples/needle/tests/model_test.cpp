@@ -59,6 +59,41 @@ TEST(config, the_rotation_base_may_stand_among_its_parameters) {
   EXPECT_EQ(parse_config(config.dump()).rope_theta, 500000);
 }
 
+TEST(config, gemma_says_which_layers_have_a_window) {
+  nlohmann::json config = tiny_model().config;
+  config["architectures"] = {"Gemma3ForCausalLM"};
+  config["hidden_activation"] = "gelu_pytorch_tanh";
+  config["sliding_window"] = 5;
+  config.erase("tie_word_embeddings");
+  const auto with = [&](const char* field, const nlohmann::json& value) {
+    nlohmann::json changed = config;
+    changed[field] = value;
+    return changed.dump();
+  };
+  EXPECT_EQ(parse_config(config.dump()).windowed, std::vector<bool>({true, true}));  // every sixth has none
+  EXPECT_EQ(parse_config(with("sliding_window_pattern", 2)).windowed, std::vector<bool>({true, false}));
+  const std::vector<std::string> kinds = {"full_attention", "sliding_attention"};
+  EXPECT_EQ(parse_config(with("layer_types", kinds)).windowed, std::vector<bool>({false, true}));
+  EXPECT_EQ(parse_config(config.dump()).window, 5);
+  EXPECT_TRUE(parse_config(config.dump()).tied_output);
+  const auto complaint = [&](const char* field, const nlohmann::json& value) {
+    return complaint_of([&] { parse_config(with(field, value)); });
+  };
+  EXPECT_EQ(complaint("layer_types", {"full_attention"}),
+            "config.json: layer_types [\"full_attention\"] is no list of as many kinds as there are layers");
+  EXPECT_EQ(complaint("layer_types", {"full_attention", "chunked_attention"}),
+            "config.json: layer_types has \"chunked_attention\", expected \"full_attention\" or \"sliding_attention\"");
+  EXPECT_EQ(complaint("final_logit_softcapping", 30),
+            "config.json: final_logit_softcapping 30 is not supported (only null is)");
+  EXPECT_EQ(complaint("sliding_window", 0),
+            "config.json: sliding_window is 0, expected a whole number from 1 to 16777216");
+  EXPECT_EQ(
+      complaint("rope_parameters", {{"full_attention", {{"rope_type", "default"}}},
+                                    {"sliding_attention", {{"rope_type", "linear"}, {"factor", 2}}}}),
+      "config.json: rope_parameters {\"factor\":2,\"rope_type\":\"linear\"} is not supported (layers with a window are "
+      "not scaled)");
+}
+
 struct spoiled_config {
   const char* field;
   const char* value;  ///< JSON, or "absent"
@@ -94,8 +129,11 @@ INSTANTIATE_TEST_SUITE_P(
         spoiled_config{"use_sliding_window", "true", "use_sliding_window true is not supported"},
         spoiled_config{"partial_rotary_factor", "0.5", "partial_rotary_factor 0.5 is not supported"},
         spoiled_config{"quantization_config", "{}", "quantized weights are not supported"},
-        spoiled_config{"rope_scaling", R"({"rope_type":"llama3","factor":8})", "rope_scaling {"},
-        spoiled_config{"rope_scaling", R"({"type":"linear","factor":2})", "only \"default\" is"},
+        spoiled_config{"rope_scaling", R"({"type":"dynamic","factor":2})",
+                       "is not supported (\"default\", \"linear\" and \"llama3\" are)"},
+        spoiled_config{"rope_scaling", R"({"type":"linear"})", "rope_scaling has no factor"},
+        spoiled_config{"rope_scaling", R"({"type":"linear","factor":0})", "factor is 0, expected a number from"},
+        spoiled_config{"rope_scaling", R"({"rope_type":"llama3","factor":8,"low_freq_factor":4})", "not above its low"},
         spoiled_config{"rope_scaling", "[]", "rope_scaling [] is not supported"},
         spoiled_config{"rope_parameters", R"({"rope_type":"yarn"})", "rope_parameters {"},
         spoiled_config{"rope_theta", "0", "rope_theta is 0, expected a number from 1.0 to 1000000000000.0"},

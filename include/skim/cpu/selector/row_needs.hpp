@@ -219,9 +219,9 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
                              return simd::as_float_mask((low <= at) & (at <= high));
                            });
       // sigmoid(P - O) from what exceeds the larger maximum
-      const float most = P.largest > O.largest ? P.largest : O.largest;
-      const double before = static_cast<double>(P.sum) * share * std::exp2(static_cast<double>(P.largest - most));
-      const double own = static_cast<double>(O.sum) * std::exp2(static_cast<double>(O.largest - most));
+      const double gap = static_cast<double>(P.largest - O.largest), less = std::exp2(gap > 0 ? -gap : gap);
+      const double before = static_cast<double>(P.sum) * share * (gap > 0 ? 1 : less);
+      const double own = static_cast<double>(O.sum) * (gap > 0 ? less : 1);
       scratch.need[r] = P.sum > 0 && O.sum > 0 ? static_cast<float>(before / (before + own)) : 1.0f;
     }
   }
