@@ -299,7 +299,7 @@ TEST_F(command, refuses_bad_files) {
   std::ofstream(path("config.json")) << "{";
   expect_refusal(small(""), "config.json: not a JSON object");
   tiny_model tiny;
-  tiny.config["rope_scaling"] = {{"rope_type", "llama3"}};
+  tiny.config["rope_scaling"] = {{"rope_type", "yarn"}};
   tiny.write(folder_.path());
   expect_refusal(small(""), "is not supported (only \"default\" is)");
   tiny_model().write(folder_.path());
