@@ -79,11 +79,10 @@ class recorder {
 };
 
 skim::calibrate::ffn_layer ffn_weights_of(const layer_weights& layer) {
-  const auto view = [](const matrix& m) { return skim::tensor_view<const float, 2>(m.data(), {m.rows(), m.cols()}); };
   skim::calibrate::ffn_layer weights;
-  weights.gate = view(layer.gate);
-  weights.up = view(layer.up);
-  weights.down = view(layer.down);
+  weights.gate = layer.gate.view;
+  weights.up = layer.up.view;
+  weights.down = layer.down.view;
   return weights;
 }
 

@@ -5,12 +5,14 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/linear.hpp>
 #include <skim/math/random.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 namespace needle {
 namespace {
@@ -27,17 +29,6 @@ class stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// Calls `body(first, count)` for pieces of [0, features). A linear layer is cut by output features, not by tokens: each
-/// piece then reads its own weights only, and a chunk of one token still feeds all threads. The cut depends on shape
-/// alone, so results do not depend on the number of threads.
-template <class Body>
-void over_features(std::int64_t features, const executor& threads, const Body& body) {
-  const std::int64_t piece = std::clamp<std::int64_t>((features / 4 + 15) / 16 * 16, 64, 256);
-  threads.parallel_for((features + piece - 1) / piece, [&](std::int64_t index, unsigned) {
-    body(index * piece, std::min(piece, features - index * piece));
-  });
-}
-
 /// Calls `body(first, count)` for pieces of [0, rows).
 template <class Body>
 void over_rows(std::int64_t rows, const executor& threads, const Body& body) {
@@ -45,6 +36,14 @@ void over_rows(std::int64_t rows, const executor& threads, const Body& body) {
   threads.parallel_for((rows + piece - 1) / piece, [&](std::int64_t index, unsigned) {
     body(index * piece, std::min(piece, rows - index * piece));
   });
+}
+
+/// The first `rows` rows, or some of the columns of those.
+skim::tensor_view<float, 2> top(matrix& m, std::int64_t rows, std::int64_t first_column, std::int64_t columns) {
+  return {m.data() + first_column, {rows, columns}, {m.cols(), 1}};
+}
+skim::tensor_view<float, 2> top(matrix& m, std::int64_t rows) {
+  return top(m, rows, 0, m.cols());
 }
 
 }  // namespace
@@ -159,10 +158,8 @@ matrix session::logits(std::int64_t first, std::int64_t count) const {
   const std::int64_t begin = first - (tokens_ - last_chunk_);  // in the chunk
   if (begin < 0 || count < 0 || count > last_chunk_ - begin) throw error("only the last chunk's logits are there");
   matrix result(count, model_.config.vocabulary);
-  over_features(model_.config.vocabulary, threads_, [&](std::int64_t token, std::int64_t tokens) {
-    result.middleCols(token, tokens).noalias() =
-        normed_.middleRows(begin, count) * model_.output().middleRows(token, tokens).transpose();
-  });
+  const skim::tensor_view<const float, 2> x(normed_.data() + begin * normed_.cols(), {count, normed_.cols()});
+  multiply(x, model_.output(), {}, top(result, count));
   return result;
 }
 
@@ -185,7 +182,10 @@ void session::listen(ffn_listener to_ffn, attention_listener to_attention) {
 }
 
 void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) {
-  for (std::int64_t t = 0; t < Tq; ++t) x_.row(t) = model_.embedding.row(tokens[t]) * model_.config.embedding_scale;
+  for (std::int64_t t = 0; t < Tq; ++t) {
+    model_.embedding.widen(tokens[t], x_.row(t).data());
+    x_.row(t) *= model_.config.embedding_scale;
+  }
   turn_to(tokens_, Tq);
   for (std::int64_t layer = 0; layer < model_.config.layers; ++layer) {
     attention_block(layer, Tq);
@@ -200,17 +200,15 @@ void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) 
 void session::attention_block(std::int64_t layer, std::int64_t Tq) {
   const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
   normalize(w.attention_norm, x_, normed_, Tq);
-  over_features(w.qkv.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
-    auto piece = qkv_.block(0, first, Tq, count);
-    piece.noalias() = normed_.topRows(Tq) * w.qkv.middleRows(first, count).transpose();
-    if (w.qkv_bias.size() > 0) piece.rowwise() += w.qkv_bias.segment(first, count);
-  });
+  std::int64_t column = 0;
+  for (const auto& [weight, bias] : {std::tie(w.q, w.q_bias), std::tie(w.k, w.k_bias), std::tie(w.v, w.v_bias)}) {
+    multiply(top(normed_, Tq), weight, bias, top(qkv_, Tq, column, weight.rows()));
+    column += weight.rows();
+  }
   if (model_.config.qk_norm) normalize_heads(w, Tq);
   rotate(layer, Tq);
   attend(layer, Tq);
-  over_features(w.out.rows(), threads_, [&](std::int64_t first, std::int64_t count) {
-    added_.block(0, first, Tq, count).noalias() = attended_.topRows(Tq) * w.out.middleRows(first, count).transpose();
-  });
+  multiply(top(attended_, Tq), w.out, {}, top(added_, Tq));
   add(w.attention_post_norm, added_, Tq);
 }
 
@@ -279,6 +277,19 @@ void session::ffn_block(std::int64_t layer, std::int64_t Tq, feeding how) {
   if (ffn_listener_) ffn_listener_(layer, args.x, args.first_block == 0 || args.last || args.decode);
   demand(ffn.run(args, caches_[static_cast<std::size_t>(layer)].ffn_state, scratch_, threads_));
   add(w.ffn_post_norm, added_, Tq);
+}
+
+/// out = x weight^T + bias, which may be empty.
+void session::multiply(const skim::tensor_view<const float, 2>& x, const stored_matrix& weight, const row& bias,
+                       const skim::tensor_view<float, 2>& out) const {
+  const skim::cpu::linear<> op;
+  skim::linear_args args;
+  args.x = x;
+  args.weight = weight.view;
+  if (bias.size() > 0) args.bias = skim::tensor_view<const float, 1>(bias.data(), {bias.size()});
+  args.out = out;
+  scratch_.reserve(op.workspace_bytes(args, threads_.concurrency()));
+  demand(op.run(args, scratch_, threads_));
 }
 
 /// to = from / rms(from) * weight, token by token.
@@ -389,12 +400,11 @@ skim::eviction_args session::eviction_of(layer_cache& cache, const skim::attenti
 
 skim::ffn_args session::ffn_of(std::int64_t layer, std::int64_t Tq, feeding how) {
   const layer_weights& w = model_.layers[static_cast<std::size_t>(layer)];
-  const auto view = [](const matrix& m) { return skim::tensor_view<const float, 2>(m.data(), {m.rows(), m.cols()}); };
   skim::ffn_args args;
   args.x = skim::tensor_view<const float, 2>(normed_.data(), {Tq, normed_.cols()});
-  args.gate = view(w.gate);
-  args.up = view(w.up);
-  args.down = view(w.down);
+  args.gate = w.gate.view;
+  args.up = w.up.view;
+  args.down = w.down.view;
   args.out = skim::tensor_view<float, 2>(added_.data(), {Tq, added_.cols()});
   args.act = model_.config.activation;
   args.first_block = chunks_;

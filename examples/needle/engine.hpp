@@ -84,6 +84,8 @@ class session {
   void attend(std::int64_t layer, std::int64_t Tq);
   void evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read);
   void ffn_block(std::int64_t layer, std::int64_t Tq, feeding how);
+  void multiply(const skim::tensor_view<const float, 2>& x, const stored_matrix& weight, const row& bias,
+                const skim::tensor_view<float, 2>& out) const;
   void normalize(const row& weight, const matrix& from, matrix& to, std::int64_t Tq) const;
   void normalize_heads(const layer_weights& w, std::int64_t Tq);
   void add(const row& post_norm, matrix& given, std::int64_t Tq);
@@ -119,7 +121,7 @@ class session {
   matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
-  skim::buffer scratch_;
+  mutable skim::buffer scratch_;                      // which `logits` uses too
 };
 
 }  // namespace needle

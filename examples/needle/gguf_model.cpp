@@ -6,6 +6,7 @@
 #include <skim/interop/gguf_blocks.hpp>
 
 #include <cmath>
+#include <cstring>
 #include <set>
 
 namespace needle {
@@ -69,13 +70,18 @@ class weights {
   }
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
 
-  void read(const std::string& name, std::int64_t rows, std::int64_t columns, float* target) {
-    skim::gguf::widen_rows(find(name, {rows, columns}), 0, rows, target);
-  }
-  matrix read_matrix(const std::string& name, std::int64_t rows, std::int64_t columns) {
-    find(name, {rows, columns});  // before memory is taken for a shape that the file does not have
-    matrix target(rows, columns);
-    read(name, rows, columns, target.data());
+  /// As it is stored where a number has bytes of its own, else in bf16.
+  stored_matrix read_matrix(const std::string& name, std::int64_t rows, std::int64_t columns) {
+    const skim::gguf::tensor& from = find(name, {rows, columns});
+    if (const auto view = from.view<2>()) return {*view, nullptr};
+    stored_matrix target = stored_matrix::reserve(rows, columns, skim::element::bf16);
+    row wide(columns);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      skim::gguf::widen_rows(from, i, 1, wide.data());
+      skim::bf16* const narrow = static_cast<skim::bf16*>(target.to_fill().at(i));
+      for (std::int64_t column = 0; column < columns; ++column)
+        narrow[column] = skim::from_float<skim::bf16>(wide(column));
+    }
     return target;
   }
   row read_row(const std::string& name, std::int64_t columns) {
@@ -98,31 +104,30 @@ class weights {
 };
 
 /// llama's queries and keys come with the two numbers that turn together side by side; the engine has them half a head apart.
-void part_halves(const model_config& c, std::int64_t first_row, std::int64_t heads, matrix& qkv) {
-  const matrix as_stored = qkv.middleRows(first_row, heads * c.D);
-  for (std::int64_t head = 0; head < heads; ++head) {
-    for (std::int64_t i = 0; i < c.D; ++i) {
-      qkv.row(first_row + head * c.D + i % 2 * (c.D / 2) + i / 2) = as_stored.row(head * c.D + i);
-    }
+stored_matrix part_halves(const stored_matrix& from, std::int64_t D) {
+  const std::int64_t columns = from.view.extents[1];
+  stored_matrix to = stored_matrix::reserve(from.rows(), columns, from.view.type);
+  for (std::int64_t r = 0; r < from.rows(); ++r) {
+    const std::int64_t head = r / D, i = r % D;
+    std::memcpy(to.to_fill().at(head * D + i % 2 * (D / 2) + i / 2), from.view.at(r),
+                static_cast<std::size_t>(skim::bytes_of(from.view.type, columns)));
   }
+  return to;
 }
 
 layer_weights read_layer(weights& from, const model_config& c, std::int64_t index) {
   const std::string name = "blk." + std::to_string(index) + ".";
   layer_weights layer;
   layer.attention_norm = from.read_row(name + "attn_norm.weight", c.d);
-  const std::pair<const char*, std::int64_t> parts[] = {
-      {"attn_q", c.query_heads}, {"attn_k", c.kv_heads}, {"attn_v", c.kv_heads}};
-  for (const auto& [part, heads] : parts) from.find(name + part + ".weight", {heads * c.D, c.d});
-  layer.qkv.resize((c.query_heads + 2 * c.kv_heads) * c.D, c.d);
-  if (c.qkv_bias) layer.qkv_bias.resize(layer.qkv.rows());
-  std::int64_t first = 0;
-  for (const auto& [part, heads] : parts) {
-    from.read(name + part + ".weight", heads * c.D, c.d, layer.qkv.row(first).data());
-    if (c.qkv_bias) layer.qkv_bias.segment(first, heads * c.D) = from.read_row(name + part + ".bias", heads * c.D);
-    first += heads * c.D;
-  }
-  if (c.architecture == "llama") part_halves(c, 0, c.query_heads + c.kv_heads, layer.qkv);
+  const bool side_by_side = c.architecture == "llama";
+  const auto read_part = [&](const char* part, std::int64_t heads, bool turns, stored_matrix& weight, row& bias) {
+    weight = from.read_matrix(name + part + ".weight", heads * c.D, c.d);
+    if (turns && side_by_side) weight = part_halves(weight, c.D);
+    if (c.qkv_bias) bias = from.read_row(name + part + ".bias", heads * c.D);
+  };
+  read_part("attn_q", c.query_heads, true, layer.q, layer.q_bias);
+  read_part("attn_k", c.kv_heads, true, layer.k, layer.k_bias);
+  read_part("attn_v", c.kv_heads, false, layer.v, layer.v_bias);
   layer.out = from.read_matrix(name + "attn_output.weight", c.d, c.query_heads * c.D);
   if (c.qk_norm) {
     layer.query_norm = from.read_row(name + "attn_q_norm.weight", c.D);
@@ -135,7 +140,8 @@ layer_weights read_layer(weights& from, const model_config& c, std::int64_t inde
   }
   layer.gate = from.read_matrix(name + "ffn_gate.weight", c.f, c.d);
   layer.up = from.read_matrix(name + "ffn_up.weight", c.f, c.d);
-  layer.down = from.read_matrix(name + "ffn_down.weight", c.d, c.f).transpose();
+  layer.down = transposed(from.read_matrix(name + "ffn_down.weight", c.d, c.f));
+  unite_types(layer.gate, layer.up, layer.down);
   return layer;
 }
 
@@ -154,10 +160,12 @@ void read_gemma(const settings& given, model_config& c) {
 
 }  // namespace
 
-model read_model(const skim::gguf::file& file) {
+model read_model(const std::shared_ptr<const skim::gguf::file>& opened) {
+  const skim::gguf::file& file = *opened;
   if (!file.ok()) throw error(file.error());
   const settings given(file);
   model result;
+  result.file = opened;
   model_config& c = result.config;
   c.architecture = given.architecture();
   c.d = given.size("embedding_length");

@@ -8,7 +8,7 @@
 
 namespace needle {
 
-/// Weights widened to f32. Throws `error` on anything that the engine would compute wrongly.
-model read_model(const skim::gguf::file& file);
+/// Weights in blocks become bf16. Throws `error` on anything that the engine would compute wrongly.
+model read_model(const std::shared_ptr<const skim::gguf::file>& opened);
 
 }  // namespace needle

@@ -317,8 +317,8 @@ void run(reading_line line) {
   if (!stream || !(text << stream.rdbuf())) throw error(line.text + ": cannot be read, expected a file with text");
   line.settings.text = text.str();
   line.settings.kv_type = element_named(line.kv);
-  const skim::gguf::file file = skim::gguf::file::read(line.model);
-  if (!file.ok()) throw error(line.model + ": " + file.error());
+  const auto file = std::make_shared<const skim::gguf::file>(skim::gguf::file::read(line.model));
+  if (!file->ok()) throw error(line.model + ": " + file->error());
   const auto named = [&](const auto& make) {
     try {
       return make();
@@ -326,7 +326,7 @@ void run(reading_line line) {
       throw error(line.model + ": " + problem.what());
     }
   };
-  const tokenizer words = named([&] { return tokenizer(file); });
+  const tokenizer words = named([&] { return tokenizer(*file); });
   const model weights = named([&] { return read_model(file); });
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);

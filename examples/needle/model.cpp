@@ -5,6 +5,7 @@
 
 #include <skim/interop/fastforward_file.hpp>
 #include <skim/interop/safetensors_shards.hpp>
+#include <skim/weights.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -192,25 +193,17 @@ class checkpoint {
     if (!file_.ok()) throw error(file_.error());
   }
 
-  /// Writes the tensor `name`, [rows, columns], widened to f32, to `rows` rows of `target` from row `first`.
-  void read(const std::string& name, std::int64_t rows, std::int64_t columns, float* target) const {
+  stored_matrix read_matrix(const std::string& name, std::int64_t rows, std::int64_t columns) const {
     const auto view = find(name, {rows, columns}).view<2>();
     if (!view) throw unusable(name);
-    widen(view->data, view->type, rows * columns, target);
-  }
-
-  matrix read_matrix(const std::string& name, std::int64_t rows, std::int64_t columns) const {
-    find(name, {rows, columns});  // before memory is taken for a shape that the file does not have
-    matrix target(rows, columns);
-    read(name, rows, columns, target.data());
-    return target;
+    return {*view, nullptr};
   }
 
   row read_row(const std::string& name, std::int64_t columns) const {
     const auto view = find(name, {columns}).view<1>();
     if (!view) throw unusable(name);
     row target(columns);
-    widen(view->data, view->type, columns, target.data());
+    for (std::int64_t i = 0; i < columns; ++i) target(i) = skim::load_element(view->data, view->type, i);
     return target;
   }
 
@@ -242,10 +235,6 @@ class checkpoint {
                  ", expected F32, F16 or BF16, aligned");
   }
 
-  static void widen(const void* from, skim::element type, std::int64_t count, float* to) {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = skim::load_element(from, type, i);
-  }
-
   skim::safetensors::checkpoint file_;
   std::string path_;
   mutable std::set<std::string> found_;
@@ -262,23 +251,13 @@ layer_weights read_layer(const checkpoint& file, const model_config& c, std::int
   const std::string name = "model.layers." + std::to_string(index) + ".";
   layer_weights layer;
   layer.attention_norm = read_norm(file, c, name + "input_layernorm.weight", c.d);
-  const std::pair<const char*, std::int64_t> parts[] = {
-      {"q_proj", c.query_heads * c.D}, {"k_proj", c.kv_heads * c.D}, {"v_proj", c.kv_heads * c.D}};
-  const std::int64_t rows = (c.query_heads + 2 * c.kv_heads) * c.D;
-  for (const auto& [part, features] : parts) {
-    file.find(name + "self_attn." + part + ".weight", {features, c.d});
-    if (c.qkv_bias) file.find(name + "self_attn." + part + ".bias", {features});
-  }
-  layer.qkv.resize(rows, c.d);
-  if (c.qkv_bias) layer.qkv_bias.resize(rows);
-  std::int64_t first = 0;
-  for (const auto& [part, features] : parts) {
-    file.read(name + "self_attn." + part + ".weight", features, c.d, layer.qkv.row(first).data());
-    if (c.qkv_bias) {
-      layer.qkv_bias.segment(first, features) = file.read_row(name + "self_attn." + part + ".bias", features);
-    }
-    first += features;
-  }
+  const auto read_part = [&](const char* part, std::int64_t features, stored_matrix& weight, row& bias) {
+    weight = file.read_matrix(name + "self_attn." + part + ".weight", features, c.d);
+    if (c.qkv_bias) bias = file.read_row(name + "self_attn." + part + ".bias", features);
+  };
+  read_part("q_proj", c.query_heads * c.D, layer.q, layer.q_bias);
+  read_part("k_proj", c.kv_heads * c.D, layer.k, layer.k_bias);
+  read_part("v_proj", c.kv_heads * c.D, layer.v, layer.v_bias);
   layer.out = file.read_matrix(name + "self_attn.o_proj.weight", c.d, c.query_heads * c.D);
   if (c.qk_norm) {
     layer.query_norm = read_norm(file, c, name + "self_attn.q_norm.weight", c.D);
@@ -292,11 +271,38 @@ layer_weights read_layer(const checkpoint& file, const model_config& c, std::int
   }
   layer.gate = file.read_matrix(name + "mlp.gate_proj.weight", c.f, c.d);
   layer.up = file.read_matrix(name + "mlp.up_proj.weight", c.f, c.d);
-  layer.down = file.read_matrix(name + "mlp.down_proj.weight", c.d, c.f).transpose();
+  layer.down = transposed(file.read_matrix(name + "mlp.down_proj.weight", c.d, c.f));
+  unite_types(layer.gate, layer.up, layer.down);
   return layer;
 }
 
 }  // namespace
+
+stored_matrix stored_matrix::reserve(std::int64_t rows, std::int64_t columns, skim::element type) {
+  stored_matrix made;
+  made.own = std::make_shared<skim::buffer>(static_cast<std::size_t>(skim::bytes_of(type, rows * columns)));
+  made.view = {made.own->data(), {rows, columns}, type};
+  return made;
+}
+
+void stored_matrix::widen(std::int64_t index, float* target) const {
+  for (std::int64_t i = 0; i < view.extents[1]; ++i) target[i] = skim::load_element(view.at(index), view.type, i);
+}
+
+stored_matrix transposed(const stored_matrix& from) {
+  stored_matrix made = stored_matrix::reserve(from.view.extents[1], from.rows(), from.view.type);
+  demand(skim::transpose(from.view, made.to_fill()));
+  return made;
+}
+
+void unite_types(stored_matrix& a, stored_matrix& b, stored_matrix& c) {
+  if (a.view.type == b.view.type && b.view.type == c.view.type) return;
+  for (stored_matrix* const each : {&a, &b, &c}) {
+    stored_matrix wide = stored_matrix::reserve(each->rows(), each->view.extents[1], skim::element::f32);
+    for (std::int64_t r = 0; r < each->rows(); ++r) each->widen(r, static_cast<float*>(wide.to_fill().at(r)));
+    *each = wide;
+  }
+}
 
 model_config parse_config(const std::string& text) {
   const auto shallow = [](int depth, json::parse_event_t, const json&) {
@@ -350,7 +356,9 @@ model read_model(const std::filesystem::path& directory) {
     throw error(what.rfind("config.json", 0) == 0 ? (directory / what).string() : what);
   }
   const model_config& c = result.config;
-  const checkpoint file(directory);
+  const auto kept = std::make_shared<const checkpoint>(directory);
+  const checkpoint& file = *kept;
+  result.file = kept;
   result.embedding = file.read_matrix("model.embed_tokens.weight", c.vocabulary, c.d);
   for (std::int64_t index = 0; index < c.layers; ++index) result.layers.push_back(read_layer(file, c, index));
   result.norm = read_norm(file, c, "model.norm.weight", c.d);

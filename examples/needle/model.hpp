@@ -2,6 +2,7 @@
 /// \file A decoder model as Hugging Face stores it: `config.json` and `model.safetensors`, or the files of its index.
 #pragma once
 
+#include <skim/buffer.hpp>
 #include <skim/interop/fitted_fastforward.hpp>
 
 SKIM_INTRINSICS_BEGIN
@@ -10,6 +11,7 @@ SKIM_INTRINSICS_END
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -48,28 +50,49 @@ struct model_config {
 /// Reads the text of a `config.json`. Throws `error` on anything that the engine would compute wrongly.
 model_config parse_config(const std::string& text);
 
-/// Weights are [out features, in features], as stored but for `down`, widened to f32.
+/// A matrix in the type that its file has: where the file is mapped, or on memory of its own.
+struct stored_matrix {
+  skim::tensor_view<const void, 2> view;
+  std::shared_ptr<skim::buffer> own;  ///< null: the model's file holds it
+
+  /// Memory of its own, for rows that are not stored as they are used.
+  static stored_matrix reserve(std::int64_t rows, std::int64_t columns, skim::element type);
+  skim::tensor_view<void, 2> to_fill() const { return {own->data(), view.extents, view.type}; }
+
+  std::int64_t rows() const { return view.extents[0]; }
+  /// target [columns] = row `index`.
+  void widen(std::int64_t index, float* target) const;
+};
+
+/// The matrix on its side, on memory of its own.
+stored_matrix transposed(const stored_matrix& from);
+
+/// The three in f32 where they are not of one type, which the library's FFN asks for.
+void unite_types(stored_matrix& a, stored_matrix& b, stored_matrix& c);
+
+/// Weights are [out features, in features], as stored but for `down`.
 struct layer_weights {
   row attention_norm;                      // [d]
-  matrix qkv;                              // [(Hq + 2 Hk) D, d]: queries, keys, values
-  row qkv_bias;                            // [(Hq + 2 Hk) D], or empty
+  stored_matrix q, k, v;                   // [Hq D, d], [Hk D, d] twice
+  row q_bias, k_bias, v_bias;              // as long, or empty
   row query_norm, key_norm;                // [D], or empty
-  matrix out;                              // [d, Hq D]
+  stored_matrix out;                       // [d, Hq D]
   row attention_post_norm, ffn_post_norm;  // [d], or empty
   row ffn_norm;                            // [d]
-  matrix gate, up;                         // [f, d]
-  matrix down;                             // [f, d]: transposed, a row for each neuron
+  stored_matrix gate, up;                  // [f, d]
+  stored_matrix down;                      // [f, d]: transposed, a row for each neuron
 };
 
 struct model {
   model_config config;
-  matrix embedding;  // [vocabulary, d]
+  std::shared_ptr<const void> file;  // which is mapped
+  stored_matrix embedding;           // [vocabulary, d]
   std::vector<layer_weights> layers;
   row norm;                              // [d]
-  matrix head;                           // [vocabulary, d], empty if tied
+  stored_matrix head;                    // [vocabulary, d], empty if tied
   skim::calibrate::fitted_model fitted;  // without layers where the directory has no fastforward.safetensors
 
-  const matrix& output() const { return config.tied_output ? embedding : head; }
+  const stored_matrix& output() const { return config.tied_output ? embedding : head; }
 };
 
 /// The file in a model's directory that `needle calibrate` writes.

@@ -301,7 +301,7 @@ TEST_F(command, refuses_bad_files) {
   tiny_model tiny;
   tiny.config["rope_scaling"] = {{"rope_type", "yarn"}};
   tiny.write(folder_.path());
-  expect_refusal(small(""), "is not supported (only \"default\" is)");
+  expect_refusal(small(""), "is not supported (\"default\", \"linear\" and \"llama3\" are)");
   tiny_model().write(folder_.path());
   std::filesystem::resize_file(path("model.safetensors"), std::filesystem::file_size(path("model.safetensors")) - 1);
   expect_refusal(small(""), "lies outside the file");

@@ -104,7 +104,9 @@ TEST_P(architecture, is_read_from_an_older_config) {
 
 class gguf_architecture : public architecture {};
 TEST_P(gguf_architecture, gives_the_logits_of_transformers) {
-  expect_logits(needle::read_model(skim::gguf::file::read(directory() / "model.gguf")), expected());
+  expect_logits(
+      needle::read_model(std::make_shared<const skim::gguf::file>(skim::gguf::file::read(directory() / "model.gguf"))),
+      expected());
 }
 
 INSTANTIATE_TEST_SUITE_P(each, architecture, testing::Values("llama", "llama3", "qwen2", "qwen3", "gemma3"),

@@ -4,9 +4,11 @@
 
 #include "../engine.hpp"
 #include "tiny_model.hpp"
+#include "widened.hpp"
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 namespace needle_test {
 
@@ -140,13 +142,19 @@ inline exact reference_logits(const model& weights, const std::vector<std::int32
   const model_config& c = weights.config;
   const Eigen::Index T = static_cast<Eigen::Index>(input.size()), D = c.D;
   rounding round(rounding_seed);
+  const matrix embedding = widened(weights.embedding);
   exact x(T, c.d);
-  for (Eigen::Index t = 0; t < T; ++t)
-    x.row(t) = weights.embedding.row(input[static_cast<std::size_t>(t)]).cast<double>();
+  for (Eigen::Index t = 0; t < T; ++t) x.row(t) = embedding.row(input[static_cast<std::size_t>(t)]).cast<double>();
   std::uint64_t layer = 0;
   for (const layer_weights& w : weights.layers) {
-    const exact bias = w.qkv_bias.size() > 0 ? exact(w.qkv_bias.cast<double>().replicate(T, 1)) : exact();
-    exact qkv = product(normalized(x, w.attention_norm, c.norm_epsilon, round), w.qkv, round, bias);
+    const exact normed = normalized(x, w.attention_norm, c.norm_epsilon, round);
+    exact qkv(T, (c.query_heads + 2 * c.kv_heads) * D);
+    Eigen::Index column = 0;
+    for (const auto& [weight, bias] : {std::tie(w.q, w.q_bias), std::tie(w.k, w.k_bias), std::tie(w.v, w.v_bias)}) {
+      const exact shift = bias.size() > 0 ? exact(bias.template cast<double>().replicate(T, 1)) : exact();
+      qkv.middleCols(column, weight.rows()) = product(normed, widened(weight), round, shift);
+      column += weight.rows();
+    }
     for (Eigen::Index head = 0; head < c.query_heads + c.kv_heads; ++head) {
       turn(qkv.middleCols(head * D, D), c.rope_theta, round);
     }
@@ -160,15 +168,15 @@ inline exact reference_logits(const model& weights, const std::vector<std::int32
           attention(qkv.middleCols(head * D, D), qkv.middleCols((c.query_heads + kv) * D, D),
                     qkv.middleCols((c.query_heads + c.kv_heads + kv) * D, D), sees, round);
     }
-    x = product(heads, w.out, round, x);
+    x = product(heads, widened(w.out), round, x);
     const exact h = normalized(x, w.ffn_norm, c.norm_epsilon, round);
-    const exact gate = product(h, w.gate, round), up = product(h, w.up, round);
+    const exact gate = product(h, widened(w.gate), round), up = product(h, widened(w.up), round);
     exact active = (gate.array() / (1 + (-gate.array()).exp()) * up.array()).matrix();
     round(active, active.cwiseAbs() * 8);  // an exponential, a sum, a quotient, a product
-    x = product(active, matrix(w.down.transpose()), round, x);
+    x = product(active, matrix(widened(w.down).transpose()), round, x);
     ++layer;
   }
-  return product(normalized(x, weights.norm, c.norm_epsilon, round), weights.output(), round);
+  return product(normalized(x, weights.norm, c.norm_epsilon, round), widened(weights.output()), round);
 }
 
 /// How far f32 may bring the logits from `expected`.
