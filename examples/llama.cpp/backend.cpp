@@ -17,6 +17,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <unordered_set>
@@ -282,6 +283,11 @@ ggml_backend_reg_t ggml_backend_init() {
     if (!skim::cpu::level_name()) throw std::invalid_argument("this processor has none of the levels it was built for");
     if (const std::string rows = text("SKIM_ROWS"); !rows.empty())
       many_rows = product_rows = whole_number("SKIM_ROWS=" + rows, rows);
+    if (const std::string products = text("SKIM_PRODUCTS"); products == "off") {
+      product_rows = std::numeric_limits<std::int64_t>::max();
+    } else if (!products.empty() && products != "on") {
+      throw std::invalid_argument("'SKIM_PRODUCTS=" + products + "' is neither on nor off");
+    }
     wanted = std::make_shared<const settings>(settings_of(text("SKIM_QUOKA")));
   } catch (const std::invalid_argument& refused) {
     std::fprintf(stderr, "skim: not loaded: %s\n", refused.what());
