@@ -90,8 +90,8 @@ SKIM_NOINLINE void meet_rows(const needed_job& job, std::int64_t first, std::int
   using math = simd::tile_math<accumulate::widen_fma>;
   constexpr std::int64_t width = Vectors * simd::lanes;
   const needed_scratch& scratch = job.scratch;
-  float closest[width];       // 2 y . y_c - |y_c|^2
-  std::int32_t owner[width];  // whose that is
+  float closest[static_cast<std::size_t>(width)];       // 2 y . y_c - |y_c|^2
+  std::int32_t owner[static_cast<std::size_t>(width)];  // whose that is
   for (std::int64_t i = 0; i < width; ++i) closest[i] = minus_infinity, owner[i] = 0;
   for (std::int64_t c = 0; c < some; c += broadcasts) {
     multiply_lanes<math, Vectors>(
