@@ -21,9 +21,9 @@ struct settings {
 inline constexpr const char* valid_settings =
     "SKIM_QUOKA is unset or 'dense' for dense attention, 'off' for the host's own, or settings of QUOKA's: "
     "budget=512,queries=32,every=64,sinks=4,recent=128 (what they are by default), after 'paper,' of the paper's rule "
-    "(budget=1024,queries=16,every=128); SKIM_ROWS is the fewest rows that are taken at sight, 65 of attention and 96 "
-    "of a "
-    "product by default; SKIM_LEVEL is a level of the processor";
+    "(budget=1024,queries=16,every=128); SKIM_ROWS is the fewest rows that are taken at sight, by default 65 of "
+    "attention and 96 of a product; SKIM_PRODUCTS=off leaves products to the host; SKIM_LEVEL is a level of the "
+    "processor";
 
 /// Throws std::invalid_argument.
 inline std::int64_t whole_number(const std::string& what, const std::string& digits) {

@@ -117,6 +117,14 @@ void session::reserve_longest() {
         attention_of(layer, options_.chunk, caches_[static_cast<std::size_t>(layer)].capacity);
     scratch_.reserve(skim::cpu::attention<>{}.workspace_bytes(all, workers));
   }
+  const layer_weights& w = model_.layers[0];
+  for (const stored_matrix* const weight : {&w.q, &w.k, &w.v, &w.out, &model_.output()}) {
+    skim::linear_args product;
+    product.x = {nullptr, {options_.chunk, weight->view.extents[1]}, skim::element::f32};
+    product.weight = weight->view;
+    product.out = {nullptr, {options_.chunk, weight->rows()}, skim::element::f32};
+    scratch_.reserve(skim::cpu::linear<>{}.workspace_bytes(product, workers));
+  }
   for (std::size_t layer = 0; layer < ffns_.size(); ++layer) {
     const skim::ffn_args ffn = ffn_of(static_cast<std::int64_t>(layer), options_.chunk, feeding::prompt);
     demand(ffns_[layer]->check(ffn));
@@ -288,7 +296,6 @@ void session::multiply(const skim::tensor_view<const float, 2>& x, const stored_
   args.weight = weight.view;
   if (bias.size() > 0) args.bias = skim::tensor_view<const float, 1>(bias.data(), {bias.size()});
   args.out = out;
-  scratch_.reserve(op.workspace_bytes(args, threads_.concurrency()));
   demand(op.run(args, scratch_, threads_));
 }
 

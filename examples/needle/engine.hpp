@@ -121,7 +121,7 @@ class session {
   matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
-  mutable skim::buffer scratch_;                      // which `logits` uses too
+  skim::buffer scratch_;
 };
 
 }  // namespace needle
