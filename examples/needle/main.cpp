@@ -51,6 +51,7 @@ struct reading_line {
   std::string model, text, kv = "bf16";
   std::vector<std::string> methods = {"dense", "quoka:budget=512"};
   reading_settings settings;
+  bool plain = false;
   int threads = tbb::this_task_arena::max_concurrency();
 };
 
@@ -173,7 +174,9 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
   command->add_option("--model", line.model, "a .gguf of Llama's, Qwen2's, Qwen3's or Gemma 3's architecture")
       ->required();
   command->add_option("--text", line.text, "a file, of which the first tokens are read")->required();
-  command->add_option("--question", settings.question, "what comes behind the text");
+  command->add_option("--question", settings.question,
+                      "what comes behind the text; in a model's own form of conversations, where its file has one");
+  command->add_flag("--plain", line.plain, "the model goes on with text and question as with any text");
   command->add_option("--context", settings.tokens, "tokens of text and question")->check(counts);
   command->add_option("--generate", settings.generate, "tokens of the answer")->check(counts);
   command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
@@ -327,6 +330,10 @@ void run(reading_line line) {
     }
   };
   const tokenizer words = named([&] { return tokenizer(*file); });
+  if (!line.plain && !line.settings.question.empty()) {
+    line.settings.chat = chat_form_of(*file, words);
+    if (line.settings.chat) line.settings.question = "\n\n" + line.settings.question;
+  }
   const model weights = named([&] { return read_model(file); });
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);

@@ -40,11 +40,16 @@ std::size_t whole_characters(const std::string& text) {
   return text.size();
 }
 
-/// The text's first tokens, as many as fit before the question; `text_tokens`: how many.
+/// The text's first tokens, as many as fit before the question; `text_tokens`: how many, with what stands before them.
 tokens prompt_of(const tokenizer& words, const reading_settings& settings, std::int64_t& text_tokens) {
   tokens prompt;
   if (words.begin() >= 0) prompt.push_back(words.begin());
-  const tokens text = words.encode(settings.text), question = words.encode(settings.question);
+  chat_form form;
+  if (settings.chat) form = *settings.chat;
+  prompt.insert(prompt.end(), form.before.begin(), form.before.end());
+  const tokens text = words.encode(form.opening + settings.text);
+  tokens question = words.encode(settings.question);
+  question.insert(question.end(), form.after.begin(), form.after.end());
   const std::int64_t room = settings.tokens - static_cast<std::int64_t>(prompt.size() + question.size());
   if (room < 2)
     throw error("--context " + std::to_string(settings.tokens) + " leaves no room for text beside the question");
@@ -90,7 +95,8 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
     for (std::int64_t i = 0; i < settings.generate; ++i) {
       result.answer_tokens.push_back(run.generate(1).front());
       if (i == 0) result.first_token_ms = milliseconds_since(start) - judging_ms;
-      if (result.answer_tokens.back() == words.end()) break;
+      const std::int32_t token = result.answer_tokens.back();
+      if (token == words.end() || (settings.chat && token == settings.chat->end)) break;
       result.answer = words.decode(result.answer_tokens);
       const std::size_t whole = std::max(whole_characters(result.answer), shown);
       out << one_line(result.answer.substr(shown, whole - shown)) << std::flush;

@@ -2,8 +2,8 @@
 /// \file A real model reads a text and goes on with it, by several methods.
 #pragma once
 
+#include "chat.hpp"
 #include "engine.hpp"
-#include "tokenizer.hpp"
 
 #include <iosfwd>
 #include <string>
@@ -12,8 +12,9 @@
 namespace needle {
 
 struct reading_settings {
-  std::string text, question;  ///< the question comes behind the text
-  std::int64_t tokens = 4096;  ///< of text and question
+  std::string text, question;     ///< the question comes behind the text
+  std::optional<chat_form> chat;  ///< none: the model goes on with the text itself
+  std::int64_t tokens = 4096;     ///< of text and question
   std::int64_t chunk = 128;
   std::int64_t generate = 32;  ///< tokens of the answer
   skim::element kv_type = skim::element::bf16;

@@ -169,6 +169,11 @@ tokenizer::tokenizer(const skim::gguf::file& file) : bytes_(256, -1) {
 tokenizer::tokenizer(tokenizer&&) noexcept = default;
 tokenizer::~tokenizer() = default;
 
+std::int32_t tokenizer::named(std::string_view piece) const {
+  const auto at = std::find(pieces_.begin(), pieces_.end(), piece);
+  return at == pieces_.end() ? -1 : static_cast<std::int32_t>(at - pieces_.begin());
+}
+
 std::vector<std::int32_t> tokenizer::encode(std::string_view text) const {
   struct part {
     std::string_view text;

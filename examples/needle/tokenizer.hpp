@@ -32,6 +32,8 @@ class tokenizer {
   std::int32_t begin() const { return begin_; }
   /// The token that ends one, -1 where there is none.
   std::int32_t end() const { return end_; }
+  /// The token of that name, a special one too; -1 where there is none.
+  std::int32_t named(std::string_view piece) const;
   std::int64_t size() const { return static_cast<std::int64_t>(pieces_.size()); }
 
  private:
