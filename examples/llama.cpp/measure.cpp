@@ -235,9 +235,14 @@ void print_table(const results& found) {
       std::printf(" %7.2fx", base / seconds);
     else
       std::printf(" %8s", "-");
-    if (!own.empty())
-      std::printf(" %8.3f %+.2f%% ±%.2f %9.3f ±%.3f", std::exp(nll.mean), 100 * std::expm1(more.mean), 100 * more.error,
-                  share.mean, share.error);
+    if (!own.empty()) {
+      std::printf(" %8.3f", std::exp(nll.mean));
+      if (change.empty())
+        std::printf(" %12s", "-");
+      else
+        std::printf(" %+.2f%% ±%.2f", 100 * std::expm1(more.mean), 100 * more.error);
+      std::printf(" %9.3f ±%.3f", share.mean, share.error);
+    }
     std::printf("\n");
   }
 }

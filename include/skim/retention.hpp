@@ -44,8 +44,9 @@ struct retention {
       -1;  ///< blocks with a shorter past are dense; -1 = the back-end's measured crossing, 0 = none
   std::int64_t rows_below = 0;  ///< blocks of fewer rows of q are dense; -1 and 0 likewise
 
-  /// Recent give way where they fill more than a quarter of what is kept, then sinks where both fill more than half. (At
-  /// 256 keys the newest 128 would leave too few that were asked for: 0.95 of the answers of a model, 1.0 with 64.)
+  /// Recent give way where they fill more than a quarter of what is kept, rounded up, or with the sinks more than half;
+  /// sinks where they alone fill more than half. (At 256 keys the newest 128 would leave too few that were asked for: 0.95
+  /// of the answers of a model, 0.98 with 64.)
   bool shrinks = false;
 
   SKIM_HD static constexpr retention budget(std::int64_t tokens, std::int64_t sinks = 0, std::int64_t recent = 0) {
@@ -99,9 +100,10 @@ SKIM_LOCAL constexpr report check(const retention& keep) {
   if (report r = check_range("keep.recent", keep.recent, 0, largest_index, status::bad_value); !r) return r;
   if (report r = check_amount(keep.count, keep.fraction); !r) return r;
   const std::int64_t most = keep.count > 0 ? keep.count : largest_index;
-  if (keep.sinks > most) return fault(status::bad_value, "keep.sinks", keep.sinks, most, "at most");
-  if (keep.recent > most - keep.sinks) {
-    return fault(status::bad_value, "keep.recent", keep.recent, most - keep.sinks, "beside the sinks at most");
+  const retention ends = keep.count > 0 ? keep.among(keep.count) : keep;  // those that shrink fit
+  if (ends.sinks > most) return fault(status::bad_value, "keep.sinks", ends.sinks, most, "at most");
+  if (ends.recent > most - ends.sinks) {
+    return fault(status::bad_value, "keep.recent", ends.recent, most - ends.sinks, "beside the sinks at most");
   }
   if (report r = check_range("keep.every", keep.every, 0, largest_index, status::bad_value); !r) return r;
   if (report r = check_range("keep.dense_below", keep.dense_below, -1, largest_index, status::bad_value); !r) return r;

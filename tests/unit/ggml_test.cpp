@@ -589,16 +589,18 @@ TEST(GgmlLinear, WidensQuantisedWeights) {
   }
 }
 
-TEST(GgmlLinear, OfNoTokens) {
-  product_memory memory(GGML_TYPE_F32, 40, 37, 0);
-  const std::vector<char> before = memory.out.bytes;
-  EXPECT_EQ(memory.computed(skim::serial_executor{}), before);
+TEST(GgmlLinear, OfNothing) {
+  for (const std::array<std::int64_t, 3>& tokens : {std::array<std::int64_t, 3>{0, 1, 1}, {3, 0, 1}, {3, 1, 0}}) {
+    product_memory memory(GGML_TYPE_F32, 40, 37, tokens[0], tokens[1], tokens[2]);
+    const std::vector<char> before = memory.out.bytes;
+    EXPECT_EQ(memory.computed(skim::serial_executor{}), before);
+  }
 }
 
 /// What is refused, by which name, and that nothing is written.
 TEST(GgmlLinear, Refuses) {
   const auto expect = [](const char* argument, const std::function<void(skim::ggml_product&)>& change) {
-    product_memory memory(GGML_TYPE_F32, 40, 37, 5);
+    product_memory memory(GGML_TYPE_F32, 40, 37, 5, 2, 2);
     skim::ggml_product operands = memory.operands();
     change(operands);
     skim::ggml_linear<skim::cpu::linear<>> linear;
@@ -625,8 +627,17 @@ TEST(GgmlLinear, Refuses) {
   expect("weight.ne[2]", [&](skim::ggml_product& p) { at(p.weight).ne[2] = 2; });
   expect("weight.ne[3]", [&](skim::ggml_product& p) { at(p.weight).ne[3] = 2; });
   expect("out.ne[0]", [](skim::ggml_product& p) { p.out->ne[0] = 36; });
-  expect("out.ne[2]", [](skim::ggml_product& p) { p.out->ne[2] = 2; });
-  expect("out.ne[3]", [](skim::ggml_product& p) { p.out->ne[3] = 2; });
+  expect("out.ne[2]", [](skim::ggml_product& p) { p.out->ne[2] = 1; });
+  expect("out.ne[3]", [](skim::ggml_product& p) { p.out->ne[3] = 1; });
+  for (const int axis : {2, 3}) {
+    const std::string name = "x.ne[" + std::to_string(axis) + "]";
+    expect(name.c_str(), [&](skim::ggml_product& p) { at(p.x).ne[axis] = p.out->ne[axis] = -1; });
+    expect(name.c_str(), [&](skim::ggml_product& p) { at(p.x).ne[axis] = p.out->ne[axis] = std::int64_t{1} << 40; });
+    const std::string stride = ".strides[" + std::to_string(3 - axis) + "]";
+    expect(("x" + stride).c_str(), [&](skim::ggml_product& p) { at(p.x).nb[axis] = std::size_t{1} << 63; });
+    expect(("out" + stride).c_str(), [&](skim::ggml_product& p) { p.out->nb[axis] = std::size_t{1} << 63; });
+    expect(("out" + stride).c_str(), [&](skim::ggml_product& p) { p.out->nb[axis] = 8; });
+  }
   expect("out.extents[0]", [](skim::ggml_product& p) { p.out->ne[1] = 4; });
   expect("weight.extents[1]", [&](skim::ggml_product& p) { at(p.x).ne[0] = 39; });
   expect("weight", [&](skim::ggml_product& p) { at(p.weight).nb[1] += 1; });

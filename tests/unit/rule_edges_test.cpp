@@ -84,6 +84,7 @@ TEST(OwnRule, PresetsShrinkRecentToAQuarterAndBothToHalf) {
   EXPECT_EQ(ends(retention::preset_share(0.01), 8192), std::pair(std::int64_t{4}, std::int64_t{21}));
   EXPECT_EQ(ends(retention::preset_share(0.01), 100), std::pair(std::int64_t{0}, std::int64_t{0}));
   EXPECT_EQ(retention::preset_share(0.01).keys(8192), 82);
+  for (std::int64_t budget = 1; budget < 140; ++budget) EXPECT_TRUE(skim::check(retention::preset(budget))) << budget;
   EXPECT_EQ(ends(retention::budget(200, 4, 128), 8192), std::pair(std::int64_t{4}, std::int64_t{128}));
 }
 

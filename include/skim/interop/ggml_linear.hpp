@@ -26,13 +26,12 @@ inline ggml_product ggml_product_of(ggml_tensor& node) {
 
 namespace detail {
 
-/// Of one matrix of x, by `rows` outputs from `first` on; `weight` is their first row, as it is computed on.
+/// Of matrix [c, b] of x, by `count` outputs from `first` on; `weight` is their first row, as it is computed on.
 inline linear_args ggml_linear_args(const ggml_product& p, const ggml_tensor& weight, std::int64_t first,
-                                    std::int64_t count, std::int64_t matrix = 0) {
+                                    std::int64_t count, std::int64_t b = 0, std::int64_t c = 0) {
   const auto rows_of = [&](const ggml_tensor& t) {
     char* const data = static_cast<char*>(t.data);
-    const std::size_t at =
-        static_cast<std::size_t>(matrix % t.ne[2]) * t.nb[2] + static_cast<std::size_t>(matrix / t.ne[2]) * t.nb[3];
+    const std::size_t at = static_cast<std::size_t>(b) * t.nb[2] + static_cast<std::size_t>(c) * t.nb[3];
     return tensor_view<void, 2>(data ? data + at : data, {t.ne[1], t.ne[0]}, {ggml_stride(t, 1), 1},
                                 element_of_ggml(t.type));
   };
@@ -45,6 +44,14 @@ inline linear_args ggml_linear_args(const ggml_product& p, const ggml_tensor& we
   return args;
 }
 
+/// All axes, the outermost first.
+inline tensor_view<void, 4> ggml_whole(const ggml_tensor& t) {
+  return {t.data,
+          {t.ne[3], t.ne[2], t.ne[1], t.ne[0]},
+          {ggml_stride(t, 3), ggml_stride(t, 2), ggml_stride(t, 1), 1},
+          element_of_ggml(t.type)};
+}
+
 }  // namespace detail
 
 /// Whether skim takes the node: types, strides, widths; one weight for all matrices of x. Reads no data.
@@ -55,14 +62,20 @@ inline report check(const ggml_product& p) {
   if (report r = check_ggml_tensor(p.out, "out"); !r) return r;
   if (p.weight->ne[2] != 1) return fault(status::unsupported, "weight.ne[2]", p.weight->ne[2], 1);
   if (p.weight->ne[3] != 1) return fault(status::unsupported, "weight.ne[3]", p.weight->ne[3], 1);
+  if (report r = check_range("x.ne[2]", p.x->ne[2], 0, largest_index, status::bad_extent); !r) return r;
+  if (report r = check_range("x.ne[3]", p.x->ne[3], 0, largest_index, status::bad_extent); !r) return r;
   if (p.out->ne[0] != p.weight->ne[1]) return fault(status::bad_extent, "out.ne[0]", p.out->ne[0], p.weight->ne[1]);
   if (p.out->ne[2] != p.x->ne[2]) return fault(status::bad_extent, "out.ne[2]", p.out->ne[2], p.x->ne[2]);
   if (p.out->ne[3] != p.x->ne[3]) return fault(status::bad_extent, "out.ne[3]", p.out->ne[3], p.x->ne[3]);
-  return check(ggml_linear_args(p, ggml_computed(*p.weight, nullptr), 0, p.weight->ne[1]), pointers::ignored);
+  const linear_args args = ggml_linear_args(p, ggml_computed(*p.weight, nullptr), 0, p.weight->ne[1]);
+  if (report r = check(args, pointers::ignored); !r) return r;
+  if (report r = check_tensor(ggml_whole(*p.x), "x", pointers::ignored); !r) return r;
+  if (report r = check_tensor(ggml_whole(*p.out), "out", pointers::ignored); !r) return r;
+  return check_apart(ggml_whole(*p.out), "out");
 }
 
 /// Computes nodes by an operation, `cpu::linear<...>` or `cpu::any_linear`. A weight of ggml's quantised types is widened to
-/// f32 by ggml's own function, up to 16 MiB of it at a time; x is not quantised, as it is in ggml, and sums are of f32. One
+/// f32 by ggml's own function, 16 MiB of it at a time or, where that is more, 32 rows; x is not quantised, as it is in ggml, and sums are of f32. One
 /// per context that computes: it holds the scratch.
 template <class Operation>
 class ggml_linear {
@@ -74,8 +87,7 @@ class ggml_linear {
     using namespace detail;
     if (report r = check(p); !r) return r;
     const ggml_tensor& weight = *p.weight;
-    const std::int64_t matrices = p.x->ne[2] * p.x->ne[3];
-    if (p.x->ne[1] == 0 || matrices == 0) return {};
+    if (p.x->ne[1] == 0 || p.x->ne[2] == 0 || p.x->ne[3] == 0) return {};
     if (!weight.data) return null_fault("weight.data");
     if (!p.x->data) return null_fault("x.data");
     if (!p.out->data) return null_fault("out.data");
@@ -86,10 +98,12 @@ class ggml_linear {
     for (std::int64_t first = 0; first < weight.ne[1]; first += rows) {
       const std::int64_t count = (std::min)(rows, weight.ne[1] - first);
       if (widened) widen(weight, first, count, executor);
-      for (std::int64_t matrix = 0; matrix < matrices; ++matrix) {
-        const linear_args args = ggml_linear_args(p, computed, first, count, matrix);
-        workspace_.reserve(op_.workspace_bytes(args, executor.concurrency()));
-        if (report r = op_.run(args, workspace_, executor); !r) return r;
+      for (std::int64_t c = 0; c < p.x->ne[3]; ++c) {
+        for (std::int64_t b = 0; b < p.x->ne[2]; ++b) {
+          const linear_args args = ggml_linear_args(p, computed, first, count, b, c);
+          workspace_.reserve(op_.workspace_bytes(args, executor.concurrency()));
+          if (report r = op_.run(args, workspace_, executor); !r) return r;
+        }
       }
     }
     return {};

@@ -97,8 +97,8 @@ SKIM_NOINLINE void meet_rows(const needed_job& job, std::int64_t first, std::int
     multiply_lanes<math, Vectors>(
         picked + c * job.length, job.length, features_in_lanes(job), first,
         [&](auto i, std::int64_t lane, simd::floats sums) SKIM_LAMBDA_INLINE {
-          float* const most = closest + lane - first;
-          std::int32_t* const whose = owner + lane - first;
+          float* const most = closest + (lane - first);
+          std::int32_t* const whose = owner + (lane - first);
           const simd::floats close = simd::fma(sums, simd::floats(2.0f), simd::floats(-sizes[c + i]));
           const simd::float_mask closer = close > simd::load(most);
           const simd::ints before = simd::load(static_cast<const std::int32_t*>(whose));
