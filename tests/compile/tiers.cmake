@@ -34,6 +34,7 @@ set(rules
     "skim/interop/gguf(_blocks|_parts)?\\.hpp"  "${std}|${tier_0}|skim/interop/(mapped_file|gguf|gguf_parts)\\.hpp"
     "skim/interop/ggml_operands\\.hpp"  "${std}|${tier_0}|ggml\\.h"
     "skim/interop/ggml\\.hpp"  "${std}|${tier_0}|skim/interop/(ggml_operands|mask_reader)\\.hpp"
+    "skim/interop/ggml_linear\\.hpp"  "${std}|${tier_0}|skim/interop/ggml_operands\\.hpp"
     "skim/interop/fastforward_file\\.hpp"
       "${std}|${tier_0}|nlohmann/.*|skim/interop/(fitted_fastforward|safetensors(_writer)?)\\.hpp"
     "skim/calibrate/.*"
