@@ -128,26 +128,9 @@ class ggml_attention {
     return wide;
   }
 
-  void widen(const ggml_tensor& from, const ggml_tensor& to, executor_ref executor) const {
-    const auto to_float = ggml_get_type_traits(from.type)->to_float;
-    constexpr std::int64_t rows = 32;  // of a task
-    const std::int64_t tasks = (from.ne[1] + rows - 1) / rows;
-    executor.parallel_for(tasks * from.ne[2] * from.ne[3], [&](std::int64_t task, unsigned) {
-      const std::int64_t first = task % tasks * rows, head = task / tasks % from.ne[2],
-                         stream = task / tasks / from.ne[2];
-      const auto row_of = [&](const ggml_tensor& t, std::int64_t cell) {
-        return static_cast<char*>(t.data) + static_cast<std::size_t>(cell) * t.nb[1] +
-               static_cast<std::size_t>(head) * t.nb[2] + static_cast<std::size_t>(stream) * t.nb[3];
-      };
-      for (std::int64_t cell = first; cell < (std::min)(first + rows, from.ne[1]); ++cell) {
-        to_float(row_of(from, cell), reinterpret_cast<float*>(row_of(to, cell)), from.ne[0]);
-      }
-    });
-  }
-
   report run(executor_ref executor) const {
     for (int i = 0; i < 2; ++i) {
-      if (to_widen_[i]) widen(*to_widen_[i], computed_[i], executor);
+      if (to_widen_[i]) detail::widen_ggml(*to_widen_[i], computed_[i], executor);
     }
     for (const call& c : calls_) {
       const report r =

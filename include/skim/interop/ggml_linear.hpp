@@ -8,7 +8,6 @@
 #pragma once
 
 #include <skim/buffer.hpp>
-#include <skim/executor.hpp>
 #include <skim/interop/ggml_operands.hpp>
 #include <skim/linear.hpp>
 
@@ -75,8 +74,8 @@ inline report check(const ggml_product& p) {
 }
 
 /// Computes nodes by an operation, `cpu::linear<...>` or `cpu::any_linear`. A weight of ggml's quantised types is widened to
-/// f32 by ggml's own function, 16 MiB of it at a time or, where that is more, 32 rows; x is not quantised, as it is in ggml, and sums are of f32. One
-/// per context that computes: it holds the scratch.
+/// f32 by ggml's own function, 16 MiB of it at a time or, where that is more, 32 rows; x is not quantised, as it is in ggml,
+/// and sums are of f32. One per context that computes: it holds the scratch.
 template <class Operation>
 class ggml_linear {
  public:
@@ -94,10 +93,13 @@ class ggml_linear {
     const bool widened = widened_for_ggml(weight.type);
     const std::int64_t rows = widened ? rows_at_once(weight) : weight.ne[1];
     if (widened) wide_.reserve(static_cast<std::size_t>(rows * weight.ne[0]) * sizeof(float));
-    const ggml_tensor computed = ggml_computed(weight, wide_.as<float>());
     for (std::int64_t first = 0; first < weight.ne[1]; first += rows) {
       const std::int64_t count = (std::min)(rows, weight.ne[1] - first);
-      if (widened) widen(weight, first, count, executor);
+      ggml_tensor piece = weight;
+      piece.data = static_cast<char*>(weight.data) + static_cast<std::size_t>(first) * weight.nb[1];
+      piece.ne[1] = count;
+      const ggml_tensor computed = ggml_computed(piece, wide_.as<float>());
+      if (widened) widen_ggml(piece, computed, executor);
       for (std::int64_t c = 0; c < p.x->ne[3]; ++c) {
         for (std::int64_t b = 0; b < p.x->ne[2]; ++b) {
           const linear_args args = ggml_linear_args(p, computed, first, count, b, c);
@@ -114,18 +116,6 @@ class ggml_linear {
     constexpr std::int64_t numbers = std::int64_t{4} << 20;
     const std::int64_t rows = (std::max)(std::int64_t{32}, numbers / weight.ne[0] / 32 * 32);
     return (std::min)(rows, weight.ne[1]);
-  }
-
-  void widen(const ggml_tensor& weight, std::int64_t first, std::int64_t count, executor_ref executor) {
-    const auto to_float = ggml_get_type_traits(weight.type)->to_float;
-    float* const wide = wide_.as<float>();
-    constexpr std::int64_t rows = 16;  // of a task
-    executor.parallel_for((count + rows - 1) / rows, [&](std::int64_t task, unsigned) {
-      for (std::int64_t row = task * rows; row < (std::min)((task + 1) * rows, count); ++row) {
-        to_float(static_cast<const char*>(weight.data) + static_cast<std::size_t>(first + row) * weight.nb[1],
-                 wide + row * weight.ne[0], weight.ne[0]);
-      }
-    });
   }
 
   Operation op_;

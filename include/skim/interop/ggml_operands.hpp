@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/attention.hpp>
+#include <skim/executor.hpp>
 
 #include <ggml.h>
 
@@ -105,6 +106,24 @@ inline ggml_tensor ggml_computed(const ggml_tensor& x, void* data) {
   wide.nb[0] = sizeof(float);
   for (int axis = 1; axis < 4; ++axis) wide.nb[axis] = wide.nb[axis - 1] * static_cast<std::size_t>(x.ne[axis - 1]);
   return wide;
+}
+
+/// `to`, f32, = the numbers of `from`, by ggml's own function: every row once.
+inline void widen_ggml(const ggml_tensor& from, const ggml_tensor& to, executor_ref executor) {
+  const auto to_float = ggml_get_type_traits(from.type)->to_float;
+  constexpr std::int64_t rows = 32;  // of a task
+  const std::int64_t tasks = (from.ne[1] + rows - 1) / rows;
+  executor.parallel_for(tasks * from.ne[2] * from.ne[3], [&](std::int64_t task, unsigned) {
+    const std::int64_t first = task % tasks * rows, head = task / tasks % from.ne[2],
+                       stream = task / tasks / from.ne[2];
+    const auto row_of = [&](const ggml_tensor& t, std::int64_t cell) {
+      return static_cast<char*>(t.data) + static_cast<std::size_t>(cell) * t.nb[1] +
+             static_cast<std::size_t>(head) * t.nb[2] + static_cast<std::size_t>(stream) * t.nb[3];
+    };
+    for (std::int64_t cell = first; cell < (std::min)(first + rows, from.ne[1]); ++cell) {
+      to_float(row_of(from, cell), reinterpret_cast<float*>(row_of(to, cell)), from.ne[0]);
+    }
+  });
 }
 
 inline report check_ggml_tensor(const ggml_tensor* x, const char* name, bool may_be_widened = false) {

@@ -100,7 +100,7 @@ SKIM_INLINE float score_key(const packed_queries& queries, const float* key, std
 }
 
 /// Keys whose turn comes next. They are fetched a few at a time while others are multiplied: in a tile of one head rows lie
-/// apart, which no prefetcher follows, and waiting for them took as long as half of the multiplying.
+/// apart, which no prefetcher follows, and waiting for them took a quarter as long as the multiplying.
 struct coming_keys {
   head_rows rows;
   const kv_view* kv;
