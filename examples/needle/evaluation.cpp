@@ -15,6 +15,7 @@ namespace needle {
 namespace {
 
 double median(std::vector<double> values) {
+  if (values.empty()) return std::nan("");
   const std::size_t middle = values.size() / 2;
   std::sort(values.begin(), values.end());
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
@@ -35,7 +36,9 @@ class stopwatch {
 /// What chosen keys capture of a row's softmax: dense attention on the same arguments says what there was.
 class mass_meter {
  public:
-  void measure(const skim::attention_args& chosen, const executor& threads) {
+  explicit mass_meter(std::int64_t layers) : layers_(static_cast<std::size_t>(layers)) {}
+
+  void measure(std::int64_t layer, const skim::attention_args& chosen, const executor& threads) {
     const auto& [Tq, Hq, Dv] = chosen.out.extents;
     out_.reserve(static_cast<std::size_t>(Tq * Hq * Dv) * sizeof(float));
     lse_.reserve(static_cast<std::size_t>(Tq * Hq) * sizeof(float));
@@ -46,116 +49,102 @@ class mass_meter {
     workspace_.reserve(every_key.workspace_bytes(dense, threads.concurrency()));
     demand(every_key.run(dense, {}, workspace_, threads));
     for (const auto& head : skim::testing::captured_mass(chosen.lse, dense.lse).heads) {
-      all_.masses.insert(all_.masses.end(), head.masses.begin(), head.masses.end());
+      masses_.insert(masses_.end(), head.masses.begin(), head.masses.end());
+      mean& of_layer = layers_[static_cast<std::size_t>(layer)];
+      of_layer.sum += std::accumulate(head.masses.begin(), head.masses.end(), 0.0);
+      of_layer.count += static_cast<double>(head.masses.size());
     }
   }
 
-  /// Of all heads as one.
-  skim::testing::head_mass result() const {
-    skim::testing::head_mass sorted = all_;
-    std::sort(sorted.masses.begin(), sorted.masses.end());
-    const double rows = static_cast<double>(sorted.masses.size());
-    if (rows > 0) sorted.mean = std::accumulate(sorted.masses.begin(), sorted.masses.end(), 0.0) / rows;
-    return sorted;
+  void report(prompt_result& to) {
+    if (masses_.empty()) return;
+    skim::testing::head_mass all;
+    all.masses = std::move(masses_);
+    std::sort(all.masses.begin(), all.masses.end());
+    to.mass = std::accumulate(all.masses.begin(), all.masses.end(), 0.0) / static_cast<double>(all.masses.size());
+    to.mass_of_worst = all.quantile(0.05);
+    for (const mean& each : layers_) to.mass_of_layer.push_back(each.sum / each.count);  // none: NaN
   }
 
  private:
-  skim::testing::head_mass all_;
+  struct mean {
+    double sum = 0, count = 0;
+  };
+  std::vector<mean> layers_;
+  std::vector<double> masses_;
   skim::buffer out_, lse_, workspace_;
 };
 
-/// What the runs of one method add up to.
-class tally {
- public:
-  /// Prefills the prompt but its last token and compares every prediction with what follows and, if asked for, every
-  /// sparse chunk's mass with dense attention's, off the clock; then decodes `generate` tokens.
-  void run(session& fresh, const prompt& text, std::int64_t generate, bool measure_mass, const executor& threads) {
-    const std::vector<std::int32_t> fed(text.tokens.begin(), text.tokens.end() - 1);
-    stopwatch prefill;
-    if (measure_mass) {
-      fresh.listen({}, [&](std::int64_t, const skim::attention_args& args, bool sparse) {
-        if (!sparse) return;
-        prefill.stop();
-        mass_.measure(args, threads);
-        prefill.start();
-      });
+/// Row i of the logits speaks about token first + i + 1.
+void judge(const matrix& logits, const prompt& text, std::int64_t first, prompt_result& to) {
+  for (std::int64_t i = 0; i < logits.rows(); ++i) {
+    const std::size_t next = static_cast<std::size_t>(first + i + 1);
+    if (text.roles[next] == role::unjudged) continue;
+    const std::int32_t target = text.tokens[next];
+    Eigen::Index likeliest = 0;
+    const float largest = logits.row(i).maxCoeff(&likeliest);
+    if (text.roles[next] == role::answer) {
+      ++to.answers;
+      to.right += likeliest == target;
+      continue;
     }
-    prefill.start();
-    fresh.feed(fed, [&](std::int64_t first, std::int64_t count) {
+    ++to.judged;
+    const double mass = static_cast<double>((logits.row(i).array() - largest).exp().sum());
+    to.nll += std::log(mass) - static_cast<double>(logits(i, target) - largest);
+  }
+}
+
+/// Prefills the prompt but its last token and compares every prediction with what follows and, if asked for, every sparse
+/// chunk's mass with dense attention's, off the clock; then decodes `generate` tokens.
+prompt_result judged(session& fresh, const prompt& text, std::int64_t layers, std::int64_t generate, bool measure_mass,
+                     const executor& threads) {
+  prompt_result result;
+  mass_meter masses(layers);
+  stopwatch prefill;
+  if (measure_mass) {
+    fresh.listen({}, [&](std::int64_t layer, const skim::attention_args& args, bool sparse) {
+      if (!sparse) return;
       prefill.stop();
-      judge(fresh.logits(first, count), text, first);
+      masses.measure(layer, args, threads);
       prefill.start();
     });
-    const row last = fresh.logits(fresh.tokens() - 1);
+  }
+  prefill.start();
+  fresh.feed({text.tokens.begin(), text.tokens.end() - 1}, [&](std::int64_t first, std::int64_t count) {
     prefill.stop();
-    fresh.listen({}, {});
-    const session_counts& counts = fresh.counts();
-    ttft_ms_.push_back(prefill.milliseconds());
-    select_ms_.push_back(counts.select_ms);
-    attention_ms_.push_back(counts.attention_ms);
-    ffn_ms_.push_back(counts.ffn_ms);
-    evict_ms_.push_back(counts.evict_ms);
-    keys_read_ += counts.keys_read;
-    reads_ += counts.reads;
-    if (generate > 0) {
-      stopwatch decode;
-      decode.start();
-      fresh.generate(generate);
-      decode.stop();
-      decode_ms_per_token_.push_back(decode.milliseconds() / static_cast<double>(generate));
-    }
-    kv_bytes_held_ = std::max(kv_bytes_held_, fresh.kv_bytes_held());
+    const auto begin = text.roles.begin() + first + 1, end = begin + count;
+    const auto counts = [](role each) { return each != role::unjudged; };
+    const auto from = std::find_if(begin, end, counts);
+    const auto to = std::find_if(std::make_reverse_iterator(end), std::make_reverse_iterator(from), counts).base();
+    if (from != to) judge(fresh.logits(first + (from - begin), to - from), text, first + (from - begin), result);
+    prefill.start();
+  });
+  const row last = fresh.logits(fresh.tokens() - 1);
+  prefill.stop();
+  fresh.listen({}, {});
+  const session_counts& counts = fresh.counts();
+  result.ttft_ms = prefill.milliseconds();
+  result.select_ms = counts.select_ms;
+  result.attention_ms = counts.attention_ms;
+  result.ffn_ms = counts.ffn_ms;
+  result.evict_ms = counts.evict_ms;
+  result.kv_tokens_read = counts.keys_read / counts.reads;
+  if (generate > 0) {
+    stopwatch decode;
+    decode.start();
+    fresh.generate(generate);
+    decode.stop();
+    result.decode_ms_per_token = decode.milliseconds() / static_cast<double>(generate);
   }
+  result.kv_bytes_held = fresh.kv_bytes_held();
+  result.nll /= static_cast<double>(result.judged);
+  masses.report(result);
+  return result;
+}
 
-  evaluation_result result(const std::string& name) const {
-    evaluation_result result;
-    result.method = name;
-    result.accuracy = static_cast<double>(right_) / static_cast<double>(answers_);
-    result.nll = nll_ / static_cast<double>(others_);
-    result.ttft_ms = median(ttft_ms_);
-    result.select_ms = median(select_ms_);
-    result.attention_ms = median(attention_ms_);
-    result.ffn_ms = median(ffn_ms_);
-    result.evict_ms = median(evict_ms_);
-    if (!decode_ms_per_token_.empty()) result.decode_ms_per_token = median(decode_ms_per_token_);
-    result.kv_tokens_read = keys_read_ / reads_;
-    result.kv_bytes_held = kv_bytes_held_;
-    if (const skim::testing::head_mass mass = mass_.result(); !mass.masses.empty()) {
-      result.mass = mass.mean;
-      result.mass_of_worst = mass.quantile(0.05);
-    }
-    return result;
-  }
-
- private:
-  /// Row i of the logits speaks about token first + i + 1.
-  void judge(const matrix& logits, const prompt& text, std::int64_t first) {
-    for (std::int64_t i = 0; i < logits.rows(); ++i) {
-      const std::size_t next = static_cast<std::size_t>(first + i + 1);
-      judge(logits.row(i), text.tokens[next], text.is_answer[next] != 0);
-    }
-  }
-
-  void judge(const row& logits, std::int32_t target, bool is_answer) {
-    if (target == vocabulary::pad) return;
-    Eigen::Index likeliest = 0;
-    const float largest = logits.maxCoeff(&likeliest);
-    if (is_answer) {
-      ++answers_;
-      right_ += likeliest == target;
-      return;
-    }
-    ++others_;
-    const double mass = static_cast<double>((logits.array() - largest).exp().sum());
-    nll_ += std::log(mass) - static_cast<double>(logits(target) - largest);
-  }
-
-  std::vector<double> ttft_ms_, select_ms_, attention_ms_, ffn_ms_, evict_ms_, decode_ms_per_token_;
-  std::int64_t answers_ = 0, right_ = 0, others_ = 0;
-  double nll_ = 0, keys_read_ = 0, reads_ = 0;
-  std::int64_t kv_bytes_held_ = 0;
-  mass_meter mass_;
-};
+constexpr double prompt_result::*times[] = {&prompt_result::ttft_ms,   &prompt_result::decode_ms_per_token,
+                                            &prompt_result::select_ms, &prompt_result::attention_ms,
+                                            &prompt_result::ffn_ms,    &prompt_result::evict_ms};
 
 /// The first words, the asked needle among its neighbours, and dots between.
 std::string shortened(const prompt& text, std::int64_t question) {
@@ -175,27 +164,96 @@ std::string shortened(const prompt& text, std::int64_t question) {
 
 }  // namespace
 
+double evaluation_result::accuracy() const {
+  std::int64_t right = 0, answers = 0;
+  for (const prompt_result& each : prompts) {
+    right += each.right;
+    answers += each.answers;
+  }
+  return static_cast<double>(right) / static_cast<double>(answers);
+}
+
+double evaluation_result::nll() const {
+  double sum = 0, judged = 0;
+  for (const prompt_result& each : prompts) {
+    sum += each.nll * static_cast<double>(each.judged);
+    judged += static_cast<double>(each.judged);
+  }
+  return sum / judged;
+}
+
+double evaluation_result::mean_of(double prompt_result::*field) const {
+  double sum = 0, count = 0;
+  for (const prompt_result& each : prompts) {
+    if (std::isnan(each.*field)) continue;
+    sum += each.*field;
+    ++count;
+  }
+  return sum / count;
+}
+
+double evaluation_result::median_of(double prompt_result::*field) const {
+  std::vector<double> values;
+  for (const prompt_result& each : prompts) {
+    if (!std::isnan(each.*field)) values.push_back(each.*field);
+  }
+  return median(values);
+}
+
+std::int64_t evaluation_result::kv_bytes_held() const {
+  std::int64_t most = 0;
+  for (const prompt_result& each : prompts) most = std::max(most, each.kv_bytes_held);
+  return most;
+}
+
+std::vector<double> evaluation_result::mass_of_layer() const {
+  std::vector<double> sums;
+  double count = 0;
+  for (const prompt_result& each : prompts) {
+    if (each.mass_of_layer.empty()) continue;
+    sums.resize(each.mass_of_layer.size());
+    for (std::size_t layer = 0; layer < sums.size(); ++layer) sums[layer] += each.mass_of_layer[layer];
+    ++count;
+  }
+  for (double& each : sums) each /= count;
+  return sums;
+}
+
+estimate nll_above(const evaluation_result& base, const evaluation_result& result) {
+  const std::size_t count = std::min(base.prompts.size(), result.prompts.size());
+  const double n = static_cast<double>(count);
+  std::vector<double> more;
+  for (std::size_t i = 0; i < count; ++i) more.push_back(result.prompts[i].nll - base.prompts[i].nll);
+  estimate found;
+  found.mean = std::accumulate(more.begin(), more.end(), 0.0) / n;
+  double squares = 0;
+  for (const double each : more) squares += (each - found.mean) * (each - found.mean);
+  found.error = std::sqrt(squares / (n - 1) / n);
+  return found;
+}
+
 std::vector<evaluation_result> evaluate(const model& weights, const std::vector<method>& methods,
-                                        const evaluation_settings& settings, const executor& threads,
-                                        const progress& report) {
-  std::vector<tally> tallies(methods.size());
-  prompt_source source(settings.seed);
+                                        const prompt_maker& next, const evaluation_settings& settings,
+                                        std::vector<evaluation_result> known, const executor& threads,
+                                        const progress& report, const result_listener& after_each) {
   const std::int64_t all = settings.prompts * static_cast<std::int64_t>(methods.size());
   std::int64_t done = 0;
   for (std::int64_t number = 0; number < settings.prompts; ++number) {
-    const prompt text = source.next(settings.shape);
-    for (std::size_t i = 0; i < methods.size(); ++i) {
-      report(done++, all, methods[i].text);
-      const session_options options{settings.shape.tokens - 1 + settings.generate, settings.chunk, settings.kv_type,
-                                    static_cast<std::uint64_t>(number)};
+    const prompt text = next();
+    for (std::size_t i = 0; i < methods.size(); ++i, ++done) {
+      std::vector<prompt_result>& have = known[i].prompts;
+      if (static_cast<std::int64_t>(have.size()) > number) continue;
+      report(done, all, methods[i].text);
+      const session_options options{static_cast<std::int64_t>(text.tokens.size()) - 1 + settings.generate,
+                                    settings.chunk, settings.kv_type, static_cast<std::uint64_t>(number)};
       session fresh(weights, methods[i], options, threads);
-      tallies[i].run(fresh, text, settings.generate, number < settings.mass_prompts, threads);
+      have.push_back(
+          judged(fresh, text, weights.config.layers, settings.generate, number < settings.mass_prompts, threads));
+      if (after_each) after_each(known);
     }
   }
   report(all, all, "");
-  std::vector<evaluation_result> results;
-  for (std::size_t i = 0; i < methods.size(); ++i) results.push_back(tallies[i].result(methods[i].text));
-  return results;
+  return known;
 }
 
 shown_question ask(const model& weights, const std::vector<method>& methods, const evaluation_settings& settings,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file needle: prefills needle-in-a-haystack prompts with several methods and shows what each costs and saves.
 #include "error.hpp"
-#include "gguf_model.hpp"
+#include "opened.hpp"
 #include "output.hpp"
+#include "prose.hpp"
 #include "reading.hpp"
 #include "tuning.hpp"
 
@@ -15,11 +16,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <fstream>
 #include <iostream>
-#include <sstream>
 
 namespace {
 
@@ -27,7 +28,9 @@ using namespace needle;
 
 /// What is prefilled, and how.
 struct workload_line {
-  std::string model = "qwen2", kv = "bf16", json;
+  std::string model = "qwen2", text, kv = "bf16", json;
+  bool resume = false;
+  std::optional<std::int64_t> needles;
   evaluation_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
 };
@@ -96,12 +99,17 @@ void show_defaults(CLI::App& app) {
 void add_workload(CLI::App& app, workload_line& line) {
   evaluation_settings& settings = line.settings;
   app.add_option("--model", line.model,
-                 "qwen2, llama, or a directory with config.json and model.safetensors or its index");
+                 "qwen2, llama, a directory with config.json and model.safetensors or its index, or a .gguf of the\n"
+                 "architectures of Llama 2 and 3, Qwen2, Qwen3 or Gemma 3");
+  app.add_option(
+      "--text", line.text,
+      "a file: prompts are text of it from places that --seed chooses, with facts hidden between its\n"
+      "sentences; the last quarter of the text is judged. Without it, the made-up language of qwen2 and llama");
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--prompts", settings.prompts, "how many prompts")->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--questions", settings.shape.questions, "questions at the end of a prompt");
-  app.add_option("--needles", settings.shape.needles, "facts hidden in a prompt");
+  app.add_option("--needles", line.needles, "facts hidden in a prompt; otherwise 16, in --text 8, there at most 16");
   app.add_option("--chunk", settings.chunk, "tokens prefilled at a time")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--seed", settings.seed, "the same seed, the same prompts")->check(CLI::NonNegativeNumber);
@@ -112,7 +120,11 @@ void add_workload(CLI::App& app, workload_line& line) {
          "prompts in which dense attention runs beside, off the clock, and says which share of the softmax the\n"
          "chosen keys receive: its mean over rows, heads and layers, and what the worst twentieth does not exceed")
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
-  app.add_option("--json", line.json, "also write the results to this file");
+  app.add_flag("!--untimed", settings.timed, "leave times out, on a machine that does other work beside");
+  CLI::Option* const json = app.add_option("--json", line.json, "also write the results to this file");
+  app.add_flag("--resume", line.resume,
+               "write each prompt's results to that file as they come, and go on with those that it holds")
+      ->needs(json);
 }
 
 void add_options(CLI::App& app, evaluation_line& line) {
@@ -123,7 +135,8 @@ void add_options(CLI::App& app, evaluation_line& line) {
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
   app.add_option("--method", line.methods,
                  "repeats; default: dense, QUOKA by our rule and by the paper's. table:select,\n"
-                 "table:evict, table:ffn = the rows of models/README.md, table = all.\n"
+                 "table:evict, table:ffn = the rows of models/README.md, table = all;\n"
+                 "table:budgets, table:bounded, table:neurons = those for a model of one's own.\n"
                  "Else a part of each kind, joined by +. What a chunk reads:\n"
                  "dense\n"
                  "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
@@ -190,20 +203,20 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
   return command;
 }
 
-std::filesystem::path directory_of(const std::string& name) {
-  if (name == "qwen2" || name == "llama") return std::filesystem::path(NEEDLE_MODELS) / name;
-  std::error_code code;
-  if (std::filesystem::is_directory(name, code)) return name;
-  throw error("model '" + name + "' is not qwen2, llama or a directory");
-}
-
 skim::element element_named(const std::string& name) {
   return name == "f32" ? skim::element::f32 : name == "f16" ? skim::element::f16 : skim::element::bf16;
 }
 
+/// A file's name alone: where it lies is nobody's business.
+std::string last_name(const std::string& path) {
+  const std::filesystem::path all = std::filesystem::path(path).lexically_normal();
+  return (all.has_filename() ? all : all.parent_path()).filename().string();
+}
+
 nlohmann::json settings_json(const workload_line& line) {
   const evaluation_settings& s = line.settings;
-  return {{"model", line.model},
+  return {{"model", last_name(line.model)},
+          {"text", line.text.empty() ? nlohmann::json() : nlohmann::json(last_name(line.text))},
           {"context", s.shape.tokens},
           {"prompts", s.prompts},
           {"questions", s.shape.questions},
@@ -213,39 +226,97 @@ nlohmann::json settings_json(const workload_line& line) {
           {"generate", s.generate},
           {"mass_prompts", s.mass_prompts},
           {"threads", line.threads},
+          {"timed", s.timed},
           {"kv", line.kv}};
+}
+
+/// The prompts that were asked for, one after another. Throws `error` where the model or the shape do not go with them.
+prompt_maker prompts_for(const workload_line& line, const opened_model& opened) {
+  const prompt_shape shape = line.settings.shape;
+  if (line.text.empty()) {
+    if (opened.words) throw error("a model of real text needs --text FILE, prose that is longer than a prompt");
+    check(shape);
+    if (opened.weights.config.vocabulary < vocabulary::size) {
+      throw error("the model knows " + std::to_string(opened.weights.config.vocabulary) +
+                  " tokens, needle prompts use " + std::to_string(vocabulary::size));
+    }
+    return [shape, source = prompt_source(line.settings.seed)]() mutable { return source.next(shape); };
+  }
+  if (!opened.words) throw error("--text needs a model with a vocabulary, '" + line.model + "' has none");
+  check_prose(shape);
+  const tokenizer& words = *opened.words;
+  prose from{words.encode(text_in(line.text)),
+             {},
+             [&words](const std::string& text) { return words.encode(text); },
+             [&words](std::int32_t token) { return words.decode({token}); }};
+  if (words.begin() >= 0) from.begin.push_back(words.begin());
+  constexpr double judged_from = 0.75;
+  make_prompt(from, shape, judged_from, 0);  // what cannot be made is refused now
+  const std::int64_t first = static_cast<std::int64_t>(line.settings.seed - 1) * 1000;
+  return [from = std::move(from), shape, number = first]() mutable {
+    return make_prompt(from, shape, judged_from, number++);
+  };
+}
+
+/// Replaces a file as a whole, so that one who stops the program keeps what was there.
+void write_json(const std::string& path, const nlohmann::json& written) {
+  std::error_code code;
+  const bool special = std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code);
+  const std::string target = special ? path : path + ".part";
+  std::ofstream json(target);
+  json << written.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  if (!json.flush()) throw error(path + ": cannot be written");
+  if (special) return;
+  std::filesystem::rename(target, path, code);
+  if (code) throw error(path + ": " + code.message());
 }
 
 /// Evaluates and writes what was asked for: `before` may use the model first, `after` sees the results.
 template <class Before, class After>
 void run(workload_line line, const std::vector<method>& methods, const Before& before, const After& after) {
-  check(line.settings.shape);
   line.settings.kv_type = element_named(line.kv);
-  const model weights = read_model(directory_of(line.model));
-  if (weights.config.vocabulary < vocabulary::size) {
-    throw error("the model knows " + std::to_string(weights.config.vocabulary) + " tokens, needle prompts use " +
-                std::to_string(vocabulary::size));
+  line.settings.shape.needles = line.needles.value_or(line.text.empty() ? 16 : 8);
+  if (line.text.empty()) check(line.settings.shape);
+  const nlohmann::json settings = settings_json(line);
+  std::vector<evaluation_result> results;
+  std::vector<evaluation_result> others;  // that were resumed, and are kept
+  for (const method& each : methods) results.push_back({each.text, {}});
+  if (line.resume) {
+    for (evaluation_result& had : results_in(line.json, settings)) {
+      const auto same = std::find_if(results.begin(), results.end(),
+                                     [&](const evaluation_result& each) { return each.method == had.method; });
+      (same != results.end() ? *same : others.emplace_back()) = std::move(had);
+    }
   }
+  const opened_model opened = open_model(line.model);
+  const prompt_maker prompts = prompts_for(line, opened);
   if (!line.json.empty() && !can_write(line.json)) throw error(line.json + ": cannot be written");
 
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   const executor threads(arena);
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "prefill");
-  before(weights, line.settings, threads, progress);
-  const std::vector<evaluation_result> results = evaluate(weights, methods, line.settings, threads, progress);
+  before(opened.weights, line.settings, threads, progress);
+  const auto all_known = [&others](std::vector<evaluation_result> all) {
+    all.insert(all.end(), others.begin(), others.end());
+    all.erase(std::remove_if(all.begin(), all.end(), [](const auto& each) { return each.prompts.empty(); }), all.end());
+    return all;
+  };
+  const auto save = [&](const std::vector<evaluation_result>& so_far) {
+    write_json(line.json, to_json(settings, all_known(so_far), true));
+  };
+  results = all_known(evaluate(opened.weights, methods, prompts, line.settings, std::move(results), threads, progress,
+                               line.resume ? save : result_listener()));
   print_table(std::cout, results);
-  nlohmann::json written = to_json(settings_json(line), results);
+  nlohmann::json written = to_json(settings, results, line.resume);
   after(results, written);
-  if (!line.json.empty()) {
-    std::ofstream json(line.json);
-    json << written.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
-    if (!json.flush()) throw error(line.json + ": cannot be written");
-  }
+  if (!line.json.empty()) write_json(line.json, written);
 }
 
 void run(const evaluation_line& line) {
   const std::vector<method> methods = parse_methods(line.methods);
+  if (line.show && !line.text.empty())
+    throw error("--show has questions of the made-up language alone, without --text");
   run(
       line, methods,
       [&](const model& weights, const evaluation_settings& settings, const executor& threads, progress_line& progress) {
@@ -285,19 +356,18 @@ std::string save_unnamed(const std::filesystem::path& path, const skim::calibrat
 
 void run(const calibration_line& line) {
   check(line.settings.shape);
-  const std::filesystem::path directory = directory_of(line.model);
-  const std::filesystem::path path = line.out.empty() ? directory / fitted_file : std::filesystem::path(line.out);
+  const std::filesystem::path path = line.out.empty() ? fitted_path_of(line.model) : std::filesystem::path(line.out);
   const std::filesystem::path unfinished = path.string() + ".part";
   std::error_code code;
   if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code)) {
     throw error(path.string() + ": is there and is no file, expected a file to write or to replace");
   }
   if (!can_write(unfinished)) throw error(path.string() + ": cannot be written");
-  const model weights = read_model(directory);
+  const opened_model opened = open_model(line.model);
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "step");
-  const calibration fitted = calibrate(weights, line.settings, executor(arena), progress);
+  const calibration fitted = calibrate(opened.weights, line.settings, executor(arena), progress);
   print_calibration(std::cout, fitted);
   // From here on it takes milliseconds, in which nobody may leave half a file behind.
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
@@ -315,29 +385,18 @@ void run(const calibration_line& line) {
 
 void run(reading_line line) {
   const std::vector<method> methods = parse_methods(line.methods);
-  std::ifstream stream(line.text, std::ios::binary);
-  std::ostringstream text;
-  if (!stream || !(text << stream.rdbuf())) throw error(line.text + ": cannot be read, expected a file with text");
-  line.settings.text = text.str();
+  line.settings.text = text_in(line.text);
   line.settings.kv_type = element_named(line.kv);
-  const auto file = std::make_shared<const skim::gguf::file>(skim::gguf::file::read(line.model));
-  if (!file->ok()) throw error(line.model + ": " + file->error());
-  const auto named = [&](const auto& make) {
-    try {
-      return make();
-    } catch (const error& problem) {
-      throw error(line.model + ": " + problem.what());
-    }
-  };
-  const tokenizer words = named([&] { return tokenizer(*file); });
-  if (!line.plain && !line.settings.question.empty()) {
-    line.settings.chat = chat_form_of(*file, words);
-    if (line.settings.chat) line.settings.question = "\n\n" + line.settings.question;
+  const opened_model opened = open_model(line.model);
+  if (!opened.words) throw error("model '" + line.model + "' has no vocabulary to read a text with");
+  if (!line.plain && !line.settings.question.empty() && opened.chat) {
+    line.settings.chat = opened.chat;
+    line.settings.question = "\n\n" + line.settings.question;
   }
-  const model weights = named([&] { return read_model(file); });
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
-  print_readings(std::cout, read_and_answer(weights, words, methods, line.settings, executor(arena), std::cout));
+  print_readings(std::cout,
+                 read_and_answer(opened.weights, *opened.words, methods, line.settings, executor(arena), std::cout));
 }
 
 /// Says what is wrong, in one line.

@@ -4,6 +4,8 @@
 #include "error.hpp"
 #include "method_parts.hpp"
 
+#include <algorithm>
+
 namespace needle {
 namespace {
 
@@ -62,6 +64,65 @@ constexpr const char* ffn_rows[] = {
     "fastforward:keep=0.5+quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4",
 };
 
+/// Keys read, by both rules: for a model of one's own.
+constexpr const char* budget_rows[] = {
+    "dense",
+    "quoka:budget=256",
+    "quoka:budget=512",
+    "quoka:budget=1024",
+    "quoka:budget=2048",
+    "quoka:queries=lowest_cosine,n=16,budget=256",
+    "quoka:queries=lowest_cosine,n=16,budget=512",
+    "quoka:queries=lowest_cosine,n=16,budget=1024",
+    "quoka:queries=lowest_cosine,n=16,budget=2048",
+};
+
+/// Tokens kept, bare and protected.
+constexpr const char* bounded_rows[] = {
+    "standard:budget=2048",
+    "keydiff:budget=2048",
+    "keydiff:budget=2048,sinks=4",
+    "keydiff:budget=2048,sinks=4,recent=204",
+    "keydiff:budget=2048,sinks=4,recent=512",
+    "fast_caote(keydiff):budget=2048",
+    "caote(keydiff):budget=2048",
+    "snapkv:budget=2048",
+    "snapkv:budget=2048,sinks=4,recent=204",
+    "caote(snapkv):budget=2048",
+    "tova:budget=2048",
+    "caote(tova):budget=2048",
+    "h2o:budget=2048",
+    "caote(h2o):budget=2048",
+    "standard:budget=1024",
+    "keydiff:budget=1024",
+    "keydiff:budget=1024,sinks=4,recent=256",
+    "snapkv:budget=1024",
+    "caote(snapkv):budget=1024",
+};
+
+/// Neurons computed, by each rule at each share.
+constexpr const char* neuron_rows[] = {
+    "oracle:keep=0.5",          "fastforward:keep=0.5", "calibrated_set:keep=0.5", "static_set:keep=0.5",
+    "ffn(random):keep=0.5",     "oracle:keep=0.7",      "fastforward:keep=0.7",    "calibrated_set:keep=0.7",
+    "static_set:keep=0.7",      "ffn(random):keep=0.7", "oracle:keep=0.85",        "fastforward:keep=0.85",
+    "calibrated_set:keep=0.85", "static_set:keep=0.85", "ffn(random):keep=0.85",
+};
+
+struct table {
+  const char* name;
+  bool of_needle_models;  ///< part of `table`
+  const char* const* rows;
+  std::size_t count;
+};
+template <std::size_t N>
+constexpr table table_of(const char* name, bool of_needle_models, const char* const (&rows)[N]) {
+  return {name, of_needle_models, rows, N};
+}
+constexpr table tables[] = {
+    table_of("table:select", true, select_rows),    table_of("table:evict", true, evict_rows),
+    table_of("table:ffn", true, ffn_rows),          table_of("table:budgets", false, budget_rows),
+    table_of("table:bounded", false, bounded_rows), table_of("table:neurons", false, neuron_rows)};
+
 /// The parts that answer one question, of which a method has at most one.
 struct question {
   const char* text;
@@ -80,7 +141,9 @@ std::string valid_methods() {
   for (const question& each : questions()) {
     for (const part_kind& kind : each.parts) valid.push_back(kind.name);
   }
-  return joined(valid) + ", table, table:select, table:evict, table:ffn";
+  valid.push_back("table");
+  for (const table& each : tables) valid.push_back(each.name);
+  return joined(valid);
 }
 
 /// Parses one part and returns its question.
@@ -119,16 +182,19 @@ method parse_method(const std::string& text) {
 
 std::vector<method> parse_methods(const std::vector<std::string>& texts) {
   names rows;
-  const auto append = [&rows](const auto& table) { rows.insert(rows.end(), std::begin(table), std::end(table)); };
+  const auto append = [&rows](const char* const* first, std::size_t count) {
+    if (rows.empty() && std::string(first[0]) != "dense")
+      rows.push_back("dense");  // what speed and loss are read against
+    rows.insert(rows.end(), first, first + count);
+  };
   for (const std::string& text : texts) {
-    const bool all = text == "table";
-    const bool select = all || text == "table:select", evict = all || text == "table:evict";
-    const bool ffn = all || text == "table:ffn";
-    if (!select && !evict && !ffn) rows.push_back(text);
-    if (select) append(select_rows);
-    if (!select && (evict || ffn)) rows.push_back("dense");  // speedup and nll are read against it
-    if (evict) append(evict_rows);
-    if (ffn) append(ffn_rows);
+    bool found = false;
+    for (const table& each : tables) {
+      if (text != each.name && !(text == "table" && each.of_needle_models)) continue;
+      append(each.rows, each.count);
+      found = true;
+    }
+    if (!found) rows.push_back(text);
   }
   std::vector<method> methods;
   for (const std::string& row : rows) methods.push_back(parse_method(row));

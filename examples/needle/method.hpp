@@ -79,7 +79,7 @@ struct method {
 method parse_method(const std::string& text);
 
 /// Parses each; `table:select`, `table:evict` and `table:ffn` stand for the methods of a table in models/README.md, `table`
-/// for all.
+/// for all; `table:budgets`, `table:bounded` and `table:neurons` for those of a real model's.
 std::vector<method> parse_methods(const std::vector<std::string>& texts);
 
 }  // namespace needle

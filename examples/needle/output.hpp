@@ -23,9 +23,14 @@ void print_proposal(std::ostream& out, const std::vector<evaluation_result>& res
 void print_calibration(std::ostream& out, const calibration& fitted);
 void print_question(std::ostream& out, const shown_question& shown);
 
-/// `{"machine": ..., "settings": ..., "results": [...]}`; `ttft_speedup` is null without a dense run,
-/// `decode_ms_per_token` where nothing was generated, masses where none were measured.
-nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results);
+/// `{"machine": ..., "settings": ..., "results": [...]}`; null is what is not known: what needs a dense run without one,
+/// `decode_ms_per_token` where nothing was generated, masses where none were measured. `with_prompts`: the results of each
+/// prompt too, which `results_in` reads.
+nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluation_result>& results,
+                       bool with_prompts);
+/// What such a file holds of each method's prompts; nothing where there is no file. Throws `error` where its settings
+/// differ in more than the number of prompts.
+std::vector<evaluation_result> results_in(const std::filesystem::path& path, const nlohmann::json& settings);
 
 /// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.
 bool can_write(const std::filesystem::path& path);
@@ -33,7 +38,7 @@ bool can_write(const std::filesystem::path& path);
 /// One line for a terminal: what would steer it stands as '?', a line break as a blank.
 std::string one_line(std::string text);
 
-/// One line that rewrites itself on a terminal; elsewhere a line every now and then.
+/// One line that rewrites itself on a terminal; elsewhere a line every now and then. Says how long the rest will take.
 class progress_line {
  public:
   /// `unit`: what is counted, such as "prefill".
@@ -45,7 +50,8 @@ class progress_line {
   std::ostream& out_;
   bool terminal_;
   const char* unit_;
-  clock::time_point start_ = clock::now(), last_ = start_;
+  clock::time_point start_, last_;
+  std::int64_t first_ = -1;
 };
 
 }  // namespace needle

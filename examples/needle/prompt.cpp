@@ -69,14 +69,16 @@ prompt prompt_source::next(const prompt_shape& shape) {
   std::iota(asked.begin(), asked.end(), 0);
   shuffle(asked);
   const std::size_t length = static_cast<std::size_t>(shape.tokens);
-  result.is_answer.assign(length, 0);
+  result.roles.assign(length, role::text);
   for (std::int64_t i = 0; i < shape.questions; ++i) {
     result.questions.push_back(static_cast<std::int64_t>(result.tokens.size()));
     append(result.tokens, {question, the, code, of});
     append(result.tokens, facts[static_cast<std::size_t>(asked[static_cast<std::size_t>(i)])]);
-    std::fill_n(result.is_answer.begin() + static_cast<std::ptrdiff_t>(result.tokens.size()) - 2, 2, char{1});
+    std::fill_n(result.roles.begin() + static_cast<std::ptrdiff_t>(result.tokens.size()) - 2, 2, role::answer);
     append(result.tokens, {stop});
   }
+  std::fill(result.roles.begin() + static_cast<std::ptrdiff_t>(result.tokens.size()), result.roles.end(),
+            role::unjudged);
   result.tokens.resize(length, pad);
   return result;
 }

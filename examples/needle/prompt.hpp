@@ -30,13 +30,16 @@ struct prompt_shape {
   std::int64_t questions = 8;  ///< at most `needles`, each about another one
 };
 
-/// A statement is `note the code of KEY VALUE VALUE .`, a question `question the code of KEY`, answered by
+/// Prompts of the made-up language: a statement is `note the code of KEY VALUE VALUE .`, a question `question the code of KEY`, answered by
 /// `VALUE VALUE .`: eight tokens each.
 inline constexpr std::int64_t statement_tokens = 8;
 
+/// What a token tells about a model that predicts it.
+enum class role : char { unjudged, text, answer };
+
 struct prompt {
   std::vector<std::int32_t> tokens;     ///< [T]
-  std::vector<char> is_answer;          ///< [T]: 1 for the VALUEs that a question asks for
+  std::vector<role> roles;              ///< [T]
   std::vector<std::int64_t> questions;  ///< where each question begins
 };
 

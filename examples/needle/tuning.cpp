@@ -19,10 +19,11 @@ std::vector<method> tuning_methods(const tuning_settings& settings) {
 }
 
 const evaluation_result* cheapest(const std::vector<evaluation_result>& results, double share) {
+  const auto first_token = [](const evaluation_result& of) { return of.median_of(&prompt_result::ttft_ms); };
   const evaluation_result* found = nullptr;
   for (std::size_t i = 1; i < results.size(); ++i) {
-    if (results[i].accuracy < share * results[0].accuracy) continue;
-    if (!found || results[i].ttft_ms < found->ttft_ms) found = &results[i];
+    if (results[i].accuracy() < share * results[0].accuracy()) continue;
+    if (!found || first_token(results[i]) < first_token(*found)) found = &results[i];
   }
   return found;
 }

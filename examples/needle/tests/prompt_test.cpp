@@ -86,7 +86,8 @@ class reading {
     EXPECT_EQ(at_, text_.questions[static_cast<std::size_t>(asked)]);
     for (const std::int32_t word : {question, the, code, of}) take(word);
     const std::int32_t key = take(keys);
-    EXPECT_TRUE(text_.is_answer[static_cast<std::size_t>(at_)] && text_.is_answer[static_cast<std::size_t>(at_) + 1]);
+    EXPECT_EQ(text_.roles[static_cast<std::size_t>(at_)], role::answer);
+    EXPECT_EQ(text_.roles[static_cast<std::size_t>(at_) + 1], role::answer);
     const std::int32_t first = take(values), second = take(values);
     EXPECT_TRUE(facts.count(key) && facts[key] == std::pair(first, second)) << "a wrong answer at " << at_;
     asked_keys_.insert(key);
@@ -107,12 +108,13 @@ TEST(prompt, follows_the_grammar) {
                                    prompt_shape{24, 1, 1}, prompt_shape{4097, 256, 256}, prompt_shape{333, 5, 2}}) {
     const prompt text = source.next(shape);
     ASSERT_EQ(static_cast<std::int64_t>(text.tokens.size()), shape.tokens);
-    ASSERT_EQ(text.is_answer.size(), text.tokens.size());
+    ASSERT_EQ(text.roles.size(), text.tokens.size());
     const reading read(text);
     EXPECT_EQ(static_cast<std::int64_t>(read.facts.size()), shape.needles);
     EXPECT_EQ(read.asked, shape.questions);
     EXPECT_LE(read.padding, 10);
-    EXPECT_EQ(std::count(text.is_answer.begin(), text.is_answer.end(), 1), 2 * shape.questions);
+    EXPECT_EQ(std::count(text.roles.begin(), text.roles.end(), role::answer), 2 * shape.questions);
+    EXPECT_EQ(std::count(text.roles.begin(), text.roles.end(), role::unjudged), read.padding);
     EXPECT_EQ(text.questions.back() + statement_tokens + read.padding, shape.tokens);
   }
 }
