@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Prompts of real text with facts hidden in it, which are asked for at the end.
+/// \file The example engine's prompts of real text with facts hidden in it, in llama.cpp's tokens.
 #pragma once
 
 #include <llama.h>
@@ -21,8 +21,7 @@ struct prompt {
 
 inline constexpr int facts = 8;
 
-/// `length` tokens: prose from a place that `index` chooses, eight sentences between its own that say a secret number, and
-/// all eight asked for, in another order and with the answers given. Throws std::invalid_argument where the text is short.
+/// `length` tokens of needle/prose.hpp's prompts: `index` chooses the place in the text. Throws `needle::error`.
 prompt make_prompt(const llama_vocab* vocab, const tokens& text, int length, int index);
 
 }  // namespace prefill

@@ -249,6 +249,9 @@ std::vector<evaluation_result> evaluate(const model& weights, const std::vector<
       session fresh(weights, methods[i], options, threads);
       have.push_back(
           judged(fresh, text, weights.config.layers, settings.generate, number < settings.mass_prompts, threads));
+      if (!settings.timed) {
+        for (double prompt_result::*const time : times) have.back().*time = std::nan("");
+      }
       if (after_each) after_each(known);
     }
   }

@@ -81,9 +81,24 @@ TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   EXPECT_EQ(written["settings"]["kv"], "bf16");
   EXPECT_EQ(written["settings"]["generate"], 0);
   ASSERT_EQ(written["results"].size(), 3u);
-  const char* const fields[] = {
-      "method",        "accuracy",  "nll",          "ttft_ms", "ttft_speedup", "kv_tokens_read",      "mass",
-      "mass_of_worst", "select_ms", "attention_ms", "ffn_ms",  "evict_ms",     "decode_ms_per_token", "kv_bytes_held"};
+  const char* const fields[] = {"method",
+                                "accuracy",
+                                "accuracy_of_dense",
+                                "nll",
+                                "nll_over_dense",
+                                "nll_over_dense_error",
+                                "mass",
+                                "mass_of_worst",
+                                "mass_of_layer",
+                                "ttft_ms",
+                                "ttft_speedup",
+                                "select_ms",
+                                "attention_ms",
+                                "ffn_ms",
+                                "evict_ms",
+                                "decode_ms_per_token",
+                                "kv_tokens_read",
+                                "kv_bytes_held"};
   for (const nlohmann::json& row : written["results"]) {
     EXPECT_EQ(row.size(), std::size(fields));
     for (const char* field : fields) EXPECT_TRUE(row.contains(field)) << field;
@@ -94,6 +109,13 @@ TEST_F(command, prints_a_table_and_writes_the_same_as_json) {
   EXPECT_GT(written["results"][1]["mass"], 0.2);
   EXPECT_LT(written["results"][1]["mass"], 1.0);
   EXPECT_LT(written["results"][1]["mass_of_worst"], written["results"][1]["mass"]);
+  const nlohmann::json& layers_of = written["results"][1]["mass_of_layer"];
+  ASSERT_EQ(layers_of.size(), 2u);
+  EXPECT_NEAR((layers_of[0].get<double>() + layers_of[1].get<double>()) / 2, written["results"][1]["mass"], 1e-9);
+  EXPECT_EQ(written["results"][0]["nll_over_dense"], 0.0);
+  EXPECT_NEAR(written["results"][1]["nll_over_dense"],
+              written["results"][1]["nll"].get<double>() - written["results"][0]["nll"].get<double>(), 1e-9);
+  EXPECT_TRUE(written["results"][1]["nll_over_dense_error"].is_null()) << "of one prompt";
   EXPECT_TRUE(written["results"][2]["mass"].is_null()) << "everything that was held was read";
   EXPECT_EQ(written["results"][0]["evict_ms"], 0.0);
   EXPECT_GT(written["results"][2]["evict_ms"], 0.0);
@@ -146,10 +168,14 @@ TEST_F(command, tunes) {
 
 TEST(tuning, proposes_the_quickest_that_keeps_the_share) {
   std::vector<needle::evaluation_result> results(4);
-  const double accuracies[] = {0.8, 0.5, 0.76, 0.79}, times[] = {10, 1, 3, 4};
+  const std::int64_t rights[] = {80, 50, 76, 79};
+  const double times[] = {10, 1, 3, 4};
   for (std::size_t i = 0; i < results.size(); ++i) {
-    results[i].accuracy = accuracies[i];
-    results[i].ttft_ms = times[i];
+    needle::prompt_result one;
+    one.answers = 100;
+    one.right = rights[i];
+    one.ttft_ms = times[i];
+    results[i].prompts.push_back(one);
   }
   EXPECT_EQ(needle::cheapest(results, 0.5), &results[1]);
   EXPECT_EQ(needle::cheapest(results, 0.95), &results[2]);
@@ -261,8 +287,9 @@ TEST_F(command, weights_that_are_no_numbers_give_results_that_are_none) {
 TEST_F(command, helps) {
   const outcome result = run("--help");
   EXPECT_EQ(result.status, 0);
-  for (const char* option : {"--model", "--context", "--prompts", "--questions", "--needles", "--chunk", "--seed",
-                             "--threads", "--kv", "--method", "--json", "--show", "--generate"}) {
+  for (const char* option :
+       {"--model", "--context", "--prompts", "--questions", "--needles", "--chunk", "--seed", "--threads", "--kv",
+        "--method", "--json", "--show", "--generate", "--text", "--resume", "--untimed"}) {
     EXPECT_NE(result.out.find(option), std::string::npos) << option;
   }
 }
@@ -270,7 +297,7 @@ TEST_F(command, helps) {
 TEST_F(command, refuses_bad_arguments) {
   expect_refusal("--nonsense", "--nonsense");
   expect_refusal("nonsense", "nonsense");
-  expect_refusal("--model nonsense", "model 'nonsense' is not qwen2, llama or a directory");
+  expect_refusal("--model nonsense", "model 'nonsense' is not qwen2, llama, a directory or a .gguf");
   expect_refusal("--model \"$(printf 'no\\033[31m\\302\\233m\\233m\\rsuch')\"", "model 'no?[31m?m?m?such' is not");
   expect_refusal("--context many", "--context");
   expect_refusal("--context 0", "--context");
@@ -324,7 +351,8 @@ TEST_F(command, reads_no_text_without_a_real_model) {
   const std::string text = " --text '" + path("text") + "'";
   expect_refusal("read", "--model");
   expect_refusal("read --model '" + path("none.gguf") + "'", "--text");
-  expect_refusal("read --model '" + path("none.gguf") + "'" + text, "none.gguf: no such file");
+  expect_refusal("read --model '" + path("none.gguf") + "'" + text,
+                 "none.gguf' is not qwen2, llama, a directory or a .gguf");
   expect_refusal("read --model '" + path("text") + "'" + text, "it does not begin with 'GGUF'");
   expect_refusal("read --model a.gguf --text '" + path("none") + "'", "none: cannot be read, expected a file");
   expect_refusal("read --model a.gguf --context 0" + text, "--context");
@@ -333,12 +361,74 @@ TEST_F(command, reads_no_text_without_a_real_model) {
                  "llama.embedding_length is not");
 }
 
-TEST_F(command, reads_a_text_and_answers) {
-  std::ofstream(path("model.gguf"), std::ios::binary) << needle_test::tiny_gguf(tiny_model()).bytes();
-  std::ofstream text(path("text"));
-  for (int i = 0; i < 500; ++i) text << static_cast<char>('a' + i * i % 26);
-  text.close();
-  const std::string read = "read --model '" + path("model.gguf") + "' --text '" + path("text") + "' ";
+/// The tiny model as GGUF and a text of letters; the arguments that name both.
+class command_with_text : public command {
+ protected:
+  command_with_text() {
+    std::ofstream(path("model.gguf"), std::ios::binary) << needle_test::tiny_gguf(tiny_model()).bytes();
+    std::ofstream text(path("text"));
+    for (int i = 0; i < 2000; ++i) text << (i % 37 == 36 ? '.' : static_cast<char>('a' + i * i % 26));
+  }
+  std::string given() const { return "--model '" + path("model.gguf") + "' --text '" + path("text") + "' "; }
+  std::string table(const std::string& more) const {
+    return given() + "--context 900 --needles 3 --questions 2 --chunk 64 --json '" + path("json") + "' " + more;
+  }
+  nlohmann::json results() const { return nlohmann::json::parse(text_of(path("json")))["results"]; }
+};
+
+TEST_F(command_with_text, hides_facts_in_it) {
+  const outcome result = run(table("--prompts 2 --method dense --method quoka:budget=64,n=4"));
+  ASSERT_EQ(result.status, 0) << result.err;
+  const nlohmann::json written = nlohmann::json::parse(text_of(path("json")));
+  EXPECT_EQ(written["settings"]["model"], "model.gguf") << "not where it lies";
+  EXPECT_EQ(written["settings"]["text"], "text");
+  EXPECT_FALSE(written["results"][0].contains("prompts"));
+  EXPECT_GT(written["results"][0]["nll"], 0.0);
+  EXPECT_FALSE(written["results"][1]["nll_over_dense_error"].is_null());
+}
+
+TEST_F(command_with_text, goes_on_where_it_was) {
+  const std::string methods = "--method dense --method quoka:budget=64,n=4 --resume --untimed ";
+  ASSERT_EQ(run(table("--prompts 3 " + methods)).status, 0);
+  const std::string whole = text_of(path("json"));
+  for (const nlohmann::json& row : results()) {
+    EXPECT_EQ(row["prompts"].size(), 3u);
+    EXPECT_TRUE(row["ttft_ms"].is_null()) << "untimed";
+  }
+  std::filesystem::remove(path("json"));
+  ASSERT_EQ(run(table("--prompts 1 --method dense --resume --untimed")).status, 0);
+  ASSERT_EQ(run(table("--prompts 2 " + methods)).status, 0);
+  ASSERT_EQ(run(table("--prompts 3 " + methods)).status, 0);
+  EXPECT_EQ(text_of(path("json")), whole) << "the same as in one go";
+  // What is there is not computed again: another accuracy stays.
+  nlohmann::json changed = nlohmann::json::parse(whole);
+  changed["results"][0]["prompts"][0]["right"] = 5;
+  std::ofstream(path("json")) << changed;
+  ASSERT_EQ(run(table("--prompts 3 --method quoka:budget=64,n=4 --resume --untimed")).status, 0);
+  EXPECT_EQ(results()[0]["method"], "quoka:budget=64,n=4");
+  EXPECT_EQ(results()[1]["prompts"][0]["right"], 5) << "rows that were not asked for are kept";
+}
+
+TEST_F(command_with_text, refuses_what_does_not_go_together) {
+  ASSERT_EQ(run(table("--prompts 1 --method dense --resume")).status, 0);
+  expect_refusal(table("--prompts 1 --method dense --resume --seed 2"), "holds results of other settings");
+  expect_refusal("--model '" + path("model.gguf") + "' --resume", "--json");
+  std::ofstream(path("json"), std::ios::trunc) << "{}";
+  expect_refusal(table("--resume"), "holds no results that --resume has written");
+  std::ofstream(path("json"), std::ios::trunc) << "[";
+  expect_refusal(table("--resume"), "holds no results that --resume has written");
+  expect_refusal("--model '" + path("model.gguf") + "'", "needs --text FILE");
+  expect_refusal("--model qwen2 --text '" + path("text") + "'", "has none");
+  expect_refusal(given() + "--context 900 --needles 17", "1 to 16 needles");
+  expect_refusal(given() + "--context 900 --questions 9", "1 to 16 needles and 1 to as many questions");
+  expect_refusal(given() + "--context 900 --questions 2 --show", "--show");
+  expect_refusal(given() + "--context 100", "leaves no room for text");
+  expect_refusal(given() + "--context 100000", "the text has 2000 tokens, a prompt needs");
+  expect_refusal(given() + "--text '" + path("none") + "'", "--text");
+}
+
+TEST_F(command_with_text, is_read_and_answered) {
+  const std::string read = "read " + given();
   const outcome result =
       run(read + "--context 300 --question xyz --generate 3 --method dense --method quoka:budget=64,n=4");
   EXPECT_EQ(result.status, 0) << result.err;

@@ -154,6 +154,11 @@ TEST(method, tables_are_all_their_rows) {
   ASSERT_EQ(ffn.size(), 19u);
   EXPECT_EQ(ffn[0], "dense");
   EXPECT_EQ(ffn[1], "fastforward:keep=0.5");
+  for (const char* const own : {"table:budgets", "table:bounded", "table:neurons"}) {
+    EXPECT_EQ(texts({own})[0], "dense");
+    const std::vector<std::string> twice = texts({"table:budgets", own});
+    EXPECT_EQ(std::count(twice.begin(), twice.end(), "dense"), std::string(own) == "table:budgets" ? 2 : 1);
+  }
   std::vector<std::string> both = select;
   both.insert(both.end(), evict.begin() + 1, evict.end());
   both.insert(both.end(), ffn.begin() + 1, ffn.end());
@@ -170,7 +175,8 @@ TEST(method, complaints_list_what_is_valid) {
        "caote(keydiff), "},
       {"quok",
        "fast_caote(snapkv), evict(sink_window), evict(random), fastforward, oracle, "
-       "static_set, calibrated_set, ffn(random), table, table:select, table:evict, table:ffn"},
+       "static_set, calibrated_set, ffn(random), table, table:select, table:evict, table:ffn, table:budgets, "
+       "table:bounded, table:neurons"},
       {"quoka+", "there is no method '', valid are"},
       {"table+dense", "there is no method 'table', valid are"},
       {"dense+quoka", "says twice which keys a chunk reads"},

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "../prompt.hpp"
-
 #include "../error.hpp"
+#include "../prose.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
+#include <sstream>
 
 namespace {
 
@@ -158,6 +159,78 @@ TEST(prompt, refuses_shapes_without_room) {
         prompt_shape{8192, 16, 0}, prompt_shape{0, 1, 1}, prompt_shape{8192, -1, -1}}) {
     EXPECT_THROW(source.next(shape), error);
   }
+}
+
+/// A vocabulary of characters, behind one token that begins a text.
+prose characters(const std::string& text) {
+  const auto encode = [](const std::string& of) { return std::vector<std::int32_t>(of.begin(), of.end()); };
+  return {encode(text), {1}, encode, [](std::int32_t token) { return std::string(1, static_cast<char>(token)); }};
+}
+
+std::string story() {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += " Sentence " + std::to_string(i) + (i % 3 == 0 ? "!" : ".");
+  return text;
+}
+
+TEST(prose, hides_facts_behind_sentences_and_asks_for_them) {
+  const prose from = characters(story());
+  std::set<std::string> prompts;
+  for (const prompt_shape shape : {prompt_shape{4096, 8, 8}, prompt_shape{3001, 5, 2}, prompt_shape{4096, 16, 1}}) {
+    for (const std::int64_t number : {0, 1, 7}) {
+      const prompt made = make_prompt(from, shape, 0.75, number);
+      ASSERT_EQ(static_cast<std::int64_t>(made.tokens.size()), shape.tokens);
+      ASSERT_EQ(made.roles.size(), made.tokens.size());
+      EXPECT_EQ(made.tokens[0], 1);
+      const std::string text(made.tokens.begin() + 1, made.tokens.end());
+      EXPECT_TRUE(prompts.insert(text).second);
+      EXPECT_EQ(make_prompt(from, shape, 0.75, number).tokens, made.tokens);
+      const std::string opening = " The secret number of the ";
+      const std::size_t prose_end = static_cast<std::size_t>(made.questions.front()) - 1;
+      std::map<std::string, std::string> facts;
+      for (std::size_t at = text.find(opening); at < prose_end; at = text.find(opening, at + 1)) {
+        EXPECT_NE(std::string(".!").find(text[at - 1]), std::string::npos) << text.substr(at - 9, 40);
+        std::istringstream rest(text.substr(at + opening.size(), 40));
+        std::string place, is, secret;
+        rest >> place >> is >> secret;
+        EXPECT_TRUE(facts.emplace(place, secret.substr(0, 4)).second);
+        for (std::size_t i = at; text[i - 1] != '.' || i == at; ++i)
+          EXPECT_EQ(made.roles[i + 1], role::unjudged) << "a fact is not text";
+      }
+      EXPECT_EQ(static_cast<std::int64_t>(facts.size()), shape.needles);
+      EXPECT_EQ(static_cast<std::int64_t>(made.questions.size()), shape.questions);
+      std::set<std::string> asked;
+      for (const std::int64_t question : made.questions) {
+        const std::string before = "\nQuestion: What is the secret number of the ";
+        EXPECT_EQ(text.compare(static_cast<std::size_t>(question) - 1, before.size(), before), 0);
+        std::istringstream words(text.substr(static_cast<std::size_t>(question) - 1 + before.size(), 30));
+        std::string place;
+        words >> place;
+        place.pop_back();
+        ASSERT_EQ(facts.count(place), 1u) << place;
+        EXPECT_TRUE(asked.insert(place).second);
+        const std::string answer = "Answer: The secret number of the " + place + " is " + facts[place];
+        const std::size_t at = text.find(answer, static_cast<std::size_t>(question) - 1);
+        ASSERT_NE(at, std::string::npos);
+        for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(made.roles[at + answer.size() - 4 + i], role::answer);
+      }
+      EXPECT_EQ(std::count(made.roles.begin(), made.roles.end(), role::answer), 5 * shape.questions);
+      const auto first = std::find(made.roles.begin(), made.roles.end(), role::text) - made.roles.begin();
+      EXPECT_GE(first, shape.tokens * 3 / 4);
+      EXPECT_LE(first, shape.tokens * 3 / 4 + 60) << "or a fact is there";
+    }
+  }
+}
+
+TEST(prose, refuses_what_has_no_room) {
+  const prose from = characters(story());
+  for (const prompt_shape shape :
+       {prompt_shape{4096, 17, 8}, prompt_shape{4096, 0, 0}, prompt_shape{4096, 8, 9}, prompt_shape{4096, 8, 0},
+        prompt_shape{1200, 8, 8}, prompt_shape{0, 1, 1}, prompt_shape{100000, 8, 8}}) {
+    EXPECT_THROW(make_prompt(from, shape, 0.75, 0), error) << shape.tokens;
+  }
+  const std::string dull(3000, 'x');  // no sentence ends: facts go to the ends of their parts
+  EXPECT_EQ(make_prompt(characters(dull), {2900, 8, 4}, 0.5, 0).questions.size(), 4u);
 }
 
 TEST(spelling, words_are_told_apart) {

@@ -44,10 +44,10 @@ struct tiny_gguf {
     file.head(tensors.size(), settings.size() + 4);
     file.text("general.architecture").add(std::uint32_t{8}).text(architecture);
     for (const setting& each : settings) file.number(architecture + "." + each.name, each.value);
-    // Words of one letter, then words that no text has.
+    // Words of one sign, then words that no text has.
     std::vector<std::string> pieces;
-    for (int i = 0; i < 1100; ++i)
-      pieces.push_back(i < 26 ? std::string(1, static_cast<char>('a' + i)) : "w" + std::to_string(i));
+    for (const char sign : std::string("abcdefghijklmnopqrstuvwxyz.0123456789")) pieces.emplace_back(1, sign);
+    while (pieces.size() < 1100) pieces.push_back("w" + std::to_string(pieces.size()));
     file.text("tokenizer.ggml.model").add(std::uint32_t{8}).text("llama").texts("tokenizer.ggml.tokens", pieces);
     file.numbers("tokenizer.ggml.scores", std::vector<float>(1100, -1));
     std::string data;
