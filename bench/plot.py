@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws charts from results: speedup over context from bench/run's JSON, accuracy over budget from needle's, speed and
-quality of the methods in llama.cpp from examples/llama.cpp/run's.
+"""Draws charts from results: speedup over context from bench/run's JSON; accuracy over budget, loss over kept neurons, time
+over context and mass of layers from needle's; speed and quality of the methods in llama.cpp from examples/llama.cpp/run's.
 
     ./bench/run --json bench.json
     for budget in 128 256 512 1024; do
@@ -103,52 +103,125 @@ def draw_speedup(path, out):
     save(figure, out, "attention_speedup.svg")
 
 
-def split_budget(method):
-    """"quoka:n=16,budget=512" -> ("quoka:n=16", 512); no budget: None."""
-    found = re.search(r"[:,]budget=(\d+)", method)
+def split_setting(method, key):
+    """"quoka:n=16,budget=512", "budget" -> ("quoka:n=16", 512.0); without that setting: None."""
+    found = re.search(rf"[:,]{key}=([\d.]+)", method)
     if not found:
         return method, None
     rest = method[:found.start()] + method[found.end():]
-    return (rest if ":" in rest else rest.replace(",", ":", 1)), int(found.group(1))
+    return (rest if ":" in rest else rest.replace(",", ":", 1)), float(found.group(1))
+
+
+def load_needle(path):
+    """The rows of needle's JSON, what they were measured with, and the dense one: (model, machine, rows, dense)."""
+    result, rows = load(path, "results")
+    about = result.get("machine", {})
+    dense = next((row for row in rows if row["method"] == "dense"), None)
+    if dense is None:
+        sys.exit(f"{path}: no row 'dense' to compare with")
+    return result["settings"], machine_of(about.get("cpu"), about.get("features"), about.get("compiler")), rows, dense
+
+
+def model_of(settings):
+    return settings.get("model", "?").split(".")[0]
 
 
 def draw_needle(paths, out):
-    """Per model: accuracy, loss above dense and speedup of the time to first token over the budget."""
+    """Per model: accuracy, loss above dense and, where it was timed, speedup of the first token over the budget."""
     models = collections.defaultdict(lambda: collections.defaultdict(list))
-    machine, dense_accuracy = "", {}
+    machine, dense_accuracy, timed = "", {}, False
     for path in paths:
-        result, rows = load(path, "results")
-        model = f"{result['settings'].get('model', '?')}, {result['settings'].get('context', '?')} tokens"
-        about = result.get("machine", {})
-        machine = machine_of(about.get("cpu"), about.get("features"), about.get("compiler"))
-        dense = next((row for row in rows if row["method"] == "dense"), None)
-        if dense is None:
-            sys.exit(f"{path}: no row 'dense' to compare with")
+        settings, machine, rows, dense = load_needle(path)
+        model = f"{model_of(settings)}, {settings.get('context', '?')} tokens"
         dense_accuracy[model] = dense["accuracy"]
         for row in rows:
-            series, budget = split_budget(row["method"])
-            if budget:
-                models[model][series].append((budget, row["accuracy"], row["nll"] - dense["nll"],
-                                              dense["ttft_ms"] / row["ttft_ms"]))
+            series, budget = split_setting(row["method"], "budget")
+            if not budget:
+                continue
+            faster = dense["ttft_ms"] / row["ttft_ms"] if row["ttft_ms"] else math.nan
+            timed = timed or not math.isnan(faster)
+            models[model][series].append((budget, row["accuracy"], row["nll"] - dense["nll"], faster))
     if not models:
         sys.exit("no method with a budget in these files")
 
-    figure, grid = plt.subplots(len(models), 3, figsize=(16, 4.5 * len(models)), squeeze=False)
+    columns = 3 if timed else 2
+    figure, grid = plt.subplots(len(models), columns, figsize=(5.3 * columns, 4.5 * len(models)), squeeze=False)
     for row, model in zip(grid, sorted(models)):
         for series in sorted(models[model]):
             points = list(zip(*sorted(models[model][series])))
             for axes, values in zip(row, points[1:]):
                 axes.plot(points[0], values, marker="o", label=series)
         row[0].axhline(dense_accuracy[model], color="gray", linewidth=1, label="dense")
-        row[1].axhline(0, color="gray", linewidth=1)
-        row[2].axhline(1, color="gray", linewidth=1)
         row[0].set_ylim(0, 1.05)
         row[0].legend(fontsize="small")
+        for axes, title, y, base in zip(row[1:], ("error", "speed"), ("nll above dense (nats)",
+                                                                      "time to first token, times faster"), (0, 1)):
+            axes.axhline(base, color="gray", linewidth=1)
+            label_axes(axes, title, "budget (past keys per KV head)", y)
         label_axes(row[0], model, "budget (past keys per KV head)", "needle accuracy")
-        label_axes(row[1], "error", "budget (past keys per KV head)", "nll above dense (nats)")
-        label_axes(row[2], "speed", "budget (past keys per KV head)", "time to first token, times faster")
     figure.suptitle(machine, fontsize=9)
     save(figure, out, "needle_accuracy.svg")
+
+
+def draw_neurons(paths, out):
+    """Per file: loss above dense over the share of neurons that each rule computes."""
+    figure, grid = plt.subplots(1, len(paths), figsize=(6 * len(paths), 4.5), squeeze=False)
+    for axes, path in zip(grid[0], paths):
+        settings, machine, rows, dense = load_needle(path)
+        curves = collections.defaultdict(list)
+        for row in rows:
+            series, keep = split_setting(row["method"], "keep")
+            if keep:
+                curves[series].append((keep, row["nll"] - dense["nll"]))
+        for series in sorted(curves):
+            axes.plot(*zip(*sorted(curves[series])), marker="o", label=series)
+        axes.axhline(0, color="gray", linewidth=1)
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_title(f"{model_of(settings)}, {settings['context']} tokens", fontsize="medium")
+        axes.set_xlabel("share of the neurons that a block computes")
+        axes.set_ylabel("nll above dense (nats)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    save(figure, out, "neurons_loss.svg")
+
+
+def draw_time(paths, out):
+    """Per model: seconds to the first token over the length of the prompt."""
+    models = collections.defaultdict(lambda: collections.defaultdict(list))
+    machine = ""
+    for path in paths:
+        settings, machine, rows, _ = load_needle(path)
+        for row in rows:
+            if row["ttft_ms"]:
+                models[model_of(settings)][row["method"]].append((settings["context"], row["ttft_ms"] / 1000))
+    if not models:
+        sys.exit("no row of these files was timed")
+    figure, grid = plt.subplots(1, len(models), figsize=(6 * len(models), 4.5), squeeze=False)
+    for axes, model in zip(grid[0], sorted(models)):
+        for series in sorted(models[model]):
+            axes.plot(*zip(*sorted(models[model][series])), marker="o", label=series)
+        label_axes(axes, model, "tokens of the prompt", "seconds to the first token")
+        axes.legend(fontsize="small")
+    figure.suptitle(machine, fontsize=9)
+    save(figure, out, "first_token.svg")
+
+
+def draw_mass(paths, out):
+    """Per file: the share of the softmax that the keys which were read receive, layer by layer."""
+    figure, grid = plt.subplots(1, len(paths), figsize=(6 * len(paths), 4.5), squeeze=False)
+    for axes, path in zip(grid[0], paths):
+        settings, _, rows, _ = load_needle(path)
+        for row in rows:
+            known = [(layer, mass) for layer, mass in enumerate(row.get("mass_of_layer") or []) if mass is not None]
+            if known:
+                axes.plot(*zip(*known), marker="o", label=row["method"])
+        axes.set_title(f"{model_of(settings)}, {settings['context']} tokens", fontsize="medium")
+        axes.set_xlabel("layer")
+        axes.set_ylabel("mass of the keys that were read")
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    save(figure, out, "mass_of_layers.svg")
 
 
 def draw_prefill(paths, out):
@@ -187,18 +260,22 @@ def save(figure, out, name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", metavar="FILE", help="JSON of bench/run")
-    parser.add_argument("--needle", metavar="FILE", nargs="+", default=[], help="JSON files of examples/run")
     parser.add_argument("--prefill", metavar="FILE", nargs="+", default=[], help="JSON files of examples/llama.cpp/run")
+    charts = {"needle": draw_needle, "neurons": draw_neurons, "time": draw_time, "mass": draw_mass}
+    for name, draw in charts.items():
+        parser.add_argument(f"--{name}", metavar="FILE", nargs="+", default=[],
+                            help=f"JSON files of examples/run. {draw.__doc__}")
     parser.add_argument("--out", metavar="FOLDER", default=".", help="where the charts go (default: here)")
     given = parser.parse_args()
-    if not given.bench and not given.needle and not given.prefill:
-        parser.error("give --bench, --needle, --prefill or some of them")
+    wanted = [(draw, getattr(given, name)) for name, draw in charts.items() if getattr(given, name)]
+    if not given.bench and not given.prefill and not wanted:
+        parser.error("give --bench, --prefill, --" + ", --".join(charts) + " or some of them")
     if given.bench:
         draw_speedup(given.bench, given.out)
-    if given.needle:
-        draw_needle(given.needle, given.out)
     if given.prefill:
         draw_prefill(given.prefill, given.out)
+    for draw, files in wanted:
+        draw(files, given.out)
 
 
 if __name__ == "__main__":

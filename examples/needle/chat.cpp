@@ -11,19 +11,26 @@ struct outline {
   const char* opening;
   std::vector<const char*> after;
   const char* end;
+  std::vector<const char*> between;
 };
-const outline outlines[] = {
-    {"<|im_start|>", {"<|im_start|>"}, "user\n", {"<|im_end|>", "\n", "<|im_start|>", "assistant\n"}, "<|im_end|>"},
-    {"<start_of_turn>",
-     {"<start_of_turn>"},
-     "user\n",
-     {"<end_of_turn>", "\n", "<start_of_turn>", "model\n"},
-     "<end_of_turn>"},
-    {"<|start_header_id|>",
-     {"<|start_header_id|>", "user", "<|end_header_id|>"},
-     "\n\n",
-     {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
-     "<|eot_id|>"}};
+const outline outlines[] = {{"<|im_start|>",
+                             {"<|im_start|>"},
+                             "user\n",
+                             {"<|im_end|>", "\n", "<|im_start|>", "assistant\n"},
+                             "<|im_end|>",
+                             {"\n", "<|im_start|>"}},
+                            {"<start_of_turn>",
+                             {"<start_of_turn>"},
+                             "user\n",
+                             {"<end_of_turn>", "\n", "<start_of_turn>", "model\n"},
+                             "<end_of_turn>",
+                             {"\n", "<start_of_turn>"}},
+                            {"<|start_header_id|>",
+                             {"<|start_header_id|>", "user", "<|end_header_id|>"},
+                             "\n\n",
+                             {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
+                             "<|eot_id|>",
+                             {"<|start_header_id|>", "user", "<|end_header_id|>"}}};
 
 bool is_special(const std::string& piece) {
   return piece.size() > 2 && piece.front() == '<' && piece.back() == '>';
@@ -75,7 +82,10 @@ std::optional<chat_form> chat_form_of(const skim::gguf::file& file, const tokeni
     const std::string system = first_words(given), spoken = "system\n" + system;
     const std::vector<const char*> first = {"<|im_start|>", spoken.c_str(), "<|im_end|>", "\n"};
     if (!system.empty() && !append(words, first, form.before)) return std::nullopt;
-    if (!append(words, each.before, form.before) || !append(words, each.after, form.after)) return std::nullopt;
+    if (!append(words, each.before, form.before) || !append(words, each.after, form.after) ||
+        !append(words, each.between, form.between)) {
+      return std::nullopt;
+    }
     form.opening = each.opening;
     form.end = words.named(each.end);
     return form;

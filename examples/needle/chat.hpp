@@ -9,9 +9,9 @@
 namespace needle {
 
 /// A conversation's first turn: `before`, `opening` and the user's words as one text, `after`; the model goes on from there
-/// and ends with `end`.
+/// and ends with `end`. Later turns begin with `between` in place of `before`.
 struct chat_form {
-  std::vector<std::int32_t> before;
+  std::vector<std::int32_t> before, between;
   std::string opening;
   std::vector<std::int32_t> after;
   std::int32_t end = -1;

@@ -75,25 +75,6 @@ class mass_meter {
   skim::buffer out_, lse_, workspace_;
 };
 
-/// Row i of the logits speaks about token first + i + 1.
-void judge(const matrix& logits, const prompt& text, std::int64_t first, prompt_result& to) {
-  for (std::int64_t i = 0; i < logits.rows(); ++i) {
-    const std::size_t next = static_cast<std::size_t>(first + i + 1);
-    if (text.roles[next] == role::unjudged) continue;
-    const std::int32_t target = text.tokens[next];
-    Eigen::Index likeliest = 0;
-    const float largest = logits.row(i).maxCoeff(&likeliest);
-    if (text.roles[next] == role::answer) {
-      ++to.answers;
-      to.right += likeliest == target;
-      continue;
-    }
-    ++to.judged;
-    const double mass = static_cast<double>((logits.row(i).array() - largest).exp().sum());
-    to.nll += std::log(mass) - static_cast<double>(logits(i, target) - largest);
-  }
-}
-
 /// Prefills the prompt but its last token and compares every prediction with what follows and, if asked for, every sparse
 /// chunk's mass with dense attention's, off the clock; then decodes `generate` tokens.
 prompt_result judged(session& fresh, const prompt& text, std::int64_t layers, std::int64_t generate, bool measure_mass,
@@ -112,11 +93,7 @@ prompt_result judged(session& fresh, const prompt& text, std::int64_t layers, st
   prefill.start();
   fresh.feed({text.tokens.begin(), text.tokens.end() - 1}, [&](std::int64_t first, std::int64_t count) {
     prefill.stop();
-    const auto begin = text.roles.begin() + first + 1, end = begin + count;
-    const auto counts = [](role each) { return each != role::unjudged; };
-    const auto from = std::find_if(begin, end, counts);
-    const auto to = std::find_if(std::make_reverse_iterator(end), std::make_reverse_iterator(from), counts).base();
-    if (from != to) judge(fresh.logits(first + (from - begin), to - from), text, first + (from - begin), result);
+    judge(fresh, text, first, count, result);
     prefill.start();
   });
   const row last = fresh.logits(fresh.tokens() - 1);
@@ -163,6 +140,32 @@ std::string shortened(const prompt& text, std::int64_t question) {
 }
 
 }  // namespace
+
+void judge(const session& fed, const prompt& text, std::int64_t first, std::int64_t count, prompt_result& to) {
+  // Token first + i is followed by token first + i + 1, whose role it is that counts.
+  const auto begin = text.roles.begin() + first + 1;
+  const auto end = first + count < static_cast<std::int64_t>(text.roles.size()) ? begin + count : text.roles.end();
+  const auto counts = [](role each) { return each != role::unjudged; };
+  const auto from = std::find_if(begin, end, counts);
+  if (from == end) return;
+  const auto last = std::find_if(std::make_reverse_iterator(end), std::make_reverse_iterator(from), counts).base();
+  const matrix logits = fed.logits(first + (from - begin), last - from);
+  for (std::int64_t i = 0; i < logits.rows(); ++i) {
+    const std::ptrdiff_t next = from - text.roles.begin() + i;
+    if (from[i] == role::unjudged) continue;
+    const std::int32_t target = text.tokens[static_cast<std::size_t>(next)];
+    Eigen::Index likeliest = 0;
+    const float largest = logits.row(i).maxCoeff(&likeliest);
+    if (from[i] == role::answer) {
+      ++to.answers;
+      to.right += likeliest == target;
+      continue;
+    }
+    ++to.judged;
+    const double mass = static_cast<double>((logits.row(i).array() - largest).exp().sum());
+    to.nll += std::log(mass) - static_cast<double>(logits(i, target) - largest);
+  }
+}
 
 double evaluation_result::accuracy() const {
   std::int64_t right = 0, answers = 0;

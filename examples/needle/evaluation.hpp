@@ -59,6 +59,9 @@ estimate nll_above(const evaluation_result& base, const evaluation_result& resul
 /// Called before each run: how many of how many are done, and which comes.
 using progress = std::function<void(std::int64_t done, std::int64_t all, const std::string& next)>;
 
+/// After a chunk: compares each prediction of it with the prompt's next token, where that counts. `to.nll` is a sum here.
+void judge(const session& fed, const prompt& text, std::int64_t first, std::int64_t count, prompt_result& to);
+
 using prompt_maker = std::function<prompt()>;
 using result_listener = std::function<void(const std::vector<evaluation_result>& so_far)>;
 

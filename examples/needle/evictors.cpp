@@ -44,14 +44,11 @@ skim::retention parse_kept(const parameters& given, method& result, std::int64_t
 }
 
 skim::snapkv parse_snapkv(const parameters& given, const skim::retention& keep) {
-  const skim::snapkv evictor{keep, given.count("window", 1, 32), given.count("pool", 1, 5)};
+  const skim::snapkv evictor{keep, given.count("window", 1, 32), given.odd_count("pool", 5)};
   if (evictor.window > keep.count - keep.sinks) {
     given.complain("window is '" + std::to_string(evictor.window) + "', a budget of " + std::to_string(keep.count) +
                    (keep.sinks > 0 ? " beside its sinks" : "") + " has room for " +
                    std::to_string(keep.count - keep.sinks));
-  }
-  if (evictor.pool % 2 == 0) {
-    given.complain("pool is '" + std::to_string(evictor.pool) + "', valid are odd whole numbers");
   }
   return evictor;
 }
@@ -111,12 +108,16 @@ std::vector<part_kind> evictor_parts() {
   std::vector<part_kind> parts;
   parts.push_back({"standard", {"budget", "compaction"}, parse_standard});
   add_scored(parts, "", {}, [](const parameters&) { return [](const auto& evictor) { return maker(evictor); }; });
-  add_scored(parts, "caote", {"joint"}, [](const parameters& given) {
+  add_scored(parts, "caote", {"joint", "smooth"}, [](const parameters& given) {
     const bool joint = given.choice("joint", {"off", "on"}) == "on";
-    return [joint](const auto& evictor) { return maker(skim::caote{evictor, joint}); };
+    const std::int64_t smooth = given.odd_count("smooth", 1);
+    if (joint && smooth != 1) given.complain("joint takes no smooth");
+    return [joint, smooth](const auto& evictor) { return maker(skim::caote{evictor, joint, smooth}); };
   });
-  add_scored(parts, "fast_caote", {},
-             [](const parameters&) { return [](const auto& evictor) { return maker(skim::fast_caote{evictor}); }; });
+  add_scored(parts, "fast_caote", {"smooth"}, [](const parameters& given) {
+    const std::int64_t smooth = given.odd_count("smooth", 1);
+    return [smooth](const auto& evictor) { return maker(skim::fast_caote{evictor, smooth}); };
+  });
   parts.push_back({"evict(sink_window)", {"budget", "sinks", "compaction"}, parse_sink_window});
   parts.push_back({"evict(random)", {"budget", "seed", "compaction"}, parse_random});
   return parts;

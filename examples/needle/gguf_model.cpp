@@ -179,6 +179,7 @@ model read_model(const std::shared_ptr<const skim::gguf::file>& opened) {
       given.size("rope.dimension_count", c.D) != c.D)
     throw error("heads are not of one even size of at most 4096, all of which is turned");
   if (c.query_heads * c.D > largest_size) throw error("there are too many heads");
+  c.trained_positions = given.has("context_length") ? given.size("context_length") : 0;
   c.norm_epsilon = static_cast<float>(given.number("attention.layer_norm_rms_epsilon", 1e-20, 1, 1e-5));
   const bool gemma = c.architecture == "gemma3";
   c.rope_theta = given.number("rope.freq_base", 1, 1e12, gemma ? 1e6 : 10000);

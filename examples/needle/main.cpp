@@ -3,8 +3,8 @@
 #include "error.hpp"
 #include "opened.hpp"
 #include "output.hpp"
-#include "prose.hpp"
 #include "reading.hpp"
+#include "talking.hpp"
 #include "tuning.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
@@ -55,6 +55,12 @@ struct reading_line {
   std::vector<std::string> methods = {"dense", "quoka:budget=512"};
   reading_settings settings;
   bool plain = false;
+  int threads = tbb::this_task_arena::max_concurrency();
+};
+
+struct talking_line {
+  std::string model, text, kv = "bf16", method = "quoka:budget=512";
+  talking_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
 };
 
@@ -150,7 +156,8 @@ void add_options(CLI::App& app, evaluation_line& line) {
                  "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"
                  "h2o, tova:sinks=0,recent=0\n"
                  "snapkv:window=32,pool=5,sinks=0,recent=0\n"
-                 "caote(BASE):joint=off|on, fast_caote(BASE): BASE is one of these four, its parameters too\n"
+                 "caote(BASE):joint=off|on,smooth=1, fast_caote(BASE):smooth=1: BASE is one of these four, its\n"
+                 "  parameters too\n"
                  "evict(sink_window):sinks=4\n"
                  "evict(random):seed=0\n"
                  "Which FFN neurons a chunk computes (all: keep=0.5,\n"
@@ -188,7 +195,10 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
       ->required();
   command->add_option("--text", line.text, "a file, of which the first tokens are read")->required();
   command->add_option("--question", settings.question,
-                      "what comes behind the text; in a model's own form of conversations, where its file has one");
+                      "what comes behind the text; in a model's own form of conversations, where its file has one.\n"
+                      "Without it a fact is hidden in the text and asked for");
+  command->add_option("--seed", settings.seed, "chooses fact and text, where there is no question")
+      ->check(CLI::NonNegativeNumber);
   command->add_flag("--plain", line.plain, "the model goes on with text and question as with any text");
   command->add_option("--context", settings.tokens, "tokens of text and question")->check(counts);
   command->add_option("--generate", settings.generate, "tokens of the answer")->check(counts);
@@ -199,6 +209,29 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
       ->add_option("--method", line.methods, "repeats; default: dense and QUOKA by our rule; as `needle --help` says")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  show_defaults(*command);
+  return command;
+}
+
+CLI::App* add_talking(CLI::App& app, talking_line& line) {
+  CLI::App* const command =
+      app.add_subcommand("talk", "a conversation with a real model: a turn for each line of the standard input");
+  talking_settings& settings = line.settings;
+  const CLI::Range counts(std::int64_t{1}, most_tokens);
+  command->add_option("--model", line.model, "a model that was trained on conversations")->required();
+  command->add_option("--text", line.text, "a file that stands in front of the first turn");
+  command
+      ->add_option("--context", settings.tokens,
+                   "most tokens of all turns; 0 = the positions that the model was trained on")
+      ->check(CLI::Range(std::int64_t{0}, most_tokens));
+  command->add_option("--generate", settings.answer, "most tokens of an answer")->check(counts);
+  command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
+  command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command
+      ->add_option("--method", line.method,
+                   "as `needle --help` says: with standard:budget=1024 the cache holds no more tokens than that")
+      ->capture_default_str();
   show_defaults(*command);
   return command;
 }
@@ -230,6 +263,15 @@ nlohmann::json settings_json(const workload_line& line) {
           {"kv", line.kv}};
 }
 
+/// Says so where tokens stand at positions that the model was not trained on.
+void note_positions(const opened_model& opened, std::int64_t tokens) {
+  const std::int64_t trained = opened.weights.config.trained_positions;
+  if (trained > 0 && tokens > trained) {
+    std::cerr << "needle: " << tokens << " tokens reach beyond the " << trained
+              << " positions that the model was trained on: expect nonsense there\n";
+  }
+}
+
 /// The prompts that were asked for, one after another. Throws `error` where the model or the shape do not go with them.
 prompt_maker prompts_for(const workload_line& line, const opened_model& opened) {
   const prompt_shape shape = line.settings.shape;
@@ -244,12 +286,7 @@ prompt_maker prompts_for(const workload_line& line, const opened_model& opened) 
   }
   if (!opened.words) throw error("--text needs a model with a vocabulary, '" + line.model + "' has none");
   check_prose(shape);
-  const tokenizer& words = *opened.words;
-  prose from{words.encode(text_in(line.text)),
-             {},
-             [&words](const std::string& text) { return words.encode(text); },
-             [&words](std::int32_t token) { return words.decode({token}); }};
-  if (words.begin() >= 0) from.begin.push_back(words.begin());
+  prose from = prose_of(*opened.words, text_in(line.text));
   constexpr double judged_from = 0.75;
   make_prompt(from, shape, judged_from, 0);  // what cannot be made is refused now
   const std::int64_t first = static_cast<std::int64_t>(line.settings.seed - 1) * 1000;
@@ -290,6 +327,7 @@ void run(workload_line line, const std::vector<method>& methods, const Before& b
   }
   const opened_model opened = open_model(line.model);
   const prompt_maker prompts = prompts_for(line, opened);
+  note_positions(opened, line.settings.shape.tokens + line.settings.generate);
   if (!line.json.empty() && !can_write(line.json)) throw error(line.json + ": cannot be written");
 
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
@@ -389,6 +427,7 @@ void run(reading_line line) {
   line.settings.kv_type = element_named(line.kv);
   const opened_model opened = open_model(line.model);
   if (!opened.words) throw error("model '" + line.model + "' has no vocabulary to read a text with");
+  note_positions(opened, line.settings.tokens + line.settings.generate);
   if (!line.plain && !line.settings.question.empty() && opened.chat) {
     line.settings.chat = opened.chat;
     line.settings.question = "\n\n" + line.settings.question;
@@ -397,6 +436,16 @@ void run(reading_line line) {
   tbb::task_arena arena(line.threads);
   print_readings(std::cout,
                  read_and_answer(opened.weights, *opened.words, methods, line.settings, executor(arena), std::cout));
+}
+
+void run(talking_line line) {
+  const method how = parse_method(line.method);
+  if (!line.text.empty()) line.settings.text = text_in(line.text);
+  line.settings.kv_type = element_named(line.kv);
+  const opened_model opened = open_model(line.model);
+  const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
+  tbb::task_arena arena(line.threads);
+  talk(opened, how, line.settings, executor(arena), std::cin, std::cout, std::cerr);
 }
 
 /// Says what is wrong, in one line.
@@ -418,6 +467,8 @@ int main(int argc, char** argv) {
     const CLI::App* const calibrating = add_calibration(app, calibration);
     reading_line reading;
     const CLI::App* const reads = add_reading(app, reading);
+    talking_line talking;
+    const CLI::App* const talks = add_talking(app, talking);
     try {
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {
@@ -427,6 +478,8 @@ int main(int argc, char** argv) {
       run(calibration);
     } else if (reads->parsed()) {
       run(reading);
+    } else if (talks->parsed()) {
+      run(talking);
     } else if (tunes->parsed()) {
       run(tuning);
     } else {

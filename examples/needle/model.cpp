@@ -341,6 +341,7 @@ model_config parse_config(const std::string& text) {
   }
   if (c.query_heads * c.D > largest_size) refuse("num_attention_heads times head_dim is too large");
   c.norm_epsilon = static_cast<float>(number_in(epsilons, config, "rms_norm_eps", 1e-6));
+  c.trained_positions = static_cast<std::int64_t>(number_in(lengths, config, "max_position_embeddings", 0));
   if (kind.gemma) read_gemma(config, c);
   read_rope(config, c);
   c.tied_output = flag(config, "tie_word_embeddings", kind.gemma);

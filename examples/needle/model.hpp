@@ -29,6 +29,7 @@ struct model_config {
   std::int64_t d = 0, f = 0, D = 0;
   std::int64_t query_heads = 0, kv_heads = 0;
   std::int64_t layers = 0, vocabulary = 0;
+  std::int64_t trained_positions = 0;  ///< beyond them nobody knows what the model does; 0 = its file does not say
   float norm_epsilon = 0;
   double rope_theta = 0;
   bool qkv_bias = false;

@@ -45,6 +45,15 @@ std::filesystem::path fitted_path_of(const std::string& name) {
   return std::filesystem::path(name).replace_extension(fitted_file);
 }
 
+prose prose_of(const tokenizer& words, const std::string& text) {
+  prose from{words.encode(text),
+             {},
+             [&words](const std::string& more) { return words.encode(more); },
+             [&words](std::int32_t token) { return words.decode({token}); }};
+  if (words.begin() >= 0) from.begin.push_back(words.begin());
+  return from;
+}
+
 std::string text_in(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
   std::ostringstream text;

@@ -4,6 +4,7 @@
 
 #include "chat.hpp"
 #include "model.hpp"
+#include "prose.hpp"
 
 #include <optional>
 
@@ -20,6 +21,9 @@ opened_model open_model(const std::string& name);
 
 /// Where `needle calibrate` writes what it has fitted, and where it is looked for.
 std::filesystem::path fitted_path_of(const std::string& name);
+
+/// `words` must outlive it.
+prose prose_of(const tokenizer& words, const std::string& text);
 
 /// A whole file. Throws `error`.
 std::string text_in(const std::string& path);

@@ -12,8 +12,10 @@
 namespace needle {
 
 struct reading_settings {
-  std::string text, question;     ///< the question comes behind the text
-  std::optional<chat_form> chat;  ///< none: the model goes on with the text itself
+  std::string text;
+  std::string question;           ///< comes behind the text; none: a fact is hidden in the text and asked for
+  std::optional<chat_form> chat;  ///< of a question; none: the model goes on with the text itself
+  std::int64_t seed = 0;          ///< where in the text, and which fact
   std::int64_t tokens = 4096;     ///< of text and question
   std::int64_t chunk = 128;
   std::int64_t generate = 32;  ///< tokens of the answer
@@ -21,15 +23,15 @@ struct reading_settings {
 };
 
 struct reading_result {
-  std::string method, answer;
-  std::vector<std::int32_t> answer_tokens;
+  std::string method;
+  std::int64_t answer_tokens = 0;
   double nll = 0;           ///< mean negative log-likelihood of the text's last quarter, in nats
   std::int64_t judged = 0;  ///< its tokens
   double first_token_ms = 0, ms_per_token = 0;
   double keys_read = 0;  ///< past keys, mean per block of rows, layer and KV head
 };
 
-/// Each method in turn; answers are written to `out` as they come. Throws `error`.
+/// Each method in turn; the fact and answers are written to `out` as they come. Throws `error`.
 std::vector<reading_result> read_and_answer(const model& weights, const tokenizer& words,
                                             const std::vector<method>& methods, const reading_settings& settings,
                                             const executor& threads, std::ostream& out);
