@@ -197,8 +197,7 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
   command->add_option("--question", settings.question,
                       "what comes behind the text; in a model's own form of conversations, where its file has one.\n"
                       "Without it a fact is hidden in the text and asked for");
-  command->add_option("--seed", settings.seed, "chooses fact and text, where there is no question")
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--seed", settings.seed, "chooses that fact and its place")->check(CLI::NonNegativeNumber);
   command->add_flag("--plain", line.plain, "the model goes on with text and question as with any text");
   command->add_option("--context", settings.tokens, "tokens of text and question")->check(counts);
   command->add_option("--generate", settings.generate, "tokens of the answer")->check(counts);
@@ -428,6 +427,7 @@ void run(reading_line line) {
   const opened_model opened = open_model(line.model);
   if (!opened.words) throw error("model '" + line.model + "' has no vocabulary to read a text with");
   note_positions(opened, line.settings.tokens + line.settings.generate);
+  line.settings.hide_fact = !line.plain && line.settings.question.empty();
   if (!line.plain && !line.settings.question.empty() && opened.chat) {
     line.settings.chat = opened.chat;
     line.settings.question = "\n\n" + line.settings.question;

@@ -48,7 +48,9 @@ prompt asked_about(const tokenizer& words, const reading_settings& settings) {
 
 /// Text with a fact in it that is asked for; `answer`: what it says.
 prompt with_a_fact(const tokenizer& words, const reading_settings& settings, std::string& answer) {
-  prompt made = make_prompt(prose_of(words, settings.text), {settings.tokens, 1, 1}, 0.75, settings.seed);
+  const prose from = prose_of(words, settings.text);
+  const std::int64_t most = std::min(settings.tokens, static_cast<std::int64_t>(from.text.size()));
+  prompt made = make_prompt(from, {most, 1, 1}, 0.75, settings.seed);
   const auto first = std::find(made.roles.begin(), made.roles.end(), role::answer) - made.roles.begin();
   answer = words.decode({made.tokens.begin() + first, made.tokens.end()});
   made.tokens.resize(static_cast<std::size_t>(first));
@@ -62,17 +64,19 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
                                             const std::vector<method>& methods, const reading_settings& settings,
                                             const executor& threads, std::ostream& out) {
   std::string hidden;
-  const bool asks = !settings.question.empty();
-  const prompt text = asks ? asked_about(words, settings) : with_a_fact(words, settings, hidden);
+  const prompt text = settings.hide_fact ? with_a_fact(words, settings, hidden) : asked_about(words, settings);
   const std::int64_t length = static_cast<std::int64_t>(text.tokens.size());
   const session_options options{length + settings.generate, settings.chunk, settings.kv_type, 0};
   for (const method& how : methods)
     session(weights, how, options, threads);  // what cannot run is refused before anything runs
-  if (!asks) {
+  if (settings.hide_fact) {
     const tokens question(text.tokens.begin() + text.questions.front(), text.tokens.end());
     out << "hidden in " << length << " tokens of text, and asked for:" << one_line(hidden) << '\n'
         << one_line(words.decode(question)) << " ...\n\n";
   }
+  // The first look at the weights, which may lie on a disk, is nobody's time.
+  session(weights, methods[0], options, threads)
+      .feed({text.tokens.begin(), text.tokens.begin() + std::min(settings.chunk, length)});
   std::vector<reading_result> results;
   for (const method& how : methods) {
     reading_result result;
@@ -90,7 +94,7 @@ std::vector<reading_result> read_and_answer(const model& weights, const tokenize
     result.judged = judged.judged;
     result.nll = judged.nll;
     if (run.counts().reads > 0) result.keys_read = run.counts().keys_read / run.counts().reads;
-    answer reply(words, out, asks ? answer::lines::as_blanks : answer::lines::first_only);
+    answer reply(words, out, settings.hide_fact ? answer::lines::first_only : answer::lines::as_blanks);
     for (std::int64_t i = 0; i < settings.generate; ++i) {
       const std::int32_t token = run.generate(1).front();
       if (i == 0) result.first_token_ms = milliseconds_since(start) - judging_ms;

@@ -13,9 +13,10 @@ namespace needle {
 
 struct reading_settings {
   std::string text;
-  std::string question;           ///< comes behind the text; none: a fact is hidden in the text and asked for
+  std::string question;           ///< comes behind the text
+  bool hide_fact = false;         ///< and ask for it, instead of the question
   std::optional<chat_form> chat;  ///< of a question; none: the model goes on with the text itself
-  std::int64_t seed = 0;          ///< where in the text, and which fact
+  std::int64_t seed = 0;          ///< of the fact: where in the text, and which
   std::int64_t tokens = 4096;     ///< of text and question
   std::int64_t chunk = 128;
   std::int64_t generate = 32;  ///< tokens of the answer

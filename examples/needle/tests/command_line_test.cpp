@@ -427,6 +427,65 @@ TEST_F(command_with_text, refuses_what_does_not_go_together) {
   expect_refusal(given() + "--text '" + path("none") + "'", "--text");
 }
 
+TEST_F(command_with_text, is_asked_for_a_fact) {
+  const outcome result =
+      run("read " + given() + "--context 600 --generate 3 --method dense --method quoka:budget=64,n=4");
+  EXPECT_EQ(result.status, 0) << result.err;
+  // The tiny vocabulary has no capitals and no spaces.
+  EXPECT_EQ(result.out.rfind("hidden in 5", 0), 0u) << result.out;
+  for (const char* const part :
+       {"uestion", "nswer", "hesecretnumberofthe", "\ndense: ", "\nquoka:budget=64,n=4: ", "100 %"})
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << ":\n" << result.out;
+  EXPECT_NE(run("read " + given() + "--context 600 --generate 1 --method dense --seed 5").out, result.out);
+  EXPECT_EQ(run("read " + given() + "--context 600 --generate 1 --method dense --plain").out.rfind("dense: ", 0), 0u);
+  EXPECT_EQ(run("read " + given() + "--generate 1 --method dense").out.rfind("hidden in 19", 0), 0u)
+      << "all of the text";
+}
+
+TEST_F(command_with_text, says_what_lies_beyond_its_training) {
+  needle_test::tiny_gguf file{tiny_model()};
+  file.settings.push_back({"context_length", 500});
+  std::ofstream(path("model.gguf"), std::ios::binary) << file.bytes();
+  const char* const note = "reach beyond the 500 positions that the model was trained on";
+  EXPECT_NE(run("read " + given() + "--context 600 --generate 1 --method dense").err.find(note), std::string::npos);
+  EXPECT_EQ(run("read " + given() + "--context 400 --generate 1 --method dense").err, "");
+  EXPECT_NE(run(table("--prompts 1 --method dense")).err.find(note), std::string::npos);
+}
+
+TEST_F(command_with_text, is_talked_about) {
+  needle_test::tiny_gguf file{tiny_model()};
+  file.talks = true;
+  file.settings.push_back({"context_length", 500});
+  std::ofstream(path("model.gguf"), std::ios::binary) << file.bytes();
+  const std::string model = "--model '" + path("model.gguf") + "' ";
+  const auto said = [&](const std::string& lines) { return "printf '" + lines + "' | "; };
+  const auto talk = [&](const std::string& lines, const std::string& more) {
+    // `run` puts its redirections behind the program's arguments: the pipe stands inside a shell of its own.
+    const std::string line = said(lines) + "'" NEEDLE_PROGRAM "' talk " + model + more;
+    std::ofstream(path("talk.sh")) << line;
+    const int status =
+        std::system(("sh '" + path("talk.sh") + "' >'" + path("out") + "' 2>'" + path("err") + "'").c_str());
+    return outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, text_of(path("out")), text_of(path("err"))};
+  };
+  const outcome three = talk("abc\\ndef\\nghi\\n", "--generate 4 --method standard:budget=16 --chunk 8");
+  EXPECT_EQ(three.status, 0) << three.err;
+  EXPECT_EQ(std::count(three.err.begin(), three.err.end(), '\n'), 3) << three.err;
+  EXPECT_NE(three.err.find(" 24 held;"), std::string::npos) << "the budget and a chunk: " << three.err;
+  std::string many;
+  for (int i = 0; i < 40; ++i) many += "abcdefghijklmnop\\n";
+  const outcome full = talk(many, "--generate 4 --method standard:budget=16");
+  EXPECT_EQ(full.status, 2);
+  EXPECT_NE(full.err.find("a conversation of 500 tokens has no room"), std::string::npos) << full.err;
+  const outcome beyond = talk(many, "--generate 4 --method standard:budget=16 --context 4000");
+  EXPECT_EQ(beyond.status, 0) << beyond.err;
+  EXPECT_NE(beyond.err.find("beyond the 500 positions"), std::string::npos) << beyond.err;
+  EXPECT_EQ(beyond.err.find("beyond the 500"), beyond.err.rfind("beyond the 500")) << "said once";
+  file.talks = false;
+  std::ofstream(path("model.gguf"), std::ios::binary) << file.bytes();
+  EXPECT_NE(talk("abc\\n", "").err.find("no form of conversations"), std::string::npos);
+  EXPECT_EQ(talk("", "").status, 2) << "it is said before anything is";
+}
+
 TEST_F(command_with_text, is_read_and_answered) {
   const std::string read = "read " + given();
   const outcome result =
@@ -435,8 +494,8 @@ TEST_F(command_with_text, is_read_and_answered) {
   for (const char* const part : {"dense: ", "\nmethod ", "perplexity", "quoka:budget=64,n=4 ", "+0.00 %", "1.00x"})
     EXPECT_NE(result.out.find(part), std::string::npos) << part << ":\n" << result.out;
   // Chunks of 128, 128 and 44 tokens behind 0, 128 and 256: the question's own tokens are no part of it.
-  EXPECT_NE(result.out.find("      128\n"), std::string::npos) << result.out;
-  const outcome short_one = run(read + "--context 2 --generate 1 --method dense");
+  EXPECT_NE(result.out.find("      128    100 %\n"), std::string::npos) << result.out;
+  const outcome short_one = run(read + "--plain --context 2 --generate 1 --method dense");
   EXPECT_EQ(short_one.status, 0) << short_one.err;
   EXPECT_EQ(short_one.out.find("1.000"), std::string::npos) << "nothing was judged: " << short_one.out;
   expect_refusal(read + "--context 3 --question xyz", "leaves no room for text beside the question");

@@ -16,6 +16,7 @@ struct tiny_gguf {
     std::uint32_t value;
   };
   std::string architecture = "llama";
+  bool talks = false;  ///< has ChatML's form of conversations
   std::vector<setting> settings = {
       {"embedding_length", 12},      {"feed_forward_length", 20},    {"block_count", 2},
       {"attention.head_count", 6},   {"attention.head_count_kv", 2}, {"attention.key_length", 8},
@@ -41,15 +42,23 @@ struct tiny_gguf {
 
   std::string bytes() const {
     skim_test::gguf_builder file;
-    file.head(tensors.size(), settings.size() + 4);
+    file.head(tensors.size(), settings.size() + (talks ? 6 : 4));
     file.text("general.architecture").add(std::uint32_t{8}).text(architecture);
     for (const setting& each : settings) file.number(architecture + "." + each.name, each.value);
     // Words of one sign, then words that no text has.
     std::vector<std::string> pieces;
     for (const char sign : std::string("abcdefghijklmnopqrstuvwxyz.0123456789")) pieces.emplace_back(1, sign);
+    const std::size_t special = pieces.size();
+    if (talks) pieces.insert(pieces.end(), {"<|im_start|>", "<|im_end|>"});
     while (pieces.size() < 1100) pieces.push_back("w" + std::to_string(pieces.size()));
     file.text("tokenizer.ggml.model").add(std::uint32_t{8}).text("llama").texts("tokenizer.ggml.tokens", pieces);
     file.numbers("tokenizer.ggml.scores", std::vector<float>(1100, -1));
+    if (talks) {
+      std::vector<float> types(1100, 1);
+      types[special] = types[special + 1] = 3;
+      file.numbers("tokenizer.ggml.token_type", types);
+      file.text("tokenizer.chat_template").add(std::uint32_t{8}).text("<|im_start|>");
+    }
     std::string data;
     for (const auto& [name, tensor] : tensors) {
       const std::vector<std::uint64_t> extents(tensor.shape.rbegin(), tensor.shape.rend());
