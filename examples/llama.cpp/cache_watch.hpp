@@ -2,8 +2,7 @@
 /// \file Which tokens should leave a cache of llama.cpp's. The engine keeps one set of tokens for all layers and heads, and
 /// takes single ones out when it is asked to; the backend sees what scores them, the keys and values of every layer.
 ///
-/// Heads agree about few tokens, so a mean of scores keeps what none of them needs most. Each head's scores are ranked, up
-/// to 1, and the mean is of the ranks' 16th powers: it counts the heads that rank a token in about their highest sixteenth.
+/// Scores are pooled over all heads of all layers by `rank_scores`.
 #pragma once
 
 #include <skim/buffer.hpp>
@@ -11,8 +10,6 @@
 #include <skim/interop/ggml_operands.hpp>
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 #include <vector>
 
 namespace skim_llama {
@@ -73,8 +70,10 @@ class cache_watch {
     }
     if (rows == 0) return skim::fault(skim::status::bad_extent, "tokens", tokens, longest);
     const skim::tensor_view<float, 2> mean(pooled.data(), {1, n});
-    executor.parallel_for(rows, [&](std::int64_t row, unsigned) { sharpen(scores.data() + row * n, n); });
-    if (skim::report r = skim::cpu::any_pool_scores({scores.data(), {rows, n}}, mean, executor); !r) return r;
+    const skim::tensor_view<float, 2> all(scores.data(), {rows, n});
+    workspace_.reserve(skim::cpu::any_rank_scores_bytes(n, executor.concurrency()));
+    if (skim::report r = skim::cpu::any_rank_scores(all, workspace_, executor); !r) return r;
+    if (skim::report r = skim::cpu::any_pool_scores(all, mean, executor); !r) return r;
     std::vector<std::int32_t> slots(positions.size());
     std::int32_t count = 0;
     const skim::index_lists stays{slots.data(), &count, 1, n};
@@ -105,21 +104,6 @@ class cache_watch {
     std::vector<std::int32_t> cells;  // of the sequence's tokens, in the order in which they came; empty: not seen
     std::vector<layer> layers;        // of this graph
   };
-
-  /// A head's scores: their ranks among them, to the 16th power.
-  static void sharpen(float* scores, std::int64_t n) {
-    std::vector<std::int32_t> order(static_cast<std::size_t>(n));
-    std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-      const bool a_counts = scores[a] == scores[a], b_counts = scores[b] == scores[b];  // NaN: lowest
-      if (a_counts != b_counts) return b_counts;
-      return a_counts && scores[a] != scores[b] ? scores[a] < scores[b] : a < b;
-    });
-    for (std::int64_t i = 0; i < n; ++i) {
-      const double rank = static_cast<double>(i + 1) / static_cast<double>(n);
-      scores[order[static_cast<std::size_t>(i)]] = static_cast<float>(std::pow(rank, 16));
-    }
-  }
 
   bool has_keys(const void* keys) const {
     for (const cache& each : caches_) {

@@ -5,6 +5,7 @@
 
 #include <skim/cpu/append.hpp>
 #include <skim/cpu/attention.hpp>
+#include <skim/cpu/eviction.hpp>
 #include <skim/cpu/linear.hpp>
 #include <skim/math/random.hpp>
 
@@ -53,6 +54,7 @@ session::session(const model& weights, const method& how, const session_options&
       options_{options.capacity, std::min(options.chunk, options.capacity), options.kv_type, options.seed},
       budget_(how.make_evictor ? std::min(how.budget, options.capacity) : options.capacity),
       compaction_(how.compaction),
+      shared_(how.shared && how.make_evictor),
       threads_(threads),
       caches_(weights.layers.size()),
       ffns_(how.make_ffns(weights, options.seed)) {
@@ -138,6 +140,11 @@ void session::reserve_longest() {
   kept_.resize(heads * static_cast<std::size_t>(budget_));
   kept_of_head_.resize(heads);
   scratch_.reserve(cache.evictor->workspace_bytes(eviction, workers));
+  if (shared_) {
+    scores_.resize(caches_.size() * heads * static_cast<std::size_t>(cache.capacity));
+    pooled_.resize(static_cast<std::size_t>(cache.capacity));
+    scratch_.reserve(skim::cpu::rank_scores_bytes(cache.capacity, workers));
+  }
   for (layer_cache& each : caches_) {
     if (!each.evictor) continue;
     each.evictor_state = skim::buffer(each.evictor->state_bytes(eviction));
@@ -199,6 +206,7 @@ void session::forward(const std::int32_t* tokens, std::int64_t Tq, feeding how) 
     attention_block(layer, Tq);
     ffn_block(layer, Tq, how);
   }
+  if (shared_) evict_together(Tq);
   normalize(model_.norm, x_, normed_, Tq);  // stays for `logits`
   tokens_ += Tq;
   ++chunks_;
@@ -267,13 +275,50 @@ void session::evict(layer_cache& cache, const skim::attention_args& attended, co
   const stopwatch timed(counts_.evict_ms);
   skim::eviction_args args = eviction_of(cache, attended);
   args.read = read;
+  if (shared_) {
+    demand(cache.evictor->observe(args, cache.evictor_state, scratch_, threads_));
+    return;
+  }
+  demand(cache.evictor->run(args, kept_lists(), cache.evictor_state, scratch_, threads_));
+  cache.tokens = kept_of_head_[0];  // all heads keep equally many
+}
+
+/// Behind the last layer: one choice by the scores of all heads of all layers.
+void session::evict_together(std::int64_t Tq) {
+  const std::int64_t n = caches_[static_cast<std::size_t>(chosen_layer_)].tokens, heads = model_.config.kv_heads;
+  if (n <= budget_) return;
+  const stopwatch timed(counts_.evict_ms);
+  const auto each_layer = [&](const auto& visit) {
+    for (std::size_t layer = 0; layer < caches_.size(); ++layer) {
+      if (!caches_[layer].evictor) continue;
+      visit(caches_[layer], eviction_of(caches_[layer], attention_of(static_cast<std::int64_t>(layer), Tq, n)));
+    }
+  };
+  std::int64_t rows = 0;
+  each_layer([&](layer_cache& cache, const skim::eviction_args& args) {
+    const skim::tensor_view<float, 2> of_layer(scores_.data() + rows * n, {heads, n});
+    demand(cache.evictor->score(args, of_layer, cache.evictor_state, scratch_, threads_));
+    rows += heads;
+  });
+  const skim::tensor_view<float, 2> all(scores_.data(), {rows, n}), pooled(pooled_.data(), {1, n});
+  demand(skim::cpu::rank_scores(all, scratch_, threads_));
+  demand(skim::cpu::pool_scores(all, pooled, threads_));
+  bool chosen = false;
+  each_layer([&](layer_cache& cache, const skim::eviction_args& args) {
+    if (!chosen) demand(cache.evictor->choose(args, pooled, kept_lists(), scratch_, threads_));
+    chosen = true;
+    demand(cache.evictor->compact(args, kept_lists(), cache.evictor_state, scratch_, threads_));
+    cache.tokens = kept_of_head_[0];
+  });
+}
+
+skim::index_lists session::kept_lists() {
   skim::index_lists kept;
   kept.indices = kept_.data();
   kept.counts = kept_of_head_.data();
-  kept.rows = model_.config.kv_heads;
+  kept.rows = shared_ ? 1 : model_.config.kv_heads;
   kept.capacity = budget_;
-  demand(cache.evictor->run(args, kept, cache.evictor_state, scratch_, threads_));
-  cache.tokens = kept_of_head_[0];  // all heads keep equally many
+  return kept;
 }
 
 void session::ffn_block(std::int64_t layer, std::int64_t Tq, feeding how) {
@@ -402,6 +447,7 @@ skim::eviction_args session::eviction_of(layer_cache& cache, const skim::attenti
   args.new_tokens = attended.q.extents[0];
   args.attended = attended;
   args.how = compaction_;
+  args.share_heads = shared_;
   return args;
 }
 

@@ -83,6 +83,8 @@ class session {
   void attention_block(std::int64_t layer, std::int64_t Tq);
   void attend(std::int64_t layer, std::int64_t Tq);
   void evict(layer_cache& cache, const skim::attention_args& attended, const skim::index_lists* read);
+  void evict_together(std::int64_t Tq);
+  skim::index_lists kept_lists();
   void ffn_block(std::int64_t layer, std::int64_t Tq, feeding how);
   void multiply(const skim::tensor_view<const float, 2>& x, const stored_matrix& weight, const row& bias,
                 const skim::tensor_view<float, 2>& out) const;
@@ -102,6 +104,7 @@ class session {
   const std::int64_t budget_;      // tokens that a cache keeps from one chunk to the next
   std::int64_t chosen_layer_ = 0;  // the first that the method chooses in: it has no window
   const skim::compaction compaction_;
+  const bool shared_;  // all layers keep the same tokens
   const executor threads_;
   std::vector<layer_cache> caches_;
   std::vector<std::unique_ptr<layer_ffn>> ffns_;
@@ -121,6 +124,7 @@ class session {
   matrix lse_;                                        // [chunk, Hq], or empty: nothing reads it
   std::vector<std::int32_t> slots_, counts_of_head_;  // index lists of one layer: what a chunk reads
   std::vector<std::int32_t> kept_, kept_of_head_;     // and what stays
+  std::vector<float> scores_, pooled_;                // of all layers' tokens, where all keep the same
   skim::buffer scratch_;
 };
 

@@ -25,6 +25,23 @@ class evictor_of final : public operation_of<layer_evictor, skim::cpu::eviction<
                    skim::memory workspace, skim::executor_ref threads) const override {
     return this->op_.run(args, lists, state, workspace, threads);
   }
+  skim::report observe(const skim::eviction_args& args, skim::memory state, skim::memory workspace,
+                       skim::executor_ref threads) const override {
+    return this->op_.observe(args, state, workspace, threads);
+  }
+  skim::report score(const skim::eviction_args& args, const skim::tensor_view<float, 2>& scores, skim::memory state,
+                     skim::memory workspace, skim::executor_ref threads) const override {
+    return this->op_.score(args, scores, state, workspace, threads);
+  }
+  skim::report choose(const skim::eviction_args& args, const skim::tensor_view<const float, 2>& scores,
+                      const skim::index_lists& lists, skim::memory workspace,
+                      skim::executor_ref threads) const override {
+    return this->op_.choose(args, scores, lists, workspace, threads);
+  }
+  skim::report compact(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
+                       skim::memory workspace, skim::executor_ref threads) const override {
+    return this->op_.compact(args, lists, state, workspace, threads);
+  }
 };
 
 template <class Evictor>
@@ -33,11 +50,19 @@ evictor_maker maker(const Evictor& evictor) {
       [evictor](std::uint64_t) { return std::make_unique<evictor_of<Evictor>>(skim::cpu::eviction<Evictor>{evictor}); };
 }
 
-/// Reads the budget and what else every evictor may have.
-skim::retention parse_kept(const parameters& given, method& result, std::int64_t sinks = 0) {
+/// What every evictor may have.
+const names common_keys = {"budget", "compaction", "share"};
+
+void parse_common(const parameters& given, method& result) {
   result.budget = given.count("budget", 1, 1024);
   const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
   result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
+  result.shared = given.choice("share", {"off", "layers"}) == "layers";
+}
+
+/// The common settings, and which tokens are protected.
+skim::retention parse_kept(const parameters& given, method& result, std::int64_t sinks = 0) {
+  parse_common(given, result);
   const auto keep = skim::retention::budget(result.budget, given.count("sinks", 0, sinks), given.count("recent", 0, 0));
   given.check(skim::check(keep));
   return keep;
@@ -72,7 +97,8 @@ template <class Wrap>
 void add_scored(std::vector<part_kind>& parts, const std::string& form, const names& more, const Wrap& wrap) {
   for (const char* base : {"keydiff", "h2o", "tova", "snapkv"}) {
     const std::string name = base;
-    names keys = {"budget", "sinks", "recent", "compaction"};
+    names keys = {"sinks", "recent"};
+    keys.insert(keys.begin(), common_keys.begin(), common_keys.end());
     if (name == "keydiff") keys.push_back("anchor");
     if (name == "snapkv") keys.insert(keys.end(), {"window", "pool"});
     keys.insert(keys.end(), more.begin(), more.end());
@@ -85,9 +111,7 @@ void add_scored(std::vector<part_kind>& parts, const std::string& form, const na
 
 /// The evictor to begin with, as the library has it.
 void parse_standard(const parameters& given, method& result) {
-  result.budget = given.count("budget", 1, 1024);
-  const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
-  result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
+  parse_common(given, result);
   result.make_evictor = maker(skim::evictors::standard(result.budget));
 }
 
@@ -106,7 +130,7 @@ void parse_random(const parameters& given, method& result) {
 
 std::vector<part_kind> evictor_parts() {
   std::vector<part_kind> parts;
-  parts.push_back({"standard", {"budget", "compaction"}, parse_standard});
+  parts.push_back({"standard", common_keys, parse_standard});
   add_scored(parts, "", {}, [](const parameters&) { return [](const auto& evictor) { return maker(evictor); }; });
   add_scored(parts, "caote", {"joint", "smooth"}, [](const parameters& given) {
     const bool joint = given.choice("joint", {"off", "on"}) == "on";
@@ -118,8 +142,8 @@ std::vector<part_kind> evictor_parts() {
     const std::int64_t smooth = given.odd_count("smooth", 1);
     return [smooth](const auto& evictor) { return maker(skim::fast_caote{evictor, smooth}); };
   });
-  parts.push_back({"evict(sink_window)", {"budget", "sinks", "compaction"}, parse_sink_window});
-  parts.push_back({"evict(random)", {"budget", "seed", "compaction"}, parse_random});
+  parts.push_back({"evict(sink_window)", {"budget", "compaction", "share", "sinks"}, parse_sink_window});
+  parts.push_back({"evict(random)", {"budget", "compaction", "share", "seed"}, parse_random});
   return parts;
 }
 

@@ -31,6 +31,7 @@ struct workload_line {
   std::string model = "qwen2", text, kv = "bf16", json;
   bool resume = false;
   std::optional<std::int64_t> needles;
+  double judged = 0.25;
   evaluation_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
 };
@@ -107,10 +108,11 @@ void add_workload(CLI::App& app, workload_line& line) {
   app.add_option("--model", line.model,
                  "qwen2, llama, a directory with config.json and model.safetensors or its index, or a .gguf of the\n"
                  "architectures of Llama 2 and 3, Qwen2, Qwen3 or Gemma 3");
-  app.add_option(
-      "--text", line.text,
-      "a file: prompts are text of it from places that --seed chooses, with facts hidden between its\n"
-      "sentences; the last quarter of the text is judged. Without it, the made-up language of qwen2 and llama");
+  app.add_option("--text", line.text,
+                 "a file: prompts are text of it from places that --seed chooses, with facts hidden between its\n"
+                 "sentences. Without it, the made-up language of qwen2 and llama");
+  app.add_option("--judged", line.judged, "the last share of such a text, whose loss counts")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--prompts", settings.prompts, "how many prompts")->check(CLI::Range(std::int64_t{1}, most_tokens));
@@ -250,6 +252,7 @@ nlohmann::json settings_json(const workload_line& line) {
   return {{"model", last_name(line.model)},
           {"text", line.text.empty() ? nlohmann::json() : nlohmann::json(last_name(line.text))},
           {"context", s.shape.tokens},
+          {"judged", line.text.empty() ? nlohmann::json() : nlohmann::json(line.judged)},
           {"prompts", s.prompts},
           {"questions", s.shape.questions},
           {"needles", s.shape.needles},
@@ -286,10 +289,10 @@ prompt_maker prompts_for(const workload_line& line, const opened_model& opened) 
   if (!opened.words) throw error("--text needs a model with a vocabulary, '" + line.model + "' has none");
   check_prose(shape);
   prose from = prose_of(*opened.words, text_in(line.text));
-  constexpr double judged_from = 0.75;
+  const double judged_from = 1 - line.judged;
   make_prompt(from, shape, judged_from, 0);  // what cannot be made is refused now
   const std::int64_t first = static_cast<std::int64_t>(line.settings.seed - 1) * 1000;
-  return [from = std::move(from), shape, number = first]() mutable {
+  return [from = std::move(from), shape, judged_from, number = first]() mutable {
     return make_prompt(from, shape, judged_from, number++);
   };
 }

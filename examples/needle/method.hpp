@@ -48,6 +48,16 @@ class layer_evictor : public layer_operation<skim::eviction_args> {
   virtual skim::policy_needs needs() const = 0;
   virtual skim::report run(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
                            skim::memory workspace, skim::executor_ref threads) const = 0;
+  /// The steps of `run`, for layers that evict together.
+  virtual skim::report observe(const skim::eviction_args& args, skim::memory state, skim::memory workspace,
+                               skim::executor_ref threads) const = 0;
+  virtual skim::report score(const skim::eviction_args& args, const skim::tensor_view<float, 2>& scores,
+                             skim::memory state, skim::memory workspace, skim::executor_ref threads) const = 0;
+  virtual skim::report choose(const skim::eviction_args& args, const skim::tensor_view<const float, 2>& scores,
+                              const skim::index_lists& lists, skim::memory workspace,
+                              skim::executor_ref threads) const = 0;
+  virtual skim::report compact(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
+                               skim::memory workspace, skim::executor_ref threads) const = 0;
 };
 
 class layer_ffn : public layer_operation<skim::ffn_args> {
@@ -73,6 +83,7 @@ struct method {
 
   std::int64_t budget = 0;  ///< tokens that the cache keeps per layer and KV head, where there is an evictor
   skim::compaction compaction = skim::compaction::refill;
+  bool shared = false;  ///< all layers and KV heads keep the same tokens
 };
 
 /// Throws `error`, which lists the valid names or values where one is unknown.

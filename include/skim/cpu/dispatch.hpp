@@ -109,6 +109,8 @@ struct level_functions {
   ffn_functions ffn[std::variant_size_v<any_neuron_selector>][accumulates];
   linear_functions linear[accumulates];
   report (*append)(const append_args&, executor_ref);
+  std::size_t (*rank_scores_bytes)(std::int64_t, unsigned);
+  report (*rank_scores)(tensor_view<float, 2>, memory, executor_ref);
   report (*pool_scores)(tensor_view<const float, 2>, tensor_view<float, 2>, executor_ref);
 };
 
@@ -342,9 +344,15 @@ struct any_linear {
   }
 };
 
-/// See `cpu::append` and `cpu::pool_scores`.
+/// See `cpu::append`, `cpu::rank_scores` and `cpu::pool_scores`.
 SKIM_INLINE report any_append(const append_args& args, executor_ref executor) {
   return level_detail::level_now().append(args, executor);
+}
+SKIM_INLINE std::size_t any_rank_scores_bytes(std::int64_t n, unsigned workers) {
+  return level_detail::level_now().rank_scores_bytes(n, workers);
+}
+SKIM_INLINE report any_rank_scores(tensor_view<float, 2> scores, memory workspace, executor_ref executor) {
+  return level_detail::level_now().rank_scores(scores, workspace, executor);
 }
 SKIM_INLINE report any_pool_scores(tensor_view<const float, 2> scores, tensor_view<float, 2> pooled,
                                    executor_ref executor) {

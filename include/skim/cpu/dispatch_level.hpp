@@ -180,6 +180,10 @@ constexpr level_functions all_functions(const char* name) {
   tables<any_neuron_selector>::fill(all);
   tables<any_accumulate>::fill(all);
   all.append = [](const append_args& args, executor_ref on) { return cpu::append(args, on); };
+  all.rank_scores_bytes = [](std::int64_t n, unsigned workers) { return cpu::rank_scores_bytes(n, workers); };
+  all.rank_scores = [](tensor_view<float, 2> scores, memory workspace, executor_ref on) {
+    return cpu::rank_scores(scores, workspace, on);
+  };
   all.pool_scores = [](tensor_view<const float, 2> scores, tensor_view<float, 2> pooled, executor_ref on) {
     return cpu::pool_scores(scores, pooled, on);
   };

@@ -4,6 +4,7 @@
 
 #include <skim/cpu/kernel/choose.hpp>
 #include <skim/cpu/kernel/compact.hpp>
+#include <skim/cpu/kernel/rank.hpp>
 #include <skim/cpu/score_kernel.hpp>
 #include <skim/eviction.hpp>
 
@@ -202,6 +203,28 @@ struct eviction {
 
 template <class Evictor>
 eviction(Evictor) -> eviction<Evictor>;
+
+/// Scratch of `rank_scores` for rows of n scores.
+inline std::size_t rank_scores_bytes(std::int64_t n, unsigned workers) {
+  if (n < 0 || n > skim::detail::largest_index) return 0;
+  return detail::order_bytes(n) * workers;
+}
+
+/// In place: each score of scores [rows, n] becomes (rank / n)^16, its rank among its row's being 1 to n, the highest n;
+/// equal scores rank by slot, NaN lowest. What is to be pooled where heads of many layers hold the same tokens: they agree
+/// about few, and a mean of scores keeps what none of them needs most; this mean counts the heads that rank a token about
+/// in their highest sixteenth. Ours. Statuses: those of tensors, short_workspace.
+inline report rank_scores(tensor_view<float, 2> scores, memory workspace, executor_ref executor) {
+  if (report r = detail::check_tensor(scores, "scores"); !r) return r;
+  if (report r = detail::check_apart(scores, "scores"); !r) return r;
+  const std::int64_t n = scores.extents[1];
+  const std::size_t bytes = detail::order_bytes(n);
+  if (report r = detail::check_workspace(workspace, bytes * executor.concurrency()); !r) return r;
+  executor.parallel_for(scores.extents[0], [&](std::int64_t row, unsigned worker) {
+    detail::sharpen_row(scores, row, detail::worker_piece(workspace.data, bytes, worker));
+  });
+  return {};
+}
 
 /// pooled [1, n] = mean over all rows of scores [rows, n]: of a layer's heads, or of all heads of several layers whose
 /// scores stand one after another. For `eviction::choose` with `share_heads`.

@@ -99,6 +99,23 @@ inline std::vector<std::int64_t> keep_pages(const kv_view& kv, const retention& 
   return kept;
 }
 
+/// `[n]`: (rank / n)^16 of each score among them, 1 the lowest rank; equal ones by slot, NaN lowest.
+inline std::vector<double> sharpened_ranks(const std::vector<double>& scores) {
+  const double n = static_cast<double>(scores.size());
+  std::vector<double> ranks(scores.size());
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    double rank = 1;
+    for (std::size_t other = 0; other < scores.size(); ++other) {
+      const bool numbers = !std::isnan(scores[i]) && !std::isnan(scores[other]);
+      const bool lower = numbers ? scores[other] < scores[i] : std::isnan(scores[other]) && !std::isnan(scores[i]);
+      const bool equal = numbers ? scores[other] == scores[i] : std::isnan(scores[other]) && std::isnan(scores[i]);
+      rank += lower || (equal && other < i);
+    }
+    ranks[i] = std::pow(rank / n, 16);
+  }
+  return ranks;
+}
+
 /// `[n]`: the mean over rows `[heads][n]`.
 inline std::vector<double> pool_heads(const vector_list& scores) {
   return mean(scores);

@@ -26,8 +26,31 @@ struct order_scratch {
       : swapped(arena.take<std::int32_t>(n)), bins(arena.take<std::int32_t>(histogram_bins)) {}
 };
 
-/// The slots of [0, n) that `admitted(slot)`. Where they are out of position order, or leave gaps, `list [n]` holds them:
-/// sorted by the three digits of a position, 11 bits each.
+/// Sorts `list [count]` of slots by `key(slot)`, a number of at most 33 bits, by three digits of 11 bits each; stable.
+template <class Key>
+SKIM_INLINE void sort_slots(const Key& key, std::int32_t* list, std::int64_t count, const order_scratch& scratch) {
+  std::int32_t *from = list, *to = scratch.swapped;
+  for (int shift = 0; shift < 33; shift += 11) {
+    const auto digit = [&](std::int32_t slot) SKIM_LAMBDA_INLINE {
+      return (static_cast<std::uint64_t>(key(slot)) >> shift) & (histogram_bins - 1);
+    };
+    for (std::int64_t bin = 0; bin < histogram_bins; ++bin) scratch.bins[bin] = 0;
+    for (std::int64_t i = 0; i < count; ++i) ++scratch.bins[digit(from[i])];
+    for (std::int32_t bin = 0, sum = 0; bin < histogram_bins; ++bin) {
+      const std::int32_t size = scratch.bins[bin];
+      scratch.bins[bin] = sum;
+      sum += size;
+    }
+    for (std::int64_t i = 0; i < count; ++i) to[scratch.bins[digit(from[i])]++] = from[i];
+    std::int32_t* const other = from;
+    from = to;
+    to = other;
+  }
+  std::memcpy(list, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
+}
+
+/// The slots of [0, n) that `admitted(slot)`. Where they are out of position order, or leave gaps, `list [n]` holds them
+/// sorted.
 template <class Admitted>
 SKIM_INLINE slot_order order_slots(const kv_view& kv, std::int64_t head, std::int64_t n, const Admitted& admitted,
                                    std::int32_t* list, const order_scratch& scratch) {
@@ -47,24 +70,9 @@ SKIM_INLINE slot_order order_slots(const kv_view& kv, std::int64_t head, std::in
   for (std::int64_t slot = order.first; slot <= last; ++slot) {
     if (admitted(slot)) list[count++] = static_cast<std::int32_t>(slot);
   }
-  std::int32_t *from = list, *to = scratch.swapped;
-  for (int shift = 0; !ascend && shift < 33; shift += 11) {
-    const auto digit = [&](std::int32_t slot) SKIM_LAMBDA_INLINE {
-      return (static_cast<std::uint64_t>(kv.position(head, slot)) >> shift) & (histogram_bins - 1);
-    };
-    for (std::int64_t bin = 0; bin < histogram_bins; ++bin) scratch.bins[bin] = 0;
-    for (std::int64_t i = 0; i < count; ++i) ++scratch.bins[digit(from[i])];
-    for (std::int32_t bin = 0, sum = 0; bin < histogram_bins; ++bin) {
-      const std::int32_t size = scratch.bins[bin];
-      scratch.bins[bin] = sum;
-      sum += size;
-    }
-    for (std::int64_t i = 0; i < count; ++i) to[scratch.bins[digit(from[i])]++] = from[i];
-    std::int32_t* const other = from;
-    from = to;
-    to = other;
+  if (!ascend) {
+    sort_slots([&](std::int32_t slot) SKIM_LAMBDA_INLINE { return kv.position(head, slot); }, list, count, scratch);
   }
-  if (from != list) std::memcpy(list, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
   order.slot_ids = list;
   return order;
 }
