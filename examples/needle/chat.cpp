@@ -19,6 +19,13 @@ const outline outlines[] = {
      "user\n",
      {"<end_of_turn>", "\n", "<start_of_turn>", "model\n"},
      "<end_of_turn>"},
+    {"Cutting Knowledge Date: December 2023",  // Llama 3.1's, which goes on with the day on which it was published
+     {"<|start_header_id|>", "system", "<|end_header_id|>",
+      "\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", "<|eot_id|>", "<|start_header_id|>",
+      "user", "<|end_header_id|>"},
+     "\n\n",
+     {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
+     "<|eot_id|>"},
     {"<|start_header_id|>",
      {"<|start_header_id|>", "user", "<|end_header_id|>"},
      "\n\n",
@@ -68,7 +75,10 @@ std::string first_words(std::string_view text) {
 }  // namespace
 
 std::optional<chat_form> chat_form_of(const skim::gguf::file& file, const tokenizer& words) {
-  const std::string_view given = file.text("tokenizer.chat_template").value_or("");
+  return chat_form_of(file.text("tokenizer.chat_template").value_or(""), words);
+}
+
+std::optional<chat_form> chat_form_of(std::string_view given, const tokenizer& words) {
   for (const outline& each : outlines) {
     if (given.find(each.mark) == std::string_view::npos) continue;
     chat_form form;
