@@ -6,31 +6,44 @@ namespace {
 
 /// A form in pieces: names of special tokens, and text between them.
 struct outline {
-  const char* mark;  ///< by which its template is known
-  std::vector<const char*> before;
+  const char* mark;                  ///< by which its template is known
+  std::vector<const char*> preface;  ///< of a conversation, where the template has one of its own
+  std::vector<const char*> turn;     ///< the user's
   const char* opening;
   std::vector<const char*> after;
   const char* end;
-  std::vector<const char*> between;
+  const char* behind;  ///< text between the end of an answer and the next turn
 };
-const outline outlines[] = {{"<|im_start|>",
-                             {"<|im_start|>"},
-                             "user\n",
-                             {"<|im_end|>", "\n", "<|im_start|>", "assistant\n"},
-                             "<|im_end|>",
-                             {"\n", "<|im_start|>"}},
-                            {"<start_of_turn>",
-                             {"<start_of_turn>"},
-                             "user\n",
-                             {"<end_of_turn>", "\n", "<start_of_turn>", "model\n"},
-                             "<end_of_turn>",
-                             {"\n", "<start_of_turn>"}},
-                            {"<|start_header_id|>",
-                             {"<|start_header_id|>", "user", "<|end_header_id|>"},
-                             "\n\n",
-                             {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
-                             "<|eot_id|>",
-                             {"<|start_header_id|>", "user", "<|end_header_id|>"}}};
+const outline outlines[] = {
+    {"<|im_start|>",
+     {},
+     {"<|im_start|>"},
+     "user\n",
+     {"<|im_end|>", "\n", "<|im_start|>", "assistant\n"},
+     "<|im_end|>",
+     "\n"},
+    {"<start_of_turn>",
+     {},
+     {"<start_of_turn>"},
+     "user\n",
+     {"<end_of_turn>", "\n", "<start_of_turn>", "model\n"},
+     "<end_of_turn>",
+     "\n"},
+    {"Cutting Knowledge Date: December 2023",  // Llama 3.1's, which goes on with the day on which it was published
+     {"<|start_header_id|>", "system", "<|end_header_id|>",
+      "\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", "<|eot_id|>"},
+     {"<|start_header_id|>", "user", "<|end_header_id|>"},
+     "\n\n",
+     {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
+     "<|eot_id|>",
+     ""},
+    {"<|start_header_id|>",
+     {},
+     {"<|start_header_id|>", "user", "<|end_header_id|>"},
+     "\n\n",
+     {"<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
+     "<|eot_id|>",
+     ""}};
 
 bool is_special(const std::string& piece) {
   return piece.size() > 2 && piece.front() == '<' && piece.back() == '>';
@@ -75,17 +88,20 @@ std::string first_words(std::string_view text) {
 }  // namespace
 
 std::optional<chat_form> chat_form_of(const skim::gguf::file& file, const tokenizer& words) {
-  const std::string_view given = file.text("tokenizer.chat_template").value_or("");
+  return chat_form_of(file.text("tokenizer.chat_template").value_or(""), words);
+}
+
+std::optional<chat_form> chat_form_of(std::string_view given, const tokenizer& words) {
   for (const outline& each : outlines) {
     if (given.find(each.mark) == std::string_view::npos) continue;
     chat_form form;
     const std::string system = first_words(given), spoken = "system\n" + system;
     const std::vector<const char*> first = {"<|im_start|>", spoken.c_str(), "<|im_end|>", "\n"};
     if (!system.empty() && !append(words, first, form.before)) return std::nullopt;
-    if (!append(words, each.before, form.before) || !append(words, each.after, form.after) ||
-        !append(words, each.between, form.between)) {
-      return std::nullopt;
-    }
+    const bool known = append(words, each.preface, form.before) && append(words, each.turn, form.before) &&
+                       append(words, each.after, form.after) && append(words, {each.behind}, form.between) &&
+                       append(words, each.turn, form.between);
+    if (!known) return std::nullopt;
     form.opening = each.opening;
     form.end = words.named(each.end);
     return form;

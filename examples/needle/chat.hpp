@@ -17,8 +17,10 @@ struct chat_form {
   std::int32_t end = -1;
 };
 
-/// By the template that the file holds: ChatML (SmolLM2, Qwen), Gemma's or Llama 3's, with the words that the template puts
-/// in front where nobody says other ones. Nothing where the file has none of these.
+/// By a model's template: ChatML (SmolLM2, Qwen), Gemma's or Llama 3's, with the words that the template puts in front where
+/// nobody says other ones. Nothing where it is none of these.
+std::optional<chat_form> chat_form_of(std::string_view given, const tokenizer& words);
+/// By the template that the file holds; for a directory's, see `read_chat_template`.
 std::optional<chat_form> chat_form_of(const skim::gguf::file& file, const tokenizer& words);
 
 }  // namespace needle

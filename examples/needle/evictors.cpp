@@ -53,11 +53,12 @@ evictor_maker maker(const Evictor& evictor) {
 /// What every evictor may have.
 const names common_keys = {"budget", "compaction", "share"};
 
-void parse_common(const parameters& given, method& result) {
+void parse_common(const parameters& given, method& result, bool shared = false) {
   result.budget = given.count("budget", 1, 1024);
   const bool stable = given.choice("compaction", {"refill", "stable"}) == "stable";
   result.compaction = stable ? skim::compaction::stable : skim::compaction::refill;
-  result.shared = given.choice("share", {"off", "layers"}) == "layers";
+  const names choices = shared ? names{"layers", "off"} : names{"off", "layers"};
+  result.shared = given.choice("share", choices) == "layers";
 }
 
 /// The common settings, and which tokens are protected.
@@ -109,9 +110,9 @@ void add_scored(std::vector<part_kind>& parts, const std::string& form, const na
   }
 }
 
-/// The evictor to begin with, as the library has it.
+/// The evictor to begin with, as the library has it; and, as it advises, one set of tokens for all layers.
 void parse_standard(const parameters& given, method& result) {
-  parse_common(given, result);
+  parse_common(given, result, true);
   result.make_evictor = maker(skim::evictors::standard(result.budget));
 }
 

@@ -141,32 +141,34 @@ void add_options(CLI::App& app, evaluation_line& line) {
   app.add_option("--generate", settings.generate,
                  "tokens to decode greedily after each prompt: reports the time of one; --show prints them")
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
-  app.add_option("--method", line.methods,
-                 "repeats; default: dense, QUOKA by our rule and by the paper's. table:select,\n"
-                 "table:evict, table:ffn = the rows of models/README.md, table = all;\n"
-                 "table:budgets, table:bounded, table:neurons = those for a model of one's own.\n"
-                 "Else a part of each kind, joined by +. What a chunk reads:\n"
-                 "dense\n"
-                 "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
-                 "  score=standardised|cosine|dot,reduce=max|mean\n"
-                 "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
-                 "  rows=group_means|own,seed=0, then as above but for budget=1024,sinks=0,recent=0,every=0,\n"
-                 "  smooth=1,score=cosine (lowest_cosine is the paper's rule)\n"
-                 "sink_window:budget=1024 or fraction=0.25,sinks=4\n"
-                 "What the cache keeps (all: budget=1024,compaction=refill|stable):\n"
-                 "standard: fast_caote(keydiff) smoothed over 5, the first 4 and newest quarter protected\n"
-                 "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"
-                 "h2o, tova:sinks=0,recent=0\n"
-                 "snapkv:window=32,pool=5,sinks=0,recent=0\n"
-                 "caote(BASE):joint=off|on,smooth=1, fast_caote(BASE):smooth=1: BASE is one of these four, its\n"
-                 "  parameters too\n"
-                 "evict(sink_window):sinks=4\n"
-                 "evict(random):seed=0\n"
-                 "Which FFN neurons a chunk computes (all: keep=0.5,\n"
-                 "  schedule=uniform|attention,decode=dense|sparse):\n"
-                 "fastforward, calibrated_set:compensate=on|off\n"
-                 "oracle, static_set\n"
-                 "ffn(random):seed=0")
+  app.add_option(
+         "--method", line.methods,
+         "repeats; default: dense, QUOKA by our rule and by the paper's. table:select,\n"
+         "table:evict, table:ffn = the rows of models/README.md, table = all;\n"
+         "table:budgets, table:bounded, table:neurons = those for a model of one's own.\n"
+         "Else a part of each kind, joined by +. What a chunk reads:\n"
+         "dense\n"
+         "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
+         "  score=standardised|cosine|dot,reduce=max|mean\n"
+         "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
+         "  rows=group_means|own,seed=0, then as above but for budget=1024,sinks=0,recent=0,every=0,\n"
+         "  smooth=1,score=cosine (lowest_cosine is the paper's rule)\n"
+         "sink_window:budget=1024 or fraction=0.25,sinks=4\n"
+         "What the cache keeps (all: budget=1024,compaction=refill|stable,share=off|layers, the latter:\n"
+         "  the same tokens in all layers and heads):\n"
+         "standard: fast_caote(keydiff) smoothed over 5, the first 4 and newest quarter protected, share=layers\n"
+         "keydiff:anchor=unit_mean|mean|median|pairwise,sinks=0,recent=0\n"
+         "h2o, tova:sinks=0,recent=0\n"
+         "snapkv:window=32,pool=5,sinks=0,recent=0\n"
+         "caote(BASE):joint=off|on,smooth=1, fast_caote(BASE):smooth=1: BASE is one of these four, its\n"
+         "  parameters too\n"
+         "evict(sink_window):sinks=4\n"
+         "evict(random):seed=0\n"
+         "Which FFN neurons a chunk computes (all: keep=0.5,\n"
+         "  schedule=uniform|attention,decode=dense|sparse):\n"
+         "fastforward, calibrated_set:compensate=on|off\n"
+         "oracle, static_set\n"
+         "ffn(random):seed=0")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--show", line.show, "print a shortened prompt, a question and each method's answer");

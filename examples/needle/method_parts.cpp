@@ -60,9 +60,7 @@ std::int64_t parameters::count(const std::string& key, std::int64_t least, std::
 
 std::int64_t parameters::odd_count(const std::string& key, std::int64_t otherwise) const {
   const std::int64_t value = count(key, 1, otherwise);
-  if (value % 2 == 0 || value > 63) {
-    complain(key + " is '" + std::to_string(value) + "', valid are odd whole numbers up to 63");
-  }
+  if (value % 2 == 0) complain(key + " is '" + std::to_string(value) + "', valid are odd whole numbers");
   return value;
 }
 

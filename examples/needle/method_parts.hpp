@@ -26,7 +26,7 @@ class parameters {
   /// One of `valid`, of which the first is the default.
   std::string choice(const std::string& key, const names& valid) const;
   std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) const;
-  std::int64_t odd_count(const std::string& key, std::int64_t otherwise) const;  ///< at most 63
+  std::int64_t odd_count(const std::string& key, std::int64_t otherwise) const;
   double fraction(const std::string& key, const char* otherwise = "1") const;
 
   void refuse(const std::string& key, const std::string& reason) const;

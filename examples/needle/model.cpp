@@ -2,35 +2,25 @@
 #include "model.hpp"
 
 #include "error.hpp"
+#include "json_text.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
 #include <skim/interop/safetensors_shards.hpp>
 #include <skim/weights.hpp>
 
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <set>
-#include <sstream>
 
 namespace needle {
 namespace {
 
 using nlohmann::json;
 
-constexpr int deepest = 16;  // lists in lists of a config.json; real ones have four levels
 constexpr std::uintmax_t longest_config = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& problem) {
   throw error("config.json: " + problem);
-}
-
-/// A value as part of a one-line message.
-std::string shown(const json& value) {
-  const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  return text.size() <= 60 ? text : text.substr(0, 60) + "...";
 }
 
 bool has(const json& config, const char* name) {
@@ -172,19 +162,6 @@ void read_gemma(const json& config, model_config& c) {
   }
 }
 
-std::string read_config(const std::filesystem::path& path) {
-  std::error_code code;
-  std::ifstream stream(path, std::ios::binary);
-  if (!std::filesystem::is_regular_file(path, code) || !stream) throw error(path.string() + ": cannot be opened");
-  if (std::filesystem::file_size(path, code) > longest_config) {
-    throw error(path.string() + ": has more than the " + std::to_string(longest_config) + " bytes that are read");
-  }
-  std::ostringstream text;
-  text << stream.rdbuf();
-  if (!stream.good()) throw error(path.string() + ": cannot be read");
-  return text.str();
-}
-
 /// Tensors of one checkpoint, fetched by name with the shape that the config implies.
 class checkpoint {
  public:
@@ -305,12 +282,7 @@ void unite_types(stored_matrix& a, stored_matrix& b, stored_matrix& c) {
 }
 
 model_config parse_config(const std::string& text) {
-  const auto shallow = [](int depth, json::parse_event_t, const json&) {
-    if (depth > deepest) refuse("nests deeper than " + std::to_string(deepest) + " levels");
-    return true;
-  };
-  const json config = json::parse(text, shallow, /*allow_exceptions=*/false);
-  if (!config.is_object()) refuse("not a JSON object");
+  const json config = parse_object(text, "config.json");
   const family& kind = family_of(config);
   model_config c;
   c.architecture = kind.name;
@@ -351,7 +323,7 @@ model_config parse_config(const std::string& text) {
 model read_model(const std::filesystem::path& directory) {
   model result;
   try {
-    result.config = parse_config(read_config(directory / "config.json"));
+    result.config = parse_config(read_text(directory / "config.json", longest_config));
   } catch (const error& problem) {
     const std::string what = problem.what();
     throw error(what.rfind("config.json", 0) == 0 ? (directory / what).string() : what);

@@ -3,6 +3,7 @@
 
 #include "error.hpp"
 #include "gguf_model.hpp"
+#include "vocabulary.hpp"
 
 #include <fstream>
 #include <sstream>
@@ -36,7 +37,13 @@ opened_model open_gguf(const std::string& name) {
 opened_model open_model(const std::string& name) {
   const std::filesystem::path directory = directory_of(name);
   if (directory.empty()) return open_gguf(name);
-  return {read_model(directory), std::nullopt, std::nullopt};
+  opened_model opened{read_model(directory), std::nullopt, std::nullopt};
+  std::error_code code;
+  if (std::filesystem::exists(directory / "tokenizer.json", code)) {
+    opened.words.emplace(tokenizer::read(directory));
+    opened.chat = chat_form_of(read_chat_template(directory), *opened.words);
+  }
+  return opened;
 }
 
 std::filesystem::path fitted_path_of(const std::string& name) {

@@ -2,18 +2,17 @@
 #include "tokenizer.hpp"
 
 #include "error.hpp"
+#include "normal_form.hpp"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
 #include <algorithm>
-#include <array>
+#include <deque>
 #include <queue>
 
 namespace needle {
 namespace {
-
-constexpr std::string_view metaspace = "\xe2\x96\x81";  // SentencePiece's space
 
 /// Bytes of the character at `at`; of what is no UTF-8 as many as could be one.
 std::size_t length_of_character(std::string_view text, std::size_t at) {
@@ -22,47 +21,6 @@ std::size_t length_of_character(std::string_view text, std::size_t at) {
   std::size_t length = 1;
   while (length < most && at + length < text.size() && (text[at + length] & 0xc0) == 0x80) ++length;
   return length;
-}
-
-/// The character that stands for a byte in byte-level vocabularies: itself where it can be seen, else one from 256 on.
-const std::array<std::string, 256>& characters_of_bytes() {
-  static const std::array<std::string, 256> all = [] {
-    std::array<std::string, 256> made;
-    int hidden = 0;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool seen = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
-      const int code = seen ? byte : 256 + hidden++;
-      std::string& text = made[static_cast<std::size_t>(byte)];
-      if (code < 0x80) {
-        text += static_cast<char>(code);
-      } else {
-        text += static_cast<char>(0xc0 | code >> 6);
-        text += static_cast<char>(0x80 | (code & 63));
-      }
-    }
-    return made;
-  }();
-  return all;
-}
-
-/// How the models that are known split text into words, by their name in the file: each pattern splits what the ones before
-/// it left whole; what lies between matches is a word too.
-struct word_rule {
-  const char* name;
-  std::vector<std::string> patterns;
-  bool whole_words;
-};
-const std::vector<word_rule>& word_rules() {
-  static const char* const gpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S))";
-  // Both after contractions and letters; they differ in how many digits are a word.
-  static const std::string letters =
-      R"((?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|)";
-  static const std::string rest = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-  static const std::vector<word_rule> rules = {{"gpt-2", {gpt2}, false},
-                                               {"smollm", {R"(\p{N})", gpt2}, false},
-                                               {"llama-bpe", {letters + R"(\p{N}{1,3})" + rest}, true},
-                                               {"qwen2", {letters + R"(\p{N})" + rest}, false}};
-  return rules;
 }
 
 }  // namespace
@@ -78,6 +36,9 @@ struct tokenizer::patterns {
                                           PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &code, &at, nullptr),
                             pcre2_code_free);
       if (!compiled.back()) throw error("a pattern of words cannot be compiled");
+      std::uint32_t nothing = 0;
+      pcre2_pattern_info(compiled.back().get(), PCRE2_INFO_MATCHEMPTY, &nothing);
+      if (nothing) throw error("a pattern of words matches where there is nothing");
       pcre2_jit_compile(compiled.back().get(), PCRE2_JIT_COMPLETE);  // where it can
     }
   }
@@ -97,10 +58,12 @@ struct tokenizer::patterns {
     const std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> found(
         pcre2_match_data_create_from_pattern(&pattern, nullptr), pcre2_match_data_free);
     std::size_t at = 0;
-    while (at < text.size() && pcre2_match(&pattern, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, 0,
-                                           found.get(), nullptr) > 0) {
+    while (at < text.size()) {
+      const int matched =
+          pcre2_match(&pattern, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, 0, found.get(), nullptr);
+      if (matched < PCRE2_ERROR_NOMATCH) throw error("a pattern of words finds no end in this text");
       const PCRE2_SIZE* const range = pcre2_get_ovector_pointer(found.get());
-      if (range[1] <= at) break;
+      if (matched < 0 || range[1] <= at) break;
       if (range[0] > at) out.push_back(text.substr(at, range[0] - at));
       out.push_back(text.substr(range[0], range[1] - range[0]));
       at = range[1];
@@ -109,138 +72,148 @@ struct tokenizer::patterns {
   }
 };
 
-tokenizer::tokenizer(const skim::gguf::file& file) : bytes_(256, -1) {
-  const auto kind = file.text("tokenizer.ggml.model");
-  const auto pieces = file.texts("tokenizer.ggml.tokens");
-  if (!kind || !pieces) throw error("the model has no vocabulary");
-  pieces_.assign(pieces->begin(), pieces->end());
-  special_.assign(pieces_.size(), 0);
-  if (const auto types = file.numbers("tokenizer.ggml.token_type")) {
-    if (types->size() != pieces_.size()) throw error("the vocabulary has another number of tokens than of their types");
-    constexpr double unknown = 2, control = 3, whole = 4;
-    for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      special_[i] = (*types)[i] == unknown || (*types)[i] == control;
-      if ((*types)[i] == whole && !pieces_[i].empty()) whole_.push_back(static_cast<std::int32_t>(i));
-    }
-    std::stable_sort(whole_.begin(), whole_.end(), [&](std::int32_t a, std::int32_t b) {
-      return pieces_[static_cast<std::size_t>(a)].size() > pieces_[static_cast<std::size_t>(b)].size();
-    });
+tokenizer::tokenizer(token_table given) : given_(std::move(given)), words_(new patterns(given_.words)) {
+  for (std::size_t i = 0; i < given_.pieces.size(); ++i) {
+    if (given_.kinds[i] == piece_kind::text) tokens_.emplace(given_.pieces[i], static_cast<std::int32_t>(i));
   }
-  for (std::size_t i = 0; i < pieces_.size(); ++i) {
-    if (!special_[i]) tokens_.emplace(pieces_[i], static_cast<std::int32_t>(i));
+  for (std::size_t i = 0; i < given_.merges.size(); ++i)
+    merges_.emplace(std::move(given_.merges[i]), static_cast<std::int32_t>(i));
+  given_.merges.clear();
+  for (std::size_t byte = 0; byte < 256; ++byte) {
+    const auto code = static_cast<unsigned char>(byte);
+    const auto at = tokens_.find(given_.byte_level ? character_of_byte(code) : name_of_byte(code));
+    bytes_[byte] = at != tokens_.end() ? at->second : -1;
   }
-  if (*kind == "gpt2") {
-    const std::string_view name = file.text("tokenizer.ggml.pre").value_or("");
-    const auto rule = std::find_if(word_rules().begin(), word_rules().end(),
-                                   [&](const word_rule& each) { return name == each.name; });
-    if (rule == word_rules().end())
-      throw error("words '" + std::string(name) + "' are not known, expected gpt-2, smollm, llama-bpe or qwen2");
-    const auto merges = file.texts("tokenizer.ggml.merges");
-    if (!merges) throw error("the vocabulary has no merges");
-    for (std::size_t i = 0; i < merges->size(); ++i) merges_.emplace((*merges)[i], static_cast<std::int32_t>(i));
-    words_ = std::make_unique<patterns>(rule->patterns);
-    whole_words_ = rule->whole_words;
-    for (std::size_t byte = 0; byte < 256; ++byte) {
-      const auto at = tokens_.find(characters_of_bytes()[byte]);
-      if (at != tokens_.end()) bytes_[byte] = at->second;
-    }
-  } else if (*kind == "llama") {
-    const auto scores = file.numbers("tokenizer.ggml.scores");
-    if (!scores || scores->size() != pieces_.size()) throw error("the vocabulary has no scores");
-    scores_.assign(scores->begin(), scores->end());
-    space_before_ = file.boolean("tokenizer.ggml.add_space_prefix").value_or(true);
-    for (std::size_t byte = 0; byte < 256; ++byte) {
-      constexpr char digits[] = "0123456789ABCDEF";
-      const auto at = tokens_.find(std::string("<0x") + digits[byte / 16] + digits[byte % 16] + ">");
-      if (at != tokens_.end()) bytes_[byte] = at->second;
-    }
-  } else {
-    throw error("vocabularies of kind '" + std::string(*kind) + "' are not known, expected gpt2 or llama");
+  whole_ = make_finder(given_.whole);
+  whole_later_ = make_finder(given_.whole_later);
+}
+
+tokenizer tokenizer::read(const std::filesystem::path& directory) {
+  const vocabulary_files files = read_vocabulary_files(directory);
+  try {
+    return tokenizer(parse_vocabulary(files));
+  } catch (const error& problem) {
+    throw error(directory.string() + ": " + problem.what());
   }
-  const auto token = [&](const char* name) {
-    const std::int64_t id = file.integer(name).value_or(-1);
-    return id >= 0 && id < size() ? static_cast<std::int32_t>(id) : -1;
-  };
-  if (file.boolean("tokenizer.ggml.add_bos_token").value_or(!words_ || whole_words_))
-    begin_ = token("tokenizer.ggml.bos_token_id");
-  end_ = token("tokenizer.ggml.eos_token_id");
 }
 
 tokenizer::tokenizer(tokenizer&&) noexcept = default;
 tokenizer::~tokenizer() = default;
 
 std::int32_t tokenizer::named(std::string_view piece) const {
-  const auto at = std::find(pieces_.begin(), pieces_.end(), piece);
-  return at == pieces_.end() ? -1 : static_cast<std::int32_t>(at - pieces_.begin());
+  const auto at = std::find(given_.pieces.begin(), given_.pieces.end(), piece);
+  return at == given_.pieces.end() ? -1 : static_cast<std::int32_t>(at - given_.pieces.begin());
+}
+
+tokenizer::finder tokenizer::make_finder(const std::vector<std::int32_t>& tokens) const {
+  finder made;
+  for (const std::int32_t token : tokens) made[static_cast<unsigned char>(piece(token)[0])].push_back(token);
+  for (std::vector<std::int32_t>& each : made) {
+    std::stable_sort(each.begin(), each.end(),
+                     [&](std::int32_t a, std::int32_t b) { return piece(a).size() > piece(b).size(); });
+  }
+  return made;
+}
+
+/// From left to right, at each place the longest.
+std::vector<tokenizer::part> tokenizer::find_whole(const std::vector<part>& parts, const finder& tokens) const {
+  std::vector<part> finer;
+  for (const part& each : parts) {
+    std::size_t from = 0;
+    const auto rest = [&](std::size_t to) {
+      if (to > from) finer.push_back({each.text.substr(from, to - from), -1, each.first && from == 0});
+    };
+    for (std::size_t at = 0; each.token < 0 && at < each.text.size();) {
+      const std::vector<std::int32_t>& likely = tokens[static_cast<unsigned char>(each.text[at])];
+      const auto found = std::find_if(likely.begin(), likely.end(), [&](std::int32_t token) {
+        return each.text.compare(at, piece(token).size(), piece(token)) == 0;
+      });
+      if (found == likely.end()) {
+        ++at;
+        continue;
+      }
+      rest(at);
+      finer.push_back({each.text.substr(at, piece(*found).size()), *found, false});
+      from = at += piece(*found).size();
+    }
+    if (each.token >= 0) {
+      finer.push_back(each);
+    } else {
+      rest(each.text.size());
+    }
+  }
+  return finer;
 }
 
 std::vector<std::int32_t> tokenizer::encode(std::string_view text) const {
-  struct part {
-    std::string_view text;
-    std::int32_t token;  // or -1: text between them
-  };
-  std::vector<part> parts = {{text, -1}};
-  for (const std::int32_t token : whole_) {
-    const std::string& piece = pieces_[static_cast<std::size_t>(token)];
-    if (text.find(piece) == std::string_view::npos) continue;
-    std::vector<part> finer;
-    for (const part& each : parts) {
-      std::string_view rest = each.text;
-      for (std::size_t at; each.token < 0 && (at = rest.find(piece)) != std::string_view::npos;) {
-        if (at > 0) finer.push_back({rest.substr(0, at), -1});
-        finer.push_back({rest.substr(at, piece.size()), token});
-        rest.remove_prefix(at + piece.size());
-      }
-      if (!rest.empty()) finer.push_back({rest, each.token});
-    }
-    parts = std::move(finer);
+  std::vector<part> parts = find_whole({{text, -1, true}}, whole_);
+  std::deque<std::string> normal;  // what the parts are of from here on
+  for (part& each : parts) {
+    if (given_.normal_form && each.token < 0) each.text = normal.emplace_back(normal_form(each.text));
   }
   std::vector<std::int32_t> out;
-  for (const part& each : parts) {
+  for (const part& each : find_whole(parts, whole_later_)) {
     if (each.token >= 0) {
       out.push_back(each.token);
-    } else if (words_) {
+    } else if (given_.byte_level) {
       encode_words(each.text, out);
     } else {
-      encode_sentence(each.text, out);
+      encode_sentence(each, out);
     }
   }
   return out;
 }
 
+double tokenizer::merge_rank(const std::string& left, const std::string& right) const {
+  const auto at = merges_.find(left + " " + right);
+  return at != merges_.end() ? at->second : -1.0;
+}
+
 void tokenizer::encode_words(std::string_view text, std::vector<std::int32_t>& out) const {
-  const pair_rank early = [this](const std::string& left, const std::string& right) -> double {
-    const auto at = merges_.find(left + " " + right);
-    return at != merges_.end() ? at->second : -1.0;
-  };
+  const pair_rank early = [this](const auto& left, const auto& right) { return merge_rank(left, right); };
   for (const std::string_view word : words_->split(text)) {
-    std::string shown;
-    for (const char c : word) shown += characters_of_bytes()[static_cast<unsigned char>(c)];
-    const auto whole = tokens_.find(shown);
-    if (whole_words_ && whole != tokens_.end()) {
+    std::string known;
+    bool all = true;
+    for (const char c : word) {
+      const std::int32_t token = bytes_[static_cast<unsigned char>(c)];
+      all = all && token >= 0;
+      if (token >= 0) known += piece(token);
+    }
+    const auto whole = tokens_.find(known);
+    if (given_.whole_words && all && whole != tokens_.end()) {
       out.push_back(whole->second);
     } else {
-      join(shown, early, out);
+      join(known, early, out);
     }
   }
 }
 
-void tokenizer::encode_sentence(std::string_view text, std::vector<std::int32_t>& out) const {
+void tokenizer::encode_sentence(const part& given, std::vector<std::int32_t>& out) const {
+  const pair_rank early = [this](const auto& left, const auto& right) { return merge_rank(left, right); };
   const pair_rank likely = [this](const std::string& left, const std::string& right) -> double {
     const auto at = tokens_.find(left + right);
     constexpr double above_all = 1e9;  // scores are logarithms, or ranks with a minus
-    return at != tokens_.end() ? above_all - static_cast<double>(scores_[static_cast<std::size_t>(at->second)]) : -1.0;
+    return at != tokens_.end() ? above_all - static_cast<double>(given_.scores[static_cast<std::size_t>(at->second)])
+                               : -1.0;
   };
+  const pair_rank& rank = given_.scores.empty() ? early : likely;
   std::string shown;
-  if (space_before_ && !text.empty()) shown = metaspace;
-  for (const char c : text) {
+  for (const char c : given.text) {
     if (c == ' ') {
       shown += metaspace;
     } else {
       shown += c;
     }
   }
-  join(shown, likely, out);
+  const bool missing = shown.compare(0, metaspace.size(), metaspace) != 0;
+  if (given_.space == space_rule::always || (given_.space == space_rule::missing && missing) ||
+      (given_.space == space_rule::first_missing && missing && given.first))
+    shown.insert(0, metaspace);
+  for (std::size_t from = 0; from < shown.size();) {
+    const std::size_t to = given_.split_at_spaces ? shown.find(metaspace, from + 1) : shown.npos;
+    join(std::string_view(shown).substr(from, to - from), rank, out);
+    from = std::min(to, shown.size());
+  }
 }
 
 /// Characters, joined two by two: of all neighbours the pair that ranks lowest, of equal ones the first, until none ranks.
@@ -292,7 +265,7 @@ void tokenizer::append_piece(const std::string& piece, std::vector<std::int32_t>
     out.push_back(known->second);
     return;
   }
-  if (words_) {  // a byte's character; what has no token is left out
+  if (given_.byte_level) {  // merges of what is no token
     for (std::size_t at = 0; at < piece.size(); at += length_of_character(piece, at)) {
       const auto known = tokens_.find(piece.substr(at, length_of_character(piece, at)));
       if (known != tokens_.end()) out.push_back(known->second);
@@ -308,33 +281,34 @@ void tokenizer::append_piece(const std::string& piece, std::vector<std::int32_t>
 std::string tokenizer::decode(const std::vector<std::int32_t>& tokens) const {
   static const std::unordered_map<std::string, char> bytes = [] {
     std::unordered_map<std::string, char> made;
-    for (std::size_t byte = 0; byte < 256; ++byte) made.emplace(characters_of_bytes()[byte], static_cast<char>(byte));
+    for (int byte = 0; byte < 256; ++byte)
+      made.emplace(character_of_byte(static_cast<unsigned char>(byte)), static_cast<char>(byte));
     return made;
   }();
   std::string text;
   for (const std::int32_t token : tokens) {
-    if (token < 0 || token >= size() || special_[static_cast<std::size_t>(token)]) continue;
-    const std::string& piece = pieces_[static_cast<std::size_t>(token)];
-    if (!words_) {
+    if (token < 0 || token >= size() || kind(token) == piece_kind::special) continue;
+    const std::string& shown = piece(token);
+    if (!given_.byte_level) {
       const auto byte = std::find(bytes_.begin(), bytes_.end(), token);
       if (byte != bytes_.end()) {
         text += static_cast<char>(byte - bytes_.begin());
         continue;
       }
-      for (std::size_t at = 0; at < piece.size(); ++at) {
-        if (piece.compare(at, metaspace.size(), metaspace) == 0) {
+      for (std::size_t at = 0; at < shown.size(); ++at) {
+        if (shown.compare(at, metaspace.size(), metaspace) == 0) {
           text += ' ';
           at += metaspace.size() - 1;
         } else {
-          text += piece[at];
+          text += shown[at];
         }
       }
       continue;
     }
-    for (std::size_t at = 0; at < piece.size();) {
-      const std::string character = piece.substr(at, length_of_character(piece, at));
+    for (std::size_t at = 0; at < shown.size();) {
+      const std::string character = shown.substr(at, length_of_character(shown, at));
       const auto byte = bytes.find(character);
-      if (byte != bytes.end()) {
+      if (byte != bytes.end() && kind(token) == piece_kind::text) {
         text += byte->second;
       } else {
         text += character;
@@ -342,7 +316,7 @@ std::string tokenizer::decode(const std::vector<std::int32_t>& tokens) const {
       at += character.size();
     }
   }
-  if (!words_ && space_before_ && !text.empty() && text[0] == ' ') text.erase(0, 1);
+  if (given_.space != space_rule::never && !text.empty() && text[0] == ' ') text.erase(0, 1);
   return text;
 }
 

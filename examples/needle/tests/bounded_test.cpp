@@ -201,10 +201,27 @@ TEST(bounded, a_selector_reads_what_is_left) {
   EXPECT_FALSE(logits("h2o:budget=40+quoka:budget=16,n=4") == logits("tova:budget=40+quoka:budget=16,n=4"));
 }
 
+TEST(bounded, layers_can_keep_the_same_tokens) {
+  const model weights = tiny(true);
+  const session_options options{100, chunk, skim::element::bf16, 0};
+  const auto logits = [&](const std::string& text, int threads) {
+    return logits_of(weights, text, options, threads, 100, 5);
+  };
+  // Where all heads agree by themselves nothing changes.
+  EXPECT_TRUE(logits("evict(sink_window):budget=40", 2) == logits("evict(sink_window):budget=40,share=layers", 2));
+  EXPECT_FALSE(logits("evict(sink_window):budget=40", 2) == logits("evict(sink_window):budget=39,share=layers", 2));
+  for (const std::string evictor : evictors) {
+    const matrix shared = logits(evictor + ":budget=40,share=layers", 2);
+    EXPECT_TRUE(shared == logits(evictor + ":budget=40,share=layers", 1)) << evictor;
+    if (evictor != "evict(sink_window)") EXPECT_FALSE(shared == logits(evictor + ":budget=40,share=off", 2)) << evictor;
+  }
+}
+
 TEST(bounded, generates_what_feeding_predicts) {
   const model weights = tiny(true);
   for (const std::string evictor : evictors) {
-    const method how = parse_method(evictor + ":budget=40");
+    const method how =
+        parse_method(evictor + ":budget=40" + (evictor.size() % 2 == 0 ? ",share=off" : ",share=layers"));
     session run(weights, how, {120, chunk, skim::element::bf16, 0}, executor());
     session fed(weights, how, {120, chunk, skim::element::bf16, 0}, executor());
     run.feed(tokens(90));

@@ -4,6 +4,9 @@
 #include "support/gguf_builder.hpp"
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <fstream>
 
 namespace {
 
@@ -99,6 +102,24 @@ TEST(no_form, where_it_is_not_known_or_the_vocabulary_lacks_its_tokens) {
     vocabulary made(special, text);
     const skim::gguf::file file = made.file.view();
     EXPECT_FALSE(chat_form_of(file, tokenizer(file))) << text;
+  }
+}
+
+TEST(chat_form, feeds_what_another_program_puts_together) {
+  const std::filesystem::path goldens = NEEDLE_GOLDENS;
+  std::ifstream stream(goldens / "chat.json");
+  const nlohmann::json given = nlohmann::json::parse(stream);
+  EXPECT_EQ(given["forms"].size(), 6u);
+  for (const auto& [name, golden] : given["forms"].items()) {
+    const tokenizer words = tokenizer::read(goldens / "vocabularies" / golden["vocabulary"].get<std::string>());
+    const std::optional<chat_form> form = chat_form_of(golden["template"].get<std::string>(), words);
+    ASSERT_TRUE(form) << name;
+    tokens fed = form->before;
+    if (words.begin() >= 0) fed.insert(fed.begin(), words.begin());
+    for (const tokens& part : {words.encode(form->opening + given["user"].get<std::string>()), form->after})
+      fed.insert(fed.end(), part.begin(), part.end());
+    EXPECT_EQ(fed, golden["ids"].get<tokens>()) << name;
+    EXPECT_EQ(form->end, words.named(golden["end"].get<std::string>())) << name;
   }
 }
 

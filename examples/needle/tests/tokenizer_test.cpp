@@ -5,7 +5,9 @@
 #include "support/gguf_builder.hpp"
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
+#include <fstream>
 #include <random>
 
 namespace {
@@ -108,5 +110,44 @@ TEST(tokenizer, a_space_may_stand_before_a_text) {
   EXPECT_EQ(words.decode({7, 6}), "a");
   EXPECT_TRUE(words.encode("").empty());
 }
+
+std::filesystem::path directory_of(const std::string& name) {
+  return std::filesystem::path(NEEDLE_GOLDENS) / "vocabularies" / name;
+}
+
+nlohmann::json golden_json(const std::string& name) {
+  std::ifstream stream(directory_of(name));
+  return nlohmann::json::parse(stream);
+}
+
+class directory : public testing::TestWithParam<const char*> {};
+
+TEST_P(directory, gives_the_tokens_of_another_program) {
+  const std::string name = GetParam();
+  const tokenizer words = tokenizer::read(directory_of(name));
+  const nlohmann::json texts = golden_json("texts.json"), golden = golden_json(name + "/golden.json");
+  ASSERT_EQ(texts.size(), golden["ids"].size());
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const tokens found = words.encode(texts[i].get<std::string>());
+    EXPECT_EQ(found, golden["ids"][i].get<tokens>()) << texts[i];
+    const nlohmann::json& decoded = golden["decoded"][i];
+    if (decoded.is_null()) continue;
+    EXPECT_EQ(words.decode(found), decoded.get<std::string>());
+  }
+  EXPECT_EQ(words.begin(), golden["begin"]);
+  EXPECT_EQ(words.end(), golden["end"]);
+}
+
+TEST_P(directory, long_words_take_no_square_of_their_length) {
+  const tokenizer words = tokenizer::read(directory_of(GetParam()));
+  for (const char c : {'a', ' ', '\n'}) {
+    const std::string text = "x" + std::string(60'000, c) + "x";
+    EXPECT_EQ(words.decode(words.encode(text)), text);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(shapes, directory,
+                         testing::Values("gpt-2", "smollm2", "llama-3", "qwen2", "llama-2", "gemma", "metaspace-first",
+                                         "metaspace-always"));
 
 }  // namespace

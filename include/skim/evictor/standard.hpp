@@ -16,6 +16,10 @@ namespace evictors {
 /// Keeps `budget` tokens per KV head: the first 4 (models rest on them), the newest quarter (ordinary text needs these), and
 /// those whose key and value differ most from the rest, smoothed over 5, since what matters is several tokens long. On small
 /// budgets the ends shrink to half.
+///
+/// A fact is found only where every layer has kept it. So the best use is one set of tokens for all layers and heads: `score`
+/// in each layer, `cpu::rank_scores` and `cpu::pool_scores` over all of them, one `choose`, `compact` in each (SmolLM2, 2048
+/// of 8192 tokens: 0.97 of dense attention's answers instead of 0.63; examples/needle does so).
 SKIM_HD constexpr standard_evictor standard(std::int64_t budget) {
   retention keep = retention::budget(budget, 4, budget / 4 + (budget % 4 != 0 ? 1 : 0));
   keep.shrinks = true;

@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Makes small vocabularies as GGUF files, each with a text in several scripts and its tokens by the PyPI package `tokenizers`:
-byte-level BPE with each way of splitting words that the engine knows, and SentencePiece-style BPE.
+byte-level BPE with each way of splitting words that the engine knows, and SentencePiece-style BPE. Then such vocabularies as
+model directories, shaped like those of the models whose names they have.
 
   ./tokenizers_goldens.py DIRECTORY
 """
+import json
 import random
 import sys
 from pathlib import Path
 
 import gguf
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
+                        trainers)
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 LETTERS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -61,7 +65,6 @@ def byte_level(directory, name, patterns, sample):
     made.decoder = decoders.ByteLevel()
     made.train_from_iterator([sample], trainers.BpeTrainer(
         vocab_size=700, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    import json
     model = json.loads(made.to_str())["model"]
     vocabulary = [piece for piece, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
@@ -78,7 +81,6 @@ def sentences(directory, sample):
     made.train_from_iterator([sample], trainers.BpeTrainer(
         vocab_size=900, special_tokens=alphabet, initial_alphabet=common, limit_alphabet=len(common), show_progress=False,
         max_token_length=12))
-    import json
     model = json.loads(made.to_str())["model"]
     vocabulary = [piece for piece, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     types = [2, 3, 3] + [6] * 256 + [1] * (len(vocabulary) - 259)
@@ -88,8 +90,118 @@ def sentences(directory, sample):
           eos_token_id=2)
 
 
+SPACE = "\u2581"
+SPECIAL = ["<end>", "<begin>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>",
+           "<|end_header_id|>", "<|eot_id|>"]  # every chat form's
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+
+
+def texts(sample):
+    return [sample[:700], sample[-500:], "", " ", "a", "  two  blanks ", "<end> <|im_start|>user</s> <0x41>",
+            "\x04\U00041234x\x13\x14",
+            "it'\u017f IT'LL we'RE \u180e\u180e x\u0085\u2028y \u00a0z\u3000", "def f(x):\n    return x*1234567890  \n\n\n",
+            "cafe\u0301 A\u030a\u0323 \u212b \u1112\u1161\u11ab \uac00\u11a8 \u0958 \u0bc6\u0bbe q\u0307\u0323 \uf900 \u0344",
+            "a<tool>b <tool> <tool><toolbox>c\n\n\nd <tool>", "\u2581\u2581x \u2581", "  <tool>  y", " <tool><tool>z"]
+
+
+def split(pattern):
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+def bytes_last(**options):
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
+
+
+def model_directory(directory, name, made, sample, alphabet, size, config, older=False, begin=None):
+    """Trains, and writes the files and what they give."""
+    bytes_too = [f"<0x{byte:02X}>" for byte in range(256)] if made.model.byte_fallback else []
+    made.train_from_iterator([sample], trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL + bytes_too, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
+        max_token_length=12, show_progress=False))
+    file = json.loads(made.to_str())
+    file["added_tokens"] = [each for each in file["added_tokens"] if each["content"] not in bytes_too]
+    if older:  # as GPT-2's and Llama 2's are
+        file["model"]["merges"] = [" ".join(each) for each in file["model"]["merges"]]
+        for field in ("type", "ignore_merges", "byte_fallback"):
+            if field != "byte_fallback" or not bytes_too:
+                file["model"].pop(field)
+    made = Tokenizer.from_str(json.dumps(file))
+    if name in ("qwen2", "gemma"):
+        made.add_tokens([AddedToken(each, normalized=False) for each in ("<tool>", "<toolbox>", "\n\n", "\u2581\u2581")])
+    if name == "smollm2":
+        made.add_tokens(["<tool>", "<toolbox>"])
+        made.add_tokens([AddedToken("\n\n", normalized=False)])
+    if begin:
+        made.post_processor = processors.TemplateProcessing(single=f"{begin} $A",
+                                                                special_tokens=[(begin, made.token_to_id(begin))])
+    path = directory / name
+    path.mkdir(exist_ok=True)
+    (path / "tokenizer.json").write_text(json.dumps({**json.loads(made.to_str()), "model": file["model"]}, ensure_ascii=False,
+                                                    separators=(",", ":")) + "\n")
+    (path / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
+    made.encode_special_tokens = True  # names of special tokens are text
+    all_ids = [made.encode(each, add_special_tokens=False).ids for each in texts(sample)]
+    decoded = [made.decode(each, skip_special_tokens=False) for each in all_ids]
+    golden = {"tokenizers": tokenizers.__version__, "ids": all_ids,
+              "decoded": [each if "\ufffd" not in each else None for each in decoded],  # which stands for what is no UTF-8
+              "begin": 1 if config.get("add_bos_token") else (made.encode("").ids or [-1])[0], "end": made.token_to_id("<end>")}
+    (path / "golden.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
+
+
+def byte_level_directories(directory, sample):
+    every = pre_tokenizers.ByteLevel.alphabet()
+    some = [each for each in every if each not in "\u0104\u0113\u00f1"]  # SmolLM2's lacks bytes too
+    ends = {"eos_token": "<end>", "bos_token": "<begin>"}
+
+    def made(splits, normalizer=None, **options):
+        result = Tokenizer(models.BPE(**options))
+        if normalizer:
+            result.normalizer = normalizer
+        result.pre_tokenizer = pre_tokenizers.Sequence(splits) if len(splits) > 1 else splits[0]
+        result.decoder = decoders.ByteLevel()
+        return result
+
+    model_directory(directory, "gpt-2", made([bytes_last()]), sample, every, 400, {**ends, "add_bos_token": False}, older=True)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    model_directory(directory, "smollm2", made([digits, bytes_last()]), sample, some, 450, {**ends, "add_prefix_space": False})
+    words = [split(CONTRACTIONS + r"\p{N}{1,3}" + REST), bytes_last(use_regex=False)]
+    model_directory(directory, "llama-3", made(words, ignore_merges=True), sample, every, 450, ends, begin="<begin>")
+    words = [split(CONTRACTIONS + r"\p{N}" + REST), bytes_last(use_regex=False)]
+    model_directory(directory, "qwen2", made(words, normalizers.NFC()), sample, every, 450,
+                    {**ends, "add_bos_token": False, "bos_token": None})
+
+
+def sentence_directories(directory, sample):
+    blanks = normalizers.Replace(" ", SPACE)
+    common = [c for c in sorted(set(sample.replace(" ", SPACE))) if ord(c) < 0x250 or c == SPACE]
+    ends = {"eos_token": {"content": "<end>"}, "bos_token": {"content": "<begin>"}}
+
+    def made(normalizer, splits, strip):
+        result = Tokenizer(models.BPE(byte_fallback=True, unk_token="<end>", fuse_unk=True))
+        if normalizer:
+            result.normalizer = normalizer
+        if splits:
+            result.pre_tokenizer = splits
+        result.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()] +
+                                           ([decoders.Strip(" ", 1, 0)] if strip else []))
+        return result
+
+    model_directory(directory, "llama-2", made(normalizers.Sequence([normalizers.Prepend(SPACE), blanks]), None, True), sample,
+                    common, 700, {**ends, "add_bos_token": True, "add_eos_token": False}, older=True)
+    model_directory(directory, "gemma", made(blanks, pre_tokenizers.Split(" ", "merged_with_previous"), False), sample, common,
+                    700, ends, begin="<begin>")
+    for scheme, whole in (("first", True), ("always", False)):
+        spaces = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=not whole)
+        model_directory(directory, "metaspace-" + scheme, made(None, spaces, True), sample, common, 600, ends)
+
+
 if __name__ == "__main__":
     folder, sample = Path(sys.argv[1]), text()
     for each, patterns in WORDS.items():
         byte_level(folder, each, patterns, sample)
     sentences(folder, sample)
+    folder /= "vocabularies"
+    folder.mkdir(exist_ok=True)
+    (folder / "texts.json").write_text(json.dumps(texts(sample)) + "\n")
+    byte_level_directories(folder, sample)
+    sentence_directories(folder, sample)
