@@ -210,8 +210,8 @@ inline std::size_t rank_scores_bytes(std::int64_t n, unsigned workers) {
   return detail::order_bytes(n) * workers;
 }
 
-/// In place: each score of scores [rows, n] becomes (rank / n)^16, its rank among its row's being 1 to n, the highest n;
-/// equal scores rank by slot, NaN lowest. What is to be pooled where heads of many layers hold the same tokens: they agree
+/// In place: each score of scores [rows, n] becomes (rank / n)^16, its rank being how many of its row are not above it; NaN
+/// ranks lowest. What is to be pooled where heads of many layers hold the same tokens: they agree
 /// about few, and a mean of scores keeps what none of them needs most; this mean counts the heads that rank a token about
 /// in their highest sixteenth. Ours. Statuses: those of tensors, short_workspace.
 inline report rank_scores(tensor_view<float, 2> scores, memory workspace, executor_ref executor) {

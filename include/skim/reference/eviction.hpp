@@ -99,19 +99,13 @@ inline std::vector<std::int64_t> keep_pages(const kv_view& kv, const retention& 
   return kept;
 }
 
-/// `[n]`: (rank / n)^16 of each score among them, 1 the lowest rank; equal ones by slot, NaN lowest.
+/// `[n]`: (rank / n)^16 of each score, its rank being how many of them are not above it; NaN is lowest.
 inline std::vector<double> sharpened_ranks(const std::vector<double>& scores) {
-  const double n = static_cast<double>(scores.size());
   std::vector<double> ranks(scores.size());
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    double rank = 1;
-    for (std::size_t other = 0; other < scores.size(); ++other) {
-      const bool numbers = !std::isnan(scores[i]) && !std::isnan(scores[other]);
-      const bool lower = numbers ? scores[other] < scores[i] : std::isnan(scores[other]) && !std::isnan(scores[i]);
-      const bool equal = numbers ? scores[other] == scores[i] : std::isnan(scores[other]) && std::isnan(scores[i]);
-      rank += lower || (equal && other < i);
-    }
-    ranks[i] = std::pow(rank / n, 16);
+    double rank = 0;
+    for (const double other : scores) rank += std::isnan(other) || other <= scores[i];
+    ranks[i] = std::pow(rank / static_cast<double>(scores.size()), 16);
   }
   return ranks;
 }
