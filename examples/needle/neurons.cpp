@@ -165,14 +165,14 @@ std::vector<part_kind> neuron_parts() {
   using skim::calibrate::fitted_model;
   return {
       {"fastforward",
-       {"keep", "keep_for_loss", "schedule", "decode", "compensate"},
+       {"keep", "schedule", "decode", "compensate", "keep_for_loss"},
        parse_fitted<&fitted_model::fastforward>},
-      {"oracle", {"keep", "keep_for_loss", "schedule", "decode"}, parse_statistic<skim::oracle>},
-      {"static_set", {"keep", "keep_for_loss", "schedule", "decode"}, parse_statistic<skim::static_set>},
+      {"oracle", {"keep", "schedule", "decode", "keep_for_loss"}, parse_statistic<skim::oracle>},
+      {"static_set", {"keep", "schedule", "decode", "keep_for_loss"}, parse_statistic<skim::static_set>},
       {"calibrated_set",
-       {"keep", "keep_for_loss", "schedule", "decode", "compensate"},
+       {"keep", "schedule", "decode", "compensate", "keep_for_loss"},
        parse_fitted<&fitted_model::calibrated_set>},
-      {"ffn(random)", {"keep", "keep_for_loss", "schedule", "decode", "seed"}, parse_random},
+      {"ffn(random)", {"keep", "schedule", "decode", "seed", "keep_for_loss"}, parse_random},
   };
 }
 
