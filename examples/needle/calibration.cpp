@@ -170,7 +170,7 @@ class step_counter {
  public:
   step_counter(const calibration_settings& settings, std::int64_t layers, std::int64_t open, const progress& report)
       : prompts_(settings.prompts), report_(report) {
-    constexpr double fit_by_prefill = 6;  // how much longer all layers' fits take than the prefill of their inputs
+    constexpr double fit_by_prefill = 2;  // how much longer all layers' fits take than the prefill of their inputs
     const double share = static_cast<double>(settings.prompts) / static_cast<double>(layers);
     fit_ = std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(fit_by_prefill * share)));
     const double tokens = static_cast<double>(settings.loss_prompts * settings.loss_tokens) *

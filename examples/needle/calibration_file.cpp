@@ -80,6 +80,7 @@ void save_part(const std::filesystem::path& part, const calibration& so_far, con
 calibration part_in(const std::filesystem::path& part, const model_config& config, const nlohmann::json& settings) {
   std::error_code code;
   if (!std::filesystem::exists(part, code)) return {};
+  if (std::filesystem::file_size(part, code) == 0) return {};  // a process was killed as it tried whether it can write
   const auto refuse = [&](const std::string& why) {
     throw error(part.string() + ": holds no beginning of this calibration: " + why +
                 "; go on with those settings, or remove the file");

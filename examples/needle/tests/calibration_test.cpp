@@ -175,6 +175,8 @@ TEST_F(calibrating, goes_on_from_its_file_with_the_same_bits) {
 TEST_F(calibrating, refuses_a_file_of_other_settings_or_none_of_its_own) {
   const std::filesystem::path part = folder_.path() / "x.part";
   EXPECT_TRUE(part_in(part, weights_.config, {}).layers.empty()) << "there is none";
+  std::ofstream(part) << "";
+  EXPECT_TRUE(part_in(part, weights_.config, {}).layers.empty()) << "nothing was written yet";
   run({}, [&](const calibration& so_far) { save_part(part, so_far, {{"seed", 3}}); });
   const auto refusal = [&](const nlohmann::json& settings) {
     return complaint([&] { part_in(part, weights_.config, settings); });
