@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file needle: prefills needle-in-a-haystack prompts with several methods and shows what each costs and saves.
+#include "calibration_file.hpp"
 #include "error.hpp"
 #include "opened.hpp"
 #include "output.hpp"
 #include "reading.hpp"
 #include "talking.hpp"
 #include "tuning.hpp"
+#include "unnamed_file.hpp"
 
 #include <skim/interop/fastforward_file.hpp>
 
@@ -13,12 +15,9 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <csignal>
 #include <fstream>
 #include <iostream>
 
@@ -47,6 +46,8 @@ struct tuning_line : workload_line {
 
 struct calibration_line {
   std::string model = "qwen2", out;
+  std::vector<std::string> texts;
+  std::optional<std::int64_t> context;
   calibration_settings settings;
   int threads = tbb::this_task_arena::max_concurrency();
 };
@@ -73,14 +74,22 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
   calibration_settings& settings = line.settings;
   command
       ->add_option("--model", line.model,
-                   "qwen2, llama, or a directory with config.json and model.safetensors or its index")
+                   "qwen2, llama, a directory with config.json and model.safetensors or its index, or a .gguf")
       ->capture_default_str();
-  command->add_option("--prompts", settings.prompts, "prompts to learn from; an eighth of them judge")
+  command
+      ->add_option(
+          "--text", line.texts,
+          "repeats; a file of real text, for a .gguf: prompts are windows of it that do not overlap, drawn by\n"
+          "--seed. Not the text that will judge. Without it, the made-up language of qwen2 and llama")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command
+      ->add_option("--prompts", settings.prompts,
+                   "prompts to learn from, at most, in --text; an eighth of them judge, and 2 more measure losses")
       ->check(CLI::Range(std::int64_t{2}, most_tokens))
       ->capture_default_str();
-  command->add_option("--context", settings.shape.tokens, "tokens in a prompt")
-      ->check(CLI::Range(std::int64_t{1}, most_tokens))
-      ->capture_default_str();
+  command->add_option("--context", line.context, "tokens in a prompt; otherwise 8192, in --text 2048")
+      ->check(CLI::Range(std::int64_t{1}, most_tokens));
   command->add_option("--keep", settings.keep, "share of the neurons that sparse blocks will compute")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
@@ -91,7 +100,13 @@ CLI::App* add_calibration(CLI::App& app, calibration_line& line) {
       ->check(CLI::NonNegativeNumber)  // -1 would be a large one
       ->capture_default_str();
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
-  command->add_option("--out", line.out, "file to write; default: fastforward.safetensors in the model's directory");
+  command->add_option(
+      "--out", line.out,
+      "file to write; default: fastforward.safetensors in the model's directory, or beside a .gguf with its name "
+      "before\n"
+      "it. While it runs, it needs 2 bytes of disk there for each token, layer and feature of the model, and at most 2 "
+      "GB\n"
+      "of memory beside the model; FILE.part holds the layers so far: after a kill, the same command goes on there");
   return command;
 }
 
@@ -164,8 +179,8 @@ void add_options(CLI::App& app, evaluation_line& line) {
          "  parameters too\n"
          "evict(sink_window):sinks=4\n"
          "evict(random):seed=0\n"
-         "Which FFN neurons a chunk computes (all: keep=0.5,\n"
-         "  schedule=uniform|attention,decode=dense|sparse):\n"
+         "Which FFN neurons a chunk computes (all: keep=0.5,schedule=uniform|attention, or\n"
+         "  keep_for_loss=NATS that layers may lose in all, compensate=off there; decode=dense|sparse):\n"
          "fastforward, calibrated_set:compensate=on|off\n"
          "oracle, static_set\n"
          "ffn(random):seed=0")
@@ -379,49 +394,81 @@ void run(const tuning_line& line) {
       });
 }
 
-/// Saves to a file that has no name until it is whole, so that a process that is killed leaves nothing behind; where the
-/// system has no such files, to one that has it from the start. Returns what went wrong, or nothing.
-std::string save_unnamed(const std::filesystem::path& path, const skim::calibrate::fitted_model& fitted) {
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  const int file = ::open(folder.c_str(), O_TMPFILE | O_WRONLY, 0666);
-  if (file < 0) return skim::save_fastforward(path, fitted);
-  const std::string unnamed = "/proc/self/fd/" + std::to_string(file);
-  std::string problem = skim::save_fastforward(unnamed, fitted);
-  std::error_code code;
-  std::filesystem::remove(path, code);
-  if (problem.empty() && ::linkat(AT_FDCWD, unnamed.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) != 0) {
-    problem = std::error_code(errno, std::generic_category()).message();
+/// FNV-1a, which tells texts apart.
+std::uint64_t hash_of(const std::vector<std::vector<std::int32_t>>& texts) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const std::vector<std::int32_t>& text : texts) {
+    for (const std::int32_t token : text) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3;
+    hash = (hash ^ 0xffffffff) * 0x100000001b3;
   }
-  ::close(file);
-  return problem;
+  return hash;
 }
 
-void run(const calibration_line& line) {
-  check(line.settings.shape);
+/// Prompts to calibrate with. Sets what `line` leaves open, and how many prompts there are where the text is short.
+token_source calibration_source(calibration_line& line, const opened_model& opened, nlohmann::json& settings) {
+  calibration_settings& s = line.settings;
+  s.shape.tokens = line.context.value_or(line.texts.empty() ? s.shape.tokens : 2048);
+  settings["context"] = s.shape.tokens;
+  settings["texts"] = nullptr;
+  if (line.texts.empty()) {
+    if (opened.words) throw error("a model of real text needs --text FILE, some hundred thousand words like its own");
+    check(s.shape);
+    settings["prompts"] = s.prompts;
+    return [shape = s.shape, source = prompt_source(s.seed)]() mutable {
+      std::vector<std::int32_t> tokens = source.next(shape).tokens;
+      tokens.pop_back();  // an answer
+      return tokens;
+    };
+  }
+  if (!opened.words) throw error("--text needs a model with a vocabulary, '" + line.model + "' has none");
+  std::vector<std::vector<std::int32_t>> texts;
+  std::int64_t all = 0;
+  for (const std::string& path : line.texts) {
+    texts.push_back(opened.words->encode(text_in(path)));
+    all += static_cast<std::int64_t>(texts.back().size());
+  }
+  settings["texts"] = hash_of(texts);
+  std::vector<std::int32_t> begin;
+  if (opened.words->begin() >= 0) begin.push_back(opened.words->begin());
+  text_windows windows(std::move(texts), begin, s.shape.tokens, s.seed);
+  s.prompts = std::min(s.prompts, windows.count() - s.loss_prompts);
+  if (s.prompts < 2) {
+    throw error("the text has " + std::to_string(all) + " tokens, expected at least " +
+                std::to_string(2 + s.loss_prompts) + " windows of " + std::to_string(s.shape.tokens));
+  }
+  settings["prompts"] = s.prompts;
+  return [windows = std::move(windows), number = std::int64_t{0}]() mutable { return windows.window(number++); };
+}
+
+void run(calibration_line line) {
+  calibration_settings& s = line.settings;
   const std::filesystem::path path = line.out.empty() ? fitted_path_of(line.model) : std::filesystem::path(line.out);
-  const std::filesystem::path unfinished = path.string() + ".part";
+  const std::filesystem::path part = path.string() + ".part";
   std::error_code code;
   if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code)) {
     throw error(path.string() + ": is there and is no file, expected a file to write or to replace");
   }
-  if (!can_write(unfinished)) throw error(path.string() + ": cannot be written");
+  if (!can_write(part)) throw error(path.string() + ": cannot be written");
+  if (path.has_parent_path()) s.scratch = path.parent_path();
   const opened_model opened = open_model(line.model);
+  const model_config& config = opened.weights.config;
+  nlohmann::json settings = {{"model", last_name(line.model)},
+                             {"model_layers", config.layers},
+                             {"chunk", s.chunk},
+                             {"keep", s.keep},
+                             {"rank", s.rank},
+                             {"seed", s.seed}};
+  const token_source next = calibration_source(line, opened, settings);
+  check(s, config);
+  calibration so_far = part_in(part, config, settings);
   const tbb::global_control lift(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(line.threads));
   tbb::task_arena arena(line.threads);
   progress_line progress(std::cerr, isatty(STDERR_FILENO) != 0, "step");
-  const calibration fitted = calibrate(opened.weights, line.settings, executor(arena), progress);
+  const calibration fitted = calibrate(opened.weights, s, next, executor(arena), progress, std::move(so_far),
+                                       [&](const calibration& more) { save_part(part, more, settings); });
   print_calibration(std::cout, fitted);
-  // From here on it takes milliseconds, in which nobody may leave half a file behind.
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, SIG_IGN);
-  std::string problem = save_unnamed(unfinished, fitted.model);
-  if (problem.empty()) {
-    std::filesystem::rename(unfinished, path, code);
-    if (code) problem = code.message();
-  }
-  if (!problem.empty()) {
-    std::filesystem::remove(unfinished, code);
-    throw error(path.string() + ": " + problem);
-  }
+  replace_file(path, [&](const std::filesystem::path& to) { return skim::save_fastforward(to, fitted.model); });
+  std::filesystem::remove(part, code);
   std::cout << one_line("wrote " + path.string()) << '\n';
 }
 

@@ -6,6 +6,8 @@
 
 #include "method.hpp"
 
+#include <skim/neuron_selector/fastforward.hpp>
+
 #include <map>
 
 namespace needle {
@@ -71,6 +73,8 @@ selector_maker make_dense();
 std::vector<part_kind> selector_parts();
 std::vector<part_kind> evictor_parts();
 ffn_maker make_dense_ffns();
+/// Dense, but for one layer.
+ffn_maker make_dense_ffns_but(std::int64_t layer, const skim::fastforward& sparse);
 std::vector<part_kind> neuron_parts();
 
 }  // namespace needle

@@ -337,13 +337,16 @@ model read_model(const std::filesystem::path& directory) {
   result.norm = read_norm(file, c, "model.norm.weight", c.d);
   if (!c.tied_output) result.head = file.read_matrix("lm_head.weight", c.vocabulary, c.d);
   file.refuse_unused(c);
-  const std::filesystem::path fitted = directory / fitted_file;
-  if (std::error_code code; std::filesystem::exists(fitted, code)) {
-    skim::loaded_fastforward loaded = skim::load_fastforward(fitted, {c.layers, c.d, c.f, c.activation});
-    if (!loaded.ok()) throw error(fitted.string() + ": " + loaded.error);
-    result.fitted = std::move(loaded.model);
-  }
+  read_fitted(directory / fitted_file, result);
   return result;
+}
+
+void read_fitted(const std::filesystem::path& path, model& into) {
+  if (std::error_code code; !std::filesystem::exists(path, code)) return;
+  const model_config& c = into.config;
+  skim::loaded_fastforward loaded = skim::load_fastforward(path, {c.layers, c.d, c.f, c.activation});
+  if (!loaded.ok()) throw error(path.string() + ": " + loaded.error);
+  into.fitted = std::move(loaded.model);
 }
 
 }  // namespace needle

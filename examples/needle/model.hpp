@@ -91,13 +91,16 @@ struct model {
   std::vector<layer_weights> layers;
   row norm;                              // [d]
   stored_matrix head;                    // [vocabulary, d], empty if tied
-  skim::calibrate::fitted_model fitted;  // without layers where the directory has no fastforward.safetensors
+  skim::calibrate::fitted_model fitted;  // without layers where there is no fastforward.safetensors
 
   const stored_matrix& output() const { return config.tied_output ? embedding : head; }
 };
 
 /// The file in a model's directory that `needle calibrate` writes.
 inline constexpr const char* fitted_file = "fastforward.safetensors";
+
+/// Takes fitted parts from a file, if it is there; throws `error` where they are another model's.
+void read_fitted(const std::filesystem::path& path, model& into);
 
 /// Reads the files of a directory; throws `error`.
 model read_model(const std::filesystem::path& directory);

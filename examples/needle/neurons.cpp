@@ -47,8 +47,8 @@ ffn_maker maker(const Kept& kept, const SelectorFor& selector_for) {
 
 const skim::calibrate::fitted_model& fitted_parts(const model& weights) {
   if (weights.fitted.layers.empty()) {
-    throw error(std::string("the model's directory has no ") + fitted_file +
-                ", which this method needs: run `needle calibrate` for it (models of one .gguf cannot have it yet)");
+    throw error(std::string("the model has no ") + fitted_file +
+                " beside it, which this method needs: run `needle calibrate` for it");
   }
   return weights.fitted;
 }
@@ -58,8 +58,12 @@ class neurons_kept {
  public:
   explicit neurons_kept(const parameters& given)
       : mean_(given.fraction("keep", "0.5")),
+        for_loss_(given.has("keep_for_loss") ? given.fraction("keep_for_loss") : 0),
         by_attention_(given.choice("schedule", {"uniform", "attention"}) == "attention"),
-        sparse_decode_(given.choice("decode", {"dense", "sparse"}) == "sparse") {}
+        sparse_decode_(given.choice("decode", {"dense", "sparse"}) == "sparse") {
+    if (for_loss_ == 0) return;
+    for (const char* other : {"keep", "schedule"}) given.refuse(other, "and keep_for_loss both say how many neurons");
+  }
 
   std::vector<skim::neuron_retention> operator()(const model& weights) const {
     std::vector<skim::neuron_retention> keep;
@@ -73,6 +77,7 @@ class neurons_kept {
  private:
   std::vector<std::int64_t> counts(const model& weights) const {
     const std::int64_t f = weights.config.f, layers = weights.config.layers;
+    if (for_loss_ > 0) return counts_for_loss(fitted_parts(weights), f);
     if (!by_attention_) {
       return std::vector<std::int64_t>(static_cast<std::size_t>(layers),
                                        skim::neuron_retention::share(mean_).neurons(f));
@@ -93,14 +98,25 @@ class neurons_kept {
     return counts;
   }
 
-  double mean_;
+  std::vector<std::int64_t> counts_for_loss(const skim::calibrate::fitted_model& fitted, std::int64_t f) const {
+    if (fitted.loss_keep.empty()) {
+      throw error(std::string(fitted_file) + " has no losses of the layers: run `needle calibrate` again");
+    }
+    std::vector<std::int64_t> counts(fitted.layers.size());
+    demand(skim::neurons_for_loss(fitted.losses(), f, for_loss_, counts.data()));
+    return counts;
+  }
+
+  double mean_, for_loss_;  // for_loss_ 0: not given
   bool by_attention_, sparse_decode_;
 };
 
 /// `PolicyOf`: the member of `fitted_model` that makes a layer's policy.
 template <auto PolicyOf>
 void parse_fitted(const parameters& given, method& result) {
-  const bool compensate = given.choice("compensate", {"on", "off"}) == "on";
+  // Compensators are fitted to one share of neurons, and losses measured without them.
+  const names choices = given.has("keep_for_loss") ? names{"off", "on"} : names{"on", "off"};
+  const bool compensate = given.choice("compensate", choices) == "on";
   result.make_ffns = maker(neurons_kept(given), [compensate](const model& weights, std::size_t layer,
                                                              const skim::neuron_retention& keep, std::uint64_t) {
     auto selector = (fitted_parts(weights).*PolicyOf)(layer);
@@ -137,14 +153,26 @@ ffn_maker make_dense_ffns() {
   };
 }
 
+ffn_maker make_dense_ffns_but(std::int64_t layer, const skim::fastforward& sparse) {
+  return [layer, sparse](const model& weights, std::uint64_t seed) {
+    std::vector<std::unique_ptr<layer_ffn>> ffns = make_dense_ffns()(weights, seed);
+    ffns[static_cast<std::size_t>(layer)] = make(sparse);
+    return ffns;
+  };
+}
+
 std::vector<part_kind> neuron_parts() {
   using skim::calibrate::fitted_model;
   return {
-      {"fastforward", {"keep", "schedule", "decode", "compensate"}, parse_fitted<&fitted_model::fastforward>},
-      {"oracle", {"keep", "schedule", "decode"}, parse_statistic<skim::oracle>},
-      {"static_set", {"keep", "schedule", "decode"}, parse_statistic<skim::static_set>},
-      {"calibrated_set", {"keep", "schedule", "decode", "compensate"}, parse_fitted<&fitted_model::calibrated_set>},
-      {"ffn(random)", {"keep", "schedule", "decode", "seed"}, parse_random},
+      {"fastforward",
+       {"keep", "schedule", "decode", "compensate", "keep_for_loss"},
+       parse_fitted<&fitted_model::fastforward>},
+      {"oracle", {"keep", "schedule", "decode", "keep_for_loss"}, parse_statistic<skim::oracle>},
+      {"static_set", {"keep", "schedule", "decode", "keep_for_loss"}, parse_statistic<skim::static_set>},
+      {"calibrated_set",
+       {"keep", "schedule", "decode", "compensate", "keep_for_loss"},
+       parse_fitted<&fitted_model::calibrated_set>},
+      {"ffn(random)", {"keep", "schedule", "decode", "seed", "keep_for_loss"}, parse_random},
   };
 }
 

@@ -36,7 +36,11 @@ opened_model open_gguf(const std::string& name) {
 
 opened_model open_model(const std::string& name) {
   const std::filesystem::path directory = directory_of(name);
-  if (directory.empty()) return open_gguf(name);
+  if (directory.empty()) {
+    opened_model opened = open_gguf(name);
+    read_fitted(fitted_path_of(name), opened.weights);
+    return opened;
+  }
   opened_model opened{read_model(directory), std::nullopt, std::nullopt};
   std::error_code code;
   if (std::filesystem::exists(directory / "tokenizer.json", code)) {

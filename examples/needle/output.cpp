@@ -200,6 +200,7 @@ void print_calibration(std::ostream& out, const calibration& fitted) {
   std::vector<std::vector<std::string>> rows = {{"layer", "recall", "set's", "captured", "set's", "error",
                                                  "compensated", "set's", "compensated", "oracle's", "compensated",
                                                  "importance"}};
+  for (const float keep : fitted.model.loss_keep) rows[0].push_back("nats at " + fixed(static_cast<double>(keep), 2));
   for (std::size_t layer = 0; layer < fitted.layers.size(); ++layer) {
     const skim::calibrate::layer_report& each = fitted.layers[layer];
     const auto &ours = each.predictor, &set = each.calibrated_set, &oracle = each.oracle;
@@ -207,6 +208,10 @@ void print_calibration(std::ostream& out, const calibration& fitted) {
                     fixed(set.captured, 3), fixed(ours.error, 3), fixed(ours.compensated_error, 3), fixed(set.error, 3),
                     fixed(set.compensated_error, 3), fixed(oracle.error, 3), fixed(oracle.compensated_error, 3),
                     fixed(static_cast<double>(fitted.model.importance[layer]), 0)});
+    const std::size_t levels = fitted.model.loss_keep.size();
+    for (std::size_t level = 0; level < levels; ++level) {
+      rows.back().push_back(fixed(static_cast<double>(fitted.model.loss[layer * levels + level]), 4));
+    }
   }
   print_columns(out, rows);
 }

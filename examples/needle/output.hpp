@@ -19,7 +19,7 @@ void print_table(std::ostream& out, const std::vector<evaluation_result>& result
 /// Which of the sparse rows to take, `found`, or that none keeps `share` of row 0's right answers.
 void print_proposal(std::ostream& out, const std::vector<evaluation_result>& results, const evaluation_result* found,
                     double share);
-/// What held-out prompts say of each layer.
+/// What held-out prompts say of each layer, and what the model loses when that layer alone computes a share of its neurons.
 void print_calibration(std::ostream& out, const calibration& fitted);
 void print_question(std::ostream& out, const shown_question& shown);
 

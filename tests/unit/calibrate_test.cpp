@@ -305,6 +305,67 @@ TEST(calibrate_fit, same_seed_same_bits_for_any_workers) {
   EXPECT_NE(one, with(1, 10));
 }
 
+TEST(calibrate_fit, goes_on_after_each_layer_with_the_same_bits) {
+  const two_directions model;
+  const std::vector<ffn_layer> layers = {model.layer(), model.layer(), model.layer()};
+  std::vector<fit_result> parts;
+  options how = quick();
+  how.after_layer = [&](const fit_result& so_far) { parts.push_back(so_far); };
+  const input_source source = normal_inputs(2, 5, model.d);
+  const fit_result whole = fit(layers, source, how, serial);
+  ASSERT_EQ(parts.size(), 3u);
+  for (std::size_t done = 1; done <= 3; ++done) {
+    ASSERT_EQ(parts[done - 1].model.layers.size(), done);
+    std::vector<std::int64_t> asked, expected;
+    for (std::size_t layer = done; layer < 3; ++layer) expected.push_back(static_cast<std::int64_t>(layer));
+    const fit_result resumed = fit(
+        layers,
+        [&](std::int64_t layer, const input_sink& sink) {
+          asked.push_back(layer);
+          source(layer, sink);
+        },
+        quick(), serial, parts[done - 1]);
+    EXPECT_EQ(asked, expected);
+    EXPECT_EQ(numbers_of(resumed.model), numbers_of(whole.model));
+    ASSERT_EQ(resumed.reports.size(), 3u);
+    for (std::size_t layer = 0; layer < 3; ++layer) {
+      EXPECT_EQ(resumed.reports[layer].predictor.error, whole.reports[layer].predictor.error);
+    }
+  }
+}
+
+TEST(calibrate_fit, refuses_to_go_on_with_another_models_layers) {
+  const two_directions model;
+  const std::vector<ffn_layer> layers = {model.layer(), model.layer()};
+  const input_source source = normal_inputs(1, 5, model.d);
+  const fit_result one = fit({model.layer()}, source, quick(), serial);
+  const auto refuses = [&](const fit_result& so_far, const std::vector<ffn_layer>& of, const options& how = quick()) {
+    try {
+      static_cast<void>(fit(of, source, how, serial, so_far));
+    } catch (const std::invalid_argument& problem) {
+      return std::string(problem.what()) == "calibrate: so_far is of another model or of other options";
+    }
+    return false;
+  };
+  EXPECT_FALSE(refuses(one, layers));
+  EXPECT_TRUE(refuses(one, {}));
+  options how = quick();
+  how.keep = skim::neuron_retention::share(0.25);
+  EXPECT_TRUE(refuses(one, layers, how));
+  how = quick();
+  how.rank = 7;
+  EXPECT_TRUE(refuses(one, layers, how));
+  fit_result broken = one;
+  broken.reports.clear();
+  EXPECT_TRUE(refuses(broken, layers));
+  broken = one;
+  broken.model.layers[0].set_c2.pop_back();
+  EXPECT_TRUE(refuses(broken, layers));
+  broken = one;
+  broken.model.act = skim::activation::relu;
+  EXPECT_TRUE(refuses(broken, layers));
+}
+
 TEST(calibrate_fit, asks_for_each_layer_once_and_reports_progress) {
   const two_directions model;
   std::vector<std::int64_t> asked;

@@ -85,6 +85,30 @@ TEST(fastforward_file, counts_and_absent_importance) {
   EXPECT_TRUE(same(loaded.model, model));
 }
 
+TEST(fastforward_file, losses_are_kept_and_checked) {
+  fitted_model model = example();
+  model.loss_keep = {0.5f, 0.75f, 0.9f};
+  model.loss = {0.3f, 0.2f, 0.1f, 0.6f, 0.4f, 0};
+  const loaded_fastforward loaded = load(skim::fastforward_writer(model, element::bf16).bytes());
+  ASSERT_EQ(loaded.error, "");
+  EXPECT_EQ(loaded.model.loss_keep, model.loss_keep);
+  EXPECT_EQ(loaded.model.loss, model.loss);
+  std::int64_t counts[2] = {};
+  ASSERT_TRUE(skim::neurons_for_loss(loaded.model.losses(), shape.f, 0.15, counts).ok());
+  EXPECT_EQ(counts[0], 9);
+  EXPECT_EQ(counts[1], 9);
+  ASSERT_TRUE(skim::neurons_for_loss(loaded.model.losses(), shape.f, 0, counts).ok());
+  EXPECT_EQ(counts[0], shape.f);
+  model.loss_keep = {0.75f, 0.5f, 0.9f};
+  EXPECT_EQ(load(skim::fastforward_writer(model, element::bf16).bytes()).error,
+            "tensor 'loss.keep' has no ascending shares between 0 and 1");
+  skim::safetensors::writer file = skim::fastforward_writer(example(), element::f32);
+  file.add("loss.keep", {1}, {0.5f}, element::f32);
+  EXPECT_EQ(load(file.bytes()).error, "there is no tensor 'loss'");
+  file.add("loss", {2, 2}, {0, 0, 0, 0}, element::f32);
+  EXPECT_EQ(load(file.bytes()).error, "tensor 'loss' is [2, 2], the model needs [2, 1]");
+}
+
 TEST(fastforward_file, policies_view_the_loaded_parts) {
   const loaded_fastforward loaded = load(skim::fastforward_writer(example(), element::f16).bytes());
   ASSERT_EQ(loaded.error, "");

@@ -6,6 +6,7 @@
 #include <skim/neuron_selector/schedule.hpp>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -283,6 +284,102 @@ TEST(Schedule, FaultsAreNamed) {
   expect(kept_neurons(importance, 2, 640, good, nullptr, neurons), {status::null_pointer, "scratch", ""});
   expect(kept_neurons(importance, 2, 640, good, fractions, nullptr), {status::null_pointer, "neurons", ""});
   EXPECT_TRUE(kept_fractions(nullptr, 0, good, nullptr).ok());
+}
+
+/// Losses in a table, [layers][levels].
+struct loss_table {
+  std::vector<float> keep, loss;
+  std::int64_t layers;
+
+  skim::neuron_losses view() const {
+    return {keep.data(), loss.data(), layers, static_cast<std::int64_t>(keep.size())};
+  }
+  std::vector<std::int64_t> neurons(std::int64_t f, double most) const {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(layers), -7);
+    EXPECT_TRUE(neurons_for_loss(view(), f, most, counts.data()).ok());
+    return counts;
+  }
+};
+
+TEST(neurons_for_loss, by_hand) {
+  // Layer 0 costs 0.4 for the first three neurons that it leaves out, layer 1 next to nothing, layer 2 too much.
+  const loss_table table{{0.25f, 0.625f}, {1.6f, 0.4f, 0.02f, 0.01f, 9, 8}, 3};
+  EXPECT_EQ(table.neurons(8, 0), (std::vector<std::int64_t>{8, 8, 8}));
+  EXPECT_EQ(table.neurons(8, 0.015), (std::vector<std::int64_t>{8, 5, 8}));
+  EXPECT_EQ(table.neurons(8, 0.02), (std::vector<std::int64_t>{8, 2, 8}));
+  EXPECT_EQ(table.neurons(8, 0.41), (std::vector<std::int64_t>{8, 2, 8}));
+  EXPECT_EQ(table.neurons(8, 0.43), (std::vector<std::int64_t>{5, 2, 8}));
+  EXPECT_EQ(table.neurons(8, 5), (std::vector<std::int64_t>{2, 2, 8}));
+  EXPECT_EQ(table.neurons(8, 20), (std::vector<std::int64_t>{2, 2, 2}));
+}
+
+TEST(neurons_for_loss, odd_losses) {
+  const float infinite = std::numeric_limits<float>::infinity(), unknown = std::numeric_limits<float>::quiet_NaN();
+  const loss_table table{{0.5f}, {-1, infinite, unknown, 0}, 4};
+  EXPECT_EQ(table.neurons(7, 0), (std::vector<std::int64_t>{4, 7, 7, 4})) << "a gain pays for nobody";
+  EXPECT_EQ((loss_table{{}, {}, 2}).neurons(7, 1), (std::vector<std::int64_t>{7, 7}));
+  EXPECT_EQ((loss_table{{0.9f, 0.95f}, {0, 0}, 1}).neurons(2, 1), (std::vector<std::int64_t>{2})) << "rounded up";
+}
+
+TEST(neurons_for_loss, against_a_search_of_all_choices) {
+  std::mt19937 random(5);
+  std::uniform_real_distribution<float> step(0.01f, 1);
+  const std::vector<float> keep = {0.25f, 0.5f, 0.75f};
+  const std::int64_t f = 8, layers = 4, piece = 2;
+  for (int i = 0; i < 200; ++i) {
+    loss_table table{keep, {}, layers};
+    for (std::int64_t l = 0; l < layers; ++l) {  // convex: each piece costs more than the one before
+      std::array<float, 3> steps{step(random), step(random), step(random)};
+      std::sort(steps.begin(), steps.end());
+      table.loss.insert(table.loss.end(), {steps[0] + steps[1] + steps[2], steps[0] + steps[1], steps[0]});
+    }
+    const double most = static_cast<double>(3 * step(random));
+    const auto loss_of = [&](const std::vector<std::int64_t>& counts) {
+      double loss = 0;
+      for (std::size_t l = 0; l < counts.size(); ++l) {
+        if (counts[l] < f) loss += static_cast<double>(table.loss[l * 3 + static_cast<std::size_t>(counts[l] / 2 - 1)]);
+      }
+      return loss;
+    };
+    const auto all_of = [](const std::vector<std::int64_t>& counts) {
+      return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    };
+    std::int64_t fewest = f * layers;
+    for (int code = 0; code < 256; ++code) {
+      const std::vector<std::int64_t> counts = {2 + code % 4 * 2, 2 + code / 4 % 4 * 2, 2 + code / 16 % 4 * 2,
+                                                2 + code / 64 * 2};
+      if (loss_of(counts) <= most) fewest = std::min(fewest, all_of(counts));
+    }
+    std::vector<std::int64_t> counts = table.neurons(f, most);
+    EXPECT_LE(loss_of(counts), most);
+    EXPECT_GE(all_of(counts), fewest);
+    EXPECT_LT(all_of(counts), fewest + piece) << "of convex losses in equal pieces the cheapest ones are the most";
+    for (std::int64_t& each : counts) {
+      if (each == piece) continue;
+      each -= piece;
+      EXPECT_GT(loss_of(counts), most) << "one more piece would have fitted";
+      each += piece;
+    }
+  }
+}
+
+TEST(neurons_for_loss, refuses_what_makes_no_sense) {
+  const loss_table good{{0.5f, 0.75f}, {1, 1}, 1};
+  std::int64_t count = 0;
+  const auto refused = [&](const skim::neuron_losses& losses, std::int64_t f, double most) {
+    return neurons_for_loss(losses, f, most, &count);
+  };
+  expect_report(refused(good.view(), 0, 1), {status::bad_extent, "f", "0"});
+  expect_report(refused(good.view(), 8, -1), {status::bad_value, "most", "-1"});
+  expect_report(refused(good.view(), 8, not_a_number), {status::bad_value, "most", ""});
+  expect_report(refused(good.view(), 8, infinity), {status::bad_value, "most", ""});
+  expect_report(neurons_for_loss(good.view(), 8, 1, nullptr), {status::null_pointer, "neurons", ""});
+  expect_report(refused(loss_table{{0.5f, 0.5f}, {1, 1}, 1}.view(), 8, 1), {status::bad_value, "keep", "0.5"});
+  expect_report(refused(loss_table{{0, 0.5f}, {1, 1}, 1}.view(), 8, 1), {status::bad_value, "keep", "0"});
+  expect_report(refused(loss_table{{0.5f, 1}, {1, 1}, 1}.view(), 8, 1), {status::bad_value, "keep", "1"});
+  skim::neuron_losses none = good.view();
+  none.loss = nullptr;
+  expect_report(refused(none, 8, 1), {status::null_pointer, "loss", ""});
 }
 
 }  // namespace

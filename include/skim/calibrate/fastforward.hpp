@@ -17,11 +17,6 @@ using input_sink = std::function<void(std::int64_t prompt, const tensor_view<con
 /// side by side and forget what lies behind. Prompts may come in any order, but all layers in the same one.
 using input_source = std::function<void(std::int64_t layer, const input_sink& sink)>;
 
-struct fit_result {
-  fitted_model model;
-  std::vector<layer_report> reports;  ///< [layers]
-};
-
 namespace detail {
 
 [[noreturn]] inline void refuse(std::int64_t layer, const std::string& problem) {
@@ -91,24 +86,52 @@ inline void check_options(const options& settings) {
   }
 }
 
+/// Whether what an earlier run has fitted may be the beginning of this one's result.
+inline bool begins(const fit_result& so_far, const std::vector<ffn_layer>& layers, const options& settings) {
+  const fitted_model& model = so_far.model;
+  if (model.layers.size() > layers.size() || so_far.reports.size() != model.layers.size()) return false;
+  const std::int64_t f = layers[0].up.extents[0], d = layers[0].up.extents[1];
+  const std::int64_t r = settings.rank > 0 ? settings.rank : predictor_rank(d), c = compensator_width(d);
+  bool fits = model.d == d && model.f == f && model.act == layers[0].act && model.keep.count == settings.keep.count &&
+              model.keep.fraction == settings.keep.fraction;
+  const auto expect = [&fits](const std::vector<float>& values, std::int64_t count) {
+    fits = fits && static_cast<std::int64_t>(values.size()) == count;
+  };
+  for (const fitted_layer& each : model.layers) {
+    expect(each.query, d);
+    expect(each.w1, d * r);
+    expect(each.w2, r * f);
+    expect(each.statistic, f);
+    for (const auto* const part : {&each.c1, &each.c2, &each.set_c1, &each.set_c2}) expect(*part, d * c);
+  }
+  return fits;
+}
+
 }  // namespace detail
 
 /// Fits every layer. All layers have one shape and one activation. Holds one layer's inputs at a time, about
-/// 8 bytes x tokens x d in all. Throws std::invalid_argument, std::bad_alloc, and what the callbacks throw.
+/// 8 bytes x tokens x d in all.
+///
+/// `so_far`: what `options.after_layer` was given by a run that was stopped. Its layers are kept, the source is asked for
+/// the others alone, and with equal inputs and options these have the bits that they have in one run. Throws
+/// std::invalid_argument, std::bad_alloc, and what the callbacks throw.
 inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& source, const options& settings,
-                      executor_ref executor) {
+                      executor_ref executor, fit_result so_far = {}) {
   detail::check_options(settings);
-  fit_result result;
+  fit_result result = std::move(so_far);
   fitted_model& model = result.model;
-  model.keep = settings.keep;
   const std::int64_t count = static_cast<std::int64_t>(layers.size());
-  for (std::int64_t number = 0; number < count; ++number) {
+  if (!model.layers.empty() && !detail::begins(result, layers, settings)) {
+    throw std::invalid_argument("calibrate: so_far is of another model or of other options");
+  }
+  model.keep = settings.keep;
+  if (!layers.empty()) {
+    model.f = layers[0].up.extents[0];
+    model.d = layers[0].up.extents[1];
+    model.act = layers[0].act;
+  }
+  for (std::int64_t number = static_cast<std::int64_t>(model.layers.size()); number < count; ++number) {
     const ffn_layer& layer = layers[static_cast<std::size_t>(number)];
-    if (number == 0) {
-      model.f = layer.up.extents[0];
-      model.d = layer.up.extents[1];
-      model.act = layer.act;
-    }
     if (layer.up.extents[0] != model.f || layer.up.extents[1] != model.d || layer.act != model.act) {
       detail::refuse(number, "its shape or activation differs from layer 0's");
     }
@@ -123,6 +146,7 @@ inline fit_result fit(const std::vector<ffn_layer>& layers, const input_source& 
     detail::layer_fit work(weights, inputs, split, settings, executor);
     const std::uint64_t seed = settings.seed + 1000003 * static_cast<std::uint64_t>(number + 1);
     model.layers.push_back(work.run(seed, announce, result.reports.back()));
+    if (settings.after_layer) settings.after_layer(result);
   }
   return result;
 }

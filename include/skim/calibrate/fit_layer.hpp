@@ -19,17 +19,6 @@ struct progress {
   double held_out_loss = 0;  ///< of the stage, compensators' as a share of what the oracle's choice leaves out
 };
 
-struct options {
-  neuron_retention keep = neuron_retention::share(0.5);  ///< `count` or `fraction` alone matter
-  double held_out = 0.125;                               ///< share of the prompts that judge, at least one prompt
-  calibrate::labeling labels = labeling::margin;
-  std::int64_t rank = 0;  ///< r of the predictor; 0: the paper's, `predictor_rank(d)`
-  std::uint64_t seed = 0;
-  training predictor{30, 6, 32, 6e-3, 0.01};
-  training compensator{16, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
-  std::function<void(const calibrate::progress&)> report;  ///< called on the calling thread
-};
-
 /// How well a choice of neurons does on the held-out blocks.
 struct selection_report {
   double recall = 0;    ///< share of the oracle's neurons that are chosen
@@ -43,6 +32,25 @@ struct layer_report {
   selection_report predictor;
   selection_report calibrated_set;  ///< with its own compensator
   std::int64_t training_blocks = 0, held_out_blocks = 0;
+};
+
+/// What `fit` has fitted: all layers, or the first ones.
+struct fit_result {
+  fitted_model model;
+  std::vector<layer_report> reports;  ///< of `model.layers`
+};
+
+struct options {
+  neuron_retention keep = neuron_retention::share(0.5);  ///< `count` or `fraction` alone matter
+  double held_out = 0.125;                               ///< share of the prompts that judge, at least one prompt
+  calibrate::labeling labels = labeling::margin;
+  std::int64_t rank = 0;  ///< r of the predictor; 0: the paper's, `predictor_rank(d)`
+  std::uint64_t seed = 0;
+  training predictor{30, 6, 32, 6e-3, 0.01};
+  training compensator{16, 4, 16, 4e-3, 0.0};  ///< once for the oracle's neurons, then again for those predicted
+  std::function<void(const calibrate::progress&)> report;  ///< called on the calling thread
+  /// Called on the calling thread whenever one more layer is fitted, for engines that store it and may go on later.
+  std::function<void(const fit_result& so_far)> after_layer;
 };
 
 /// A layer's FFN inputs, block by block.

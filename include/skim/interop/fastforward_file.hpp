@@ -3,8 +3,9 @@
 ///
 /// Tensors, for each layer l, of the paper's shapes (r is free): `layers.l.query` [d], `.w1` [d, r], `.w2` [r, f], `.c1` [d, c],
 /// `.c2` [c, d], `.set_c1` [d, c], `.set_c2` [c, d], in f32, f16 or bf16; `.statistic` [f], always f32, because a set
-/// is read off its order; and, if the engine measured it, `importance` [layers], f32. Metadata: `format`
-/// "skim.fastforward", `version` "1", `activation` and either `keep.fraction` or `keep.count`.
+/// is read off its order; and, if the engine measured them, `importance` [layers], and `loss.keep` [levels] with `loss`
+/// [layers, levels], f32. Metadata: `format` "skim.fastforward", `version` "1", `activation` and either `keep.fraction` or
+/// `keep.count`.
 #pragma once
 
 #include <skim/interop/fitted_fastforward.hpp>
@@ -136,6 +137,11 @@ inline safetensors::writer fastforward_writer(const calibrate::fitted_model& mod
   if (!model.importance.empty()) {
     file.add("importance", {static_cast<std::int64_t>(model.importance.size())}, model.importance, element::f32);
   }
+  if (!model.loss_keep.empty()) {
+    const std::int64_t levels = static_cast<std::int64_t>(model.loss_keep.size());
+    file.add("loss.keep", {levels}, model.loss_keep, element::f32);
+    file.add("loss", {static_cast<std::int64_t>(model.layers.size()), levels}, model.loss, element::f32);
+  }
   return file;
 }
 
@@ -175,6 +181,15 @@ inline loaded_fastforward load_fastforward(const safetensors::file& file, const 
     ++expected;
     std::string error = detail::take_tensor(file, "importance", {shape.layers}, loaded.model.importance);
     if (!error.empty()) return fail(std::move(error));
+  }
+  if (const safetensors::tensor* const keep = file.find("loss.keep")) {
+    expected += 2;
+    const std::int64_t levels = keep->shape.size() == 1 ? keep->shape[0] : 0;
+    std::string error = detail::take_tensor(file, "loss.keep", {levels}, loaded.model.loss_keep);
+    if (error.empty()) error = detail::take_tensor(file, "loss", {shape.layers, levels}, loaded.model.loss);
+    if (!error.empty()) return fail(std::move(error));
+    if (!check(loaded.model.losses(), shape.f))
+      return fail("tensor 'loss.keep' has no ascending shares between 0 and 1");
   }
   if (file.tensors().size() != expected) {
     return fail("it has " + std::to_string(file.tensors().size()) + " tensors, the model needs " +

@@ -5,6 +5,7 @@
 
 #include <skim/neuron_selector/calibrated_set.hpp>
 #include <skim/neuron_selector/fastforward.hpp>
+#include <skim/neuron_selector/schedule.hpp>
 
 #include <vector>
 
@@ -29,6 +30,8 @@ struct fitted_model {
   neuron_retention keep = neuron_retention::share(0.5);  ///< what the parts were fitted for
   std::vector<fitted_layer> layers;
   std::vector<float> importance;  ///< [layers], or empty: attention mass for `kept_neurons`, which the engine measures
+  /// [levels] and [layers, levels], or empty: `neuron_losses`, which the engine measures.
+  std::vector<float> loss_keep, loss;
 
   /// FastForward for one layer. `compensator` may be emptied, `keep` be changed.
   skim::fastforward fastforward(std::size_t layer) const {
@@ -41,6 +44,12 @@ struct fitted_model {
     policy.predictor.w2 = {part.w2.data(), {r, f}, element::f32};
     policy.compensator = compensator(part.c1, part.c2);
     return policy;
+  }
+
+  /// For `neurons_for_loss`.
+  neuron_losses losses() const {
+    return {loss_keep.data(), loss.data(), static_cast<std::int64_t>(layers.size()),
+            static_cast<std::int64_t>(loss_keep.size())};
   }
 
   /// The constant set for one layer, with its own compensator.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file FastForward's layer schedule: layers whose tokens depend on more than the prompt's beginning keep more neurons
-/// (arXiv 2602.00397, section 3.3).
+/// \file How many neurons each layer computes. FastForward's schedule: layers whose tokens depend on more than the prompt's
+/// beginning keep more (arXiv 2602.00397, section 3.3). Ours: layers that lose more by it keep more, for a stated loss.
 #pragma once
 
 #include <skim/check.hpp>
+#include <skim/retention.hpp>
 
 #include <cmath>
 
@@ -120,6 +121,73 @@ SKIM_LOCAL report kept_neurons(const double* importance, std::int64_t layers, st
     scratch[next] -= static_cast<double>(piece);
     left -= static_cast<double>(piece);
   }
+}
+
+/// What a model loses when one layer alone computes a share of its neurons, in any unit that adds up: nats, say.
+struct neuron_losses {
+  const float* keep = nullptr;  ///< [levels]: shares of f, ascending, above 0 and below 1
+  const float* loss = nullptr;  ///< [layers, levels]; a layer that computes all its neurons loses nothing
+  std::int64_t layers = 0, levels = 0;
+};
+
+SKIM_LOCAL constexpr report check(const neuron_losses& losses, std::int64_t f) {
+  if (losses.layers < 0) return fault(status::bad_extent, "layers", losses.layers, 0, "at least");
+  if (losses.levels < 0) return fault(status::bad_extent, "levels", losses.levels, 0, "at least");
+  if (f < 1) return fault(status::bad_extent, "f", f, 1, "at least");
+  if (f > detail::largest_width) return fault(status::unsupported, "f", f, detail::largest_width, "at most");
+  if (losses.levels > 0 && !losses.keep) return null_fault("keep");
+  if (losses.layers > 0 && losses.levels > 0 && !losses.loss) return null_fault("loss");
+  for (std::int64_t i = 0; i < losses.levels; ++i) {
+    const double keep = static_cast<double>(losses.keep[i]);
+    if (!(keep > 0 && keep < 1)) return fault(status::bad_value, "keep", keep, 1, "above 0 and below");
+    if (i > 0 && !(losses.keep[i - 1] < losses.keep[i])) {
+      return fault(status::bad_value, "keep", keep, static_cast<double>(losses.keep[i - 1]), "ascending, so above");
+    }
+  }
+  return {};
+}
+
+/// neurons [layers]: few in all, so that the layers' losses add up to at most `most`.
+///
+/// All layers begin with all f. Then, again and again, the layer and the lower level come next that cost the least loss
+/// for each neuron that they leave out, among those that `most` still allows; the lower layer and the fewer neurons first
+/// where two cost the same. A layer of which no level pays keeps all its neurons. Losses below 0 count as 0, those that
+/// are not finite as too much. A level of share s computes `neuron_retention::share(s).neurons(f)`.
+SKIM_LOCAL report neurons_for_loss(const neuron_losses& losses, std::int64_t f, double most, std::int64_t* neurons) {
+  if (report r = check(losses, f); !r) return r;
+  if (!(most >= 0 && std::isfinite(most))) return fault(status::bad_value, "most", most, 0, "finite and at least");
+  if (losses.layers > 0 && !neurons) return null_fault("neurons");
+  const std::int64_t layers = losses.layers, all = losses.levels;
+  std::int64_t* const level = neurons;  // until the end
+  for (std::int64_t l = 0; l < layers; ++l) level[l] = all;
+  const auto count_at = [&](std::int64_t i) {
+    return i == all ? f : neuron_retention::share(static_cast<double>(losses.keep[i])).neurons(f);
+  };
+  const auto loss_at = [&](std::int64_t l, std::int64_t i) {
+    const double loss = i == all ? 0 : static_cast<double>(losses.loss[l * all + i]);
+    return loss < 0 ? 0 : loss;
+  };
+  for (;;) {
+    double spent = 0, least = 0;
+    for (std::int64_t l = 0; l < layers; ++l) spent += loss_at(l, level[l]);
+    std::int64_t next = -1, to = 0;
+    for (std::int64_t l = 0; l < layers; ++l) {
+      for (std::int64_t i = 0; i < level[l]; ++i) {
+        const double more = loss_at(l, i) - loss_at(l, level[l]);
+        const std::int64_t saved = count_at(level[l]) - count_at(i);
+        if (saved <= 0 || !(spent + more <= most)) continue;
+        const double price = more / static_cast<double>(saved);
+        if (next >= 0 && !(price < least)) continue;
+        next = l;
+        to = i;
+        least = price;
+      }
+    }
+    if (next < 0) break;
+    level[next] = to;
+  }
+  for (std::int64_t l = 0; l < layers; ++l) neurons[l] = count_at(level[l]);
+  return {};
 }
 
 }}  // namespace skim::v0_2
