@@ -513,6 +513,8 @@ int main(int argc, char** argv) {
     CLI::App app("Prefills needle-in-a-haystack prompts and shows what each method costs and saves.", "needle");
     evaluation_line line;
     add_options(app, line);
+    CLI::App* const by_name = app.add_subcommand("table", "what the program does without a verb");
+    add_options(*by_name, line);
     tuning_line tuning;
     const CLI::App* const tunes = add_tuning(app, tuning);
     calibration_line calibration;
