@@ -206,6 +206,7 @@ skim::report SKIM_UNIT(const unit_call& call) {
   if (report r = run_bounded(call, *sum++); !r) return r;
   tensor_view<float, 2> pooled = call.scores;
   pooled.extents[0] = 1;
+  if (report r = cpu::rank_scores(call.scores, call.workspace, call.executor); !r) return r;
   if (report r = cpu::pool_scores(call.scores, pooled, call.executor); !r) return r;
 
   if (report r = run_ffn(cpu::ffn<>{}, call, *sum++); !r) return r;
