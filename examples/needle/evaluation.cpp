@@ -222,6 +222,15 @@ std::vector<double> evaluation_result::mass_of_layer() const {
   return sums;
 }
 
+double answers_of(const evaluation_result& base, const evaluation_result& result) {
+  double of_base = 0, of_result = 0;
+  for (std::size_t i = 0; i < std::min(base.prompts.size(), result.prompts.size()); ++i) {
+    of_base += static_cast<double>(base.prompts[i].right);
+    of_result += static_cast<double>(result.prompts[i].right);
+  }
+  return of_result / of_base;
+}
+
 estimate nll_above(const evaluation_result& base, const evaluation_result& result) {
   const std::size_t count = std::min(base.prompts.size(), result.prompts.size());
   const double n = static_cast<double>(count);

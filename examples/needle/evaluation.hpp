@@ -53,6 +53,8 @@ struct evaluation_result {
 struct estimate {
   double mean = std::nan(""), error = std::nan("");
 };
+/// Share of another method's right answers, over the prompts that both have.
+double answers_of(const evaluation_result& base, const evaluation_result& result);
 /// nll, prompt by prompt, above another method's. NaN where they have no prompt in common.
 estimate nll_above(const evaluation_result& base, const evaluation_result& result);
 

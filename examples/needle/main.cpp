@@ -126,7 +126,7 @@ void add_workload(CLI::App& app, workload_line& line) {
   app.add_option("--text", line.text,
                  "a file: prompts are text of it from places that --seed chooses, with facts hidden between its\n"
                  "sentences. Without it, the made-up language of qwen2 and llama");
-  app.add_option("--judged", line.judged, "the last share of such a text, whose loss counts")
+  app.add_option("--judged", line.judged, "the last share of such a prompt, whose text is judged by its loss")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--context", settings.shape.tokens, "tokens in a prompt")
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
@@ -210,7 +210,9 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
       app.add_subcommand("read", "a real model reads a text, answers, and shows what each method costs");
   reading_settings& settings = line.settings;
   const CLI::Range counts(std::int64_t{1}, most_tokens);
-  command->add_option("--model", line.model, "a .gguf of Llama's, Qwen2's, Qwen3's or Gemma 3's architecture")
+  command
+      ->add_option("--model", line.model,
+                   "a .gguf of Llama's, Qwen2's, Qwen3's or Gemma 3's architecture, or such a model's directory")
       ->required();
   command->add_option("--text", line.text, "a file, of which the first tokens are read")->required();
   command->add_option("--question", settings.question,
@@ -240,15 +242,16 @@ CLI::App* add_talking(CLI::App& app, talking_line& line) {
   command->add_option("--text", line.text, "a file that stands in front of the first turn");
   command
       ->add_option("--context", settings.tokens,
-                   "most tokens of all turns; 0 = the positions that the model was trained on")
+                   "most tokens of all turns, held or not; 0 = the positions that the model was trained on")
       ->check(CLI::Range(std::int64_t{0}, most_tokens));
   command->add_option("--generate", settings.answer, "most tokens of an answer")->check(counts);
   command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
   command->add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
   command
-      ->add_option("--method", line.method,
-                   "as `needle --help` says: with standard:budget=1024 the cache holds no more tokens than that")
+      ->add_option(
+          "--method", line.method,
+          "as `needle --help` says: with standard:budget=1024 the cache holds no more tokens than that and a chunk")
       ->capture_default_str();
   show_defaults(*command);
   return command;
@@ -264,12 +267,24 @@ std::string last_name(const std::string& path) {
   return (all.has_filename() ? all : all.parent_path()).filename().string();
 }
 
+/// Tells one text from another: FNV-1a of its bytes.
+std::uint64_t hash_of(const std::string& text) {
+  std::uint64_t hash = 14695981039346656037u;
+  for (const char byte : text) hash = (hash ^ static_cast<unsigned char>(byte)) * 1099511628211u;
+  return hash;
+}
+
 nlohmann::json settings_json(const workload_line& line) {
   const evaluation_settings& s = line.settings;
+  const bool real = !line.text.empty();
+  std::error_code code;
+  const bool file = std::filesystem::is_regular_file(line.model, code);
   return {{"model", last_name(line.model)},
-          {"text", line.text.empty() ? nlohmann::json() : nlohmann::json(last_name(line.text))},
+          {"model_bytes", file ? nlohmann::json(std::filesystem::file_size(line.model)) : nlohmann::json()},
+          {"text", real ? nlohmann::json(last_name(line.text)) : nlohmann::json()},
+          {"text_hash", real ? nlohmann::json(hash_of(text_in(line.text))) : nlohmann::json()},
           {"context", s.shape.tokens},
-          {"judged", line.text.empty() ? nlohmann::json() : nlohmann::json(line.judged)},
+          {"judged", real ? nlohmann::json(line.judged) : nlohmann::json()},
           {"prompts", s.prompts},
           {"questions", s.shape.questions},
           {"needles", s.shape.needles},
@@ -362,10 +377,10 @@ void run(workload_line line, const std::vector<method>& methods, const Before& b
   const auto save = [&](const std::vector<evaluation_result>& so_far) {
     write_json(line.json, to_json(settings, all_known(so_far), true));
   };
-  results = all_known(evaluate(opened.weights, methods, prompts, line.settings, std::move(results), threads, progress,
-                               line.resume ? save : result_listener()));
+  results = evaluate(opened.weights, methods, prompts, line.settings, std::move(results), threads, progress,
+                     line.resume ? save : result_listener());
   print_table(std::cout, results);
-  nlohmann::json written = to_json(settings, results, line.resume);
+  nlohmann::json written = to_json(settings, all_known(results), line.resume);
   after(results, written);
   if (!line.json.empty()) write_json(line.json, written);
 }
@@ -527,6 +542,12 @@ int main(int argc, char** argv) {
       app.parse(argc, argv);
     } catch (const CLI::CallForHelp& help) {
       return app.exit(help);
+    }
+    for (const CLI::Option* option : app.get_options()) {
+      if (!app.get_subcommands().empty() && option->count() > 0) {
+        throw error("options stand behind the verb: " + option->get_name() + " stands before " +
+                    app.get_subcommands().front()->get_name());
+      }
     }
     if (calibrating->parsed()) {
       run(calibration);

@@ -6,7 +6,7 @@
 #include "vocabulary.hpp"
 
 #include <fstream>
-#include <sstream>
+#include <iterator>
 
 namespace needle {
 namespace {
@@ -66,10 +66,13 @@ prose prose_of(const tokenizer& words, const std::string& text) {
 }
 
 std::string text_in(const std::string& path) {
+  std::error_code code;
   std::ifstream stream(path, std::ios::binary);
-  std::ostringstream text;
-  if (!stream || !(text << stream.rdbuf())) throw error(path + ": cannot be read, expected a file with text");
-  return text.str();
+  if (!stream || std::filesystem::is_directory(path, code))
+    throw error(path + ": cannot be read, expected a file with text");
+  std::string text((std::istreambuf_iterator<char>(stream)), {});
+  if (text.empty()) throw error(path + ": is empty, expected a file with text");
+  return text;
 }
 
 }  // namespace needle

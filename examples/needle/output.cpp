@@ -166,7 +166,7 @@ void print_table(std::ostream& out, const std::vector<evaluation_result>& result
     std::string over = known(more.mean, 4);
     if (more.mean >= 0) over.insert(0, 1, '+');
     if (!std::isnan(more.error)) over += " +-" + fixed(more.error, 4);
-    rows.push_back({each.method, known(each.accuracy(), 3), dense ? known(each.accuracy() / dense->accuracy(), 3) : "-",
+    rows.push_back({each.method, known(each.accuracy(), 3), dense ? known(answers_of(*dense, each), 3) : "-",
                     known(each.nll(), 4), over, known(each.mean_of(&prompt_result::mass), 3),
                     known(each.mean_of(&prompt_result::mass_of_worst), 3), ms(&prompt_result::ttft_ms, 0),
                     dense && timed ? fixed(speedup(*dense, each), 2) + "x" : "-", ms(&prompt_result::select_ms, 0),
@@ -190,9 +190,11 @@ void print_proposal(std::ostream& out, const std::vector<evaluation_result>& res
     out << "none keeps " << fixed(share, 3) << " of the right answers; most, "
         << fixed(best->accuracy() / dense.accuracy(), 3) << ", are kept by " << best->method << '\n';
   } else {
+    const double more = found->nll() - dense.nll();
     out << "the quickest that keeps " << fixed(share, 3) << " of the right answers: " << found->method << ", "
-        << fixed(speedup(dense, *found), 2) << "x to the first token, nll " << (found->nll() < dense.nll() ? "" : "+")
-        << fixed(found->nll() - dense.nll(), 4) << '\n';
+        << fixed(speedup(dense, *found), 2) << "x to the first token";
+    if (!std::isnan(more)) out << ", nll " << (more < 0 ? "" : "+") << fixed(more, 4);
+    out << '\n';
   }
 }
 
@@ -239,7 +241,7 @@ nlohmann::json to_json(const nlohmann::json& settings, const std::vector<evaluat
     const estimate more = dense ? nll_above(*dense, each) : estimate();
     nlohmann::json written = {{"method", each.method},
                               {"accuracy", known(each.accuracy())},
-                              {"accuracy_of_dense", known(dense ? each.accuracy() / dense->accuracy() : std::nan(""))},
+                              {"accuracy_of_dense", known(dense ? answers_of(*dense, each) : std::nan(""))},
                               {"nll", known(each.nll())},
                               {"nll_over_dense", known(more.mean)},
                               {"nll_over_dense_error", known(more.error)},

@@ -30,8 +30,8 @@ struct prompt_shape {
   std::int64_t questions = 8;  ///< at most `needles`, each about another one
 };
 
-/// Prompts of the made-up language: a statement is `note the code of KEY VALUE VALUE .`, a question `question the code of KEY`, answered by
-/// `VALUE VALUE .`: eight tokens each.
+/// The made-up language: a statement is `note the code of KEY VALUE VALUE .`, a question `question the code of KEY`,
+/// answered by `VALUE VALUE .`: eight tokens each.
 inline constexpr std::int64_t statement_tokens = 8;
 
 /// What a token tells about a model that predicts it.

@@ -30,6 +30,7 @@ void talk(const opened_model& with, const method& how, const talking_settings& s
   session run(with.weights, how, {capacity, settings.chunk, settings.kv_type, 0}, threads);
   bool ended = true, warned = false;  // the last answer, with the token that ends one
   for (std::string line; std::getline(in, line);) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;  // nothing was said
     tokens turn;
     if (run.tokens() == 0) {
       if (words.begin() >= 0) turn.push_back(words.begin());

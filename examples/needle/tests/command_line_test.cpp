@@ -404,7 +404,9 @@ TEST_F(command_with_text, goes_on_where_it_was) {
   nlohmann::json changed = nlohmann::json::parse(whole);
   changed["results"][0]["prompts"][0]["right"] = 5;
   std::ofstream(path("json")) << changed;
-  ASSERT_EQ(run(table("--prompts 3 --method quoka:budget=64,n=4 --resume --untimed")).status, 0);
+  const outcome again = run(table("--prompts 3 --method quoka:budget=64,n=4 --resume --untimed"));
+  ASSERT_EQ(again.status, 0);
+  EXPECT_EQ(again.out.find("\ndense "), std::string::npos) << "it shows what was asked for";
   EXPECT_EQ(results()[0]["method"], "quoka:budget=64,n=4");
   EXPECT_EQ(results()[1]["prompts"][0]["right"], 5) << "rows that were not asked for are kept";
 }
@@ -413,6 +415,14 @@ TEST_F(command_with_text, refuses_what_does_not_go_together) {
   ASSERT_EQ(run(table("--prompts 1 --method dense --resume")).status, 0);
   expect_refusal(table("--prompts 1 --method dense --resume --seed 2"), "holds results of other settings");
   expect_refusal("--model '" + path("model.gguf") + "' --resume", "--json");
+  // A file of the same name and other words is another text.
+  const std::string words = text_of(path("text"));
+  std::ofstream(path("text"), std::ios::trunc) << words << "more.";
+  expect_refusal(table("--prompts 1 --method dense --resume"), "holds results of other settings");
+  std::ofstream(path("text"), std::ios::trunc) << words;
+  std::ofstream(path("empty")) << "";
+  expect_refusal("read --model '" + path("model.gguf") + "' --text '" + path("empty") + "'", "empty: is empty");
+  expect_refusal("--context 512 read " + given(), "options stand behind the verb: --context");
   std::ofstream(path("json"), std::ios::trunc) << "{}";
   expect_refusal(table("--resume"), "holds no results that --resume has written");
   std::ofstream(path("json"), std::ios::trunc) << "[";
