@@ -274,13 +274,18 @@ std::uint64_t hash_of(const std::string& text) {
   return hash;
 }
 
+/// Of a .gguf; null of a directory.
+nlohmann::json bytes_of_model(const std::string& name) {
+  std::error_code code;
+  if (!std::filesystem::is_regular_file(name, code)) return nullptr;
+  return std::filesystem::file_size(name);
+}
+
 nlohmann::json settings_json(const workload_line& line) {
   const evaluation_settings& s = line.settings;
   const bool real = !line.text.empty();
-  std::error_code code;
-  const bool file = std::filesystem::is_regular_file(line.model, code);
   return {{"model", last_name(line.model)},
-          {"model_bytes", file ? nlohmann::json(std::filesystem::file_size(line.model)) : nlohmann::json()},
+          {"model_bytes", bytes_of_model(line.model)},
           {"text", real ? nlohmann::json(last_name(line.text)) : nlohmann::json()},
           {"text_hash", real ? nlohmann::json(hash_of(text_in(line.text))) : nlohmann::json()},
           {"context", s.shape.tokens},
@@ -409,21 +414,12 @@ void run(const tuning_line& line) {
       });
 }
 
-/// FNV-1a, which tells texts apart.
-std::uint64_t hash_of(const std::vector<std::vector<std::int32_t>>& texts) {
-  std::uint64_t hash = 0xcbf29ce484222325;
-  for (const std::vector<std::int32_t>& text : texts) {
-    for (const std::int32_t token : text) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3;
-    hash = (hash ^ 0xffffffff) * 0x100000001b3;
-  }
-  return hash;
-}
-
 /// Prompts to calibrate with. Sets what `line` leaves open, and how many prompts there are where the text is short.
 token_source calibration_source(calibration_line& line, const opened_model& opened, nlohmann::json& settings) {
   calibration_settings& s = line.settings;
   s.shape.tokens = line.context.value_or(line.texts.empty() ? s.shape.tokens : 2048);
   settings["context"] = s.shape.tokens;
+  settings["model_bytes"] = bytes_of_model(line.model);
   settings["texts"] = nullptr;
   if (line.texts.empty()) {
     if (opened.words) throw error("a model of real text needs --text FILE, some hundred thousand words like its own");
@@ -439,10 +435,11 @@ token_source calibration_source(calibration_line& line, const opened_model& open
   std::vector<std::vector<std::int32_t>> texts;
   std::int64_t all = 0;
   for (const std::string& path : line.texts) {
-    texts.push_back(opened.words->encode(text_in(path)));
+    const std::string text = text_in(path);
+    settings["texts"].push_back(hash_of(text));
+    texts.push_back(opened.words->encode(text));
     all += static_cast<std::int64_t>(texts.back().size());
   }
-  settings["texts"] = hash_of(texts);
   std::vector<std::int32_t> begin;
   if (opened.words->begin() >= 0) begin.push_back(opened.words->begin());
   text_windows windows(std::move(texts), begin, s.shape.tokens, s.seed);
