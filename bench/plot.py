@@ -163,25 +163,30 @@ def draw_needle(paths, out):
     save(figure, out, "needle_accuracy.svg")
 
 
+def draw_curves(axes, curves):
+    """Each series' points (x, y) in order, and their names."""
+    for series in sorted(curves):
+        axes.plot(*zip(*sorted(curves[series])), marker="o", label=series)
+    axes.legend(fontsize="small")
+
+
 def draw_neurons(paths, out):
     """Per file: loss above dense over the share of neurons that each rule computes."""
     figure, grid = plt.subplots(1, len(paths), figsize=(6 * len(paths), 4.5), squeeze=False)
     for axes, path in zip(grid[0], paths):
-        settings, machine, rows, dense = load_needle(path)
+        settings, _, rows, dense = load_needle(path)
         curves = collections.defaultdict(list)
         for row in rows:
             series, keep = split_setting(row["method"], "keep")
             if keep:
                 curves[series].append((keep, row["nll"] - dense["nll"]))
-        for series in sorted(curves):
-            axes.plot(*zip(*sorted(curves[series])), marker="o", label=series)
+        draw_curves(axes, curves)
         axes.axhline(0, color="gray", linewidth=1)
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_title(f"{model_of(settings)}, {settings['context']} tokens", fontsize="medium")
         axes.set_xlabel("share of the neurons that a block computes")
         axes.set_ylabel("nll above dense (nats)")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
     save(figure, out, "neurons_loss.svg")
 
 
@@ -198,10 +203,8 @@ def draw_time(paths, out):
         sys.exit("no row of these files was timed")
     figure, grid = plt.subplots(1, len(models), figsize=(6 * len(models), 4.5), squeeze=False)
     for axes, model in zip(grid[0], sorted(models)):
-        for series in sorted(models[model]):
-            axes.plot(*zip(*sorted(models[model][series])), marker="o", label=series)
+        draw_curves(axes, models[model])
         label_axes(axes, model, "tokens of the prompt", "seconds to the first token")
-        axes.legend(fontsize="small")
     figure.suptitle(machine, fontsize=9)
     save(figure, out, "first_token.svg")
 
@@ -211,16 +214,14 @@ def draw_mass(paths, out):
     figure, grid = plt.subplots(1, len(paths), figsize=(6 * len(paths), 4.5), squeeze=False)
     for axes, path in zip(grid[0], paths):
         settings, _, rows, _ = load_needle(path)
-        for row in rows:
-            known = [(layer, mass) for layer, mass in enumerate(row.get("mass_of_layer") or []) if mass is not None]
-            if known:
-                axes.plot(*zip(*known), marker="o", label=row["method"])
+        curves = {row["method"]: [(layer, mass) for layer, mass in enumerate(row.get("mass_of_layer") or [])
+                                  if mass is not None] for row in rows}
+        draw_curves(axes, {method: points for method, points in curves.items() if points})
         axes.set_title(f"{model_of(settings)}, {settings['context']} tokens", fontsize="medium")
         axes.set_xlabel("layer")
         axes.set_ylabel("mass of the keys that were read")
         axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
     save(figure, out, "mass_of_layers.svg")
 
 

@@ -334,17 +334,19 @@ prompt_maker prompts_for(const workload_line& line, const opened_model& opened) 
   };
 }
 
-/// Replaces a file as a whole, so that one who stops the program keeps what was there.
+/// Replaces a file as a whole, so that one who stops the program keeps what was there; a pipe is written to.
 void write_json(const std::string& path, const nlohmann::json& written) {
+  const auto write = [&](const std::filesystem::path& to) {
+    std::ofstream json(to);
+    json << written.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+    return std::string(json.flush() ? "" : "cannot be written");
+  };
   std::error_code code;
-  const bool special = std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code);
-  const std::string target = special ? path : path + ".part";
-  std::ofstream json(target);
-  json << written.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
-  if (!json.flush()) throw error(path + ": cannot be written");
-  if (special) return;
-  std::filesystem::rename(target, path, code);
-  if (code) throw error(path + ": " + code.message());
+  if (!std::filesystem::exists(path, code) || std::filesystem::is_regular_file(path, code)) {
+    replace_file(path, write);
+  } else if (const std::string problem = write(path); !problem.empty()) {
+    throw error(path + ": " + problem);
+  }
 }
 
 /// Evaluates and writes what was asked for: `before` may use the model first, `after` sees the results.
