@@ -59,20 +59,26 @@ session::session(const model& weights, const method& how, const session_options&
       caches_(weights.layers.size()),
       ffns_(how.make_ffns(weights, options.seed)) {
   const model_config& c = model_.config;
-  while (chosen_layer_ < c.layers && c.has_window(chosen_layer_)) ++chosen_layer_;
-  if (chosen_layer_ == c.layers) throw error("every layer of the model has a window: there is nothing to choose");
+  const auto reads_all = [&](std::int64_t layer) { return c.has_window(layer) || how.dense_layers.count(layer) != 0; };
+  while (chosen_layer_ < c.layers && reads_all(chosen_layer_)) ++chosen_layer_;
+  if (chosen_layer_ == c.layers) {
+    throw error("every layer of the model has a window or is a dense one: there is nothing to choose");
+  }
+  if (!how.dense_layers.empty() && *how.dense_layers.rbegin() >= c.layers) {
+    throw error("dense_layers names layer " + std::to_string(*how.dense_layers.rbegin()) +
+                ", the model has layers 0 to " + std::to_string(c.layers - 1));
+  }
   const selector_maker make_dense = parse_method("dense").make_selector;
   const std::size_t row_bytes = static_cast<std::size_t>(skim::bytes_of(options.kv_type, c.D));
   for (std::int64_t layer = 0; layer < c.layers; ++layer) {
     layer_cache& cache = caches_[static_cast<std::size_t>(layer)];
     const std::uint64_t stream = skim::draw(options.seed, static_cast<std::uint64_t>(layer));
-    const bool chooses = !c.has_window(layer);  // what has a window reads little as it is
-    const bool evicts = chooses && how.make_evictor;
+    const bool evicts = !c.has_window(layer) && how.make_evictor;  // what has a window reads little as it is
     cache.capacity = evicts ? std::min(budget_ + options_.chunk, options.capacity) : options.capacity;
     const std::size_t rows = static_cast<std::size_t>(cache.capacity * c.kv_heads);
     cache.k = skim::buffer(rows * row_bytes);
     cache.v = skim::buffer(rows * row_bytes);
-    cache.selector = chooses ? how.make_selector(stream) : make_dense(stream);
+    cache.selector = reads_all(layer) ? make_dense(stream) : how.make_selector(stream);
     if (evicts) cache.evictor = how.make_evictor(stream);
     const auto needs = [&](bool skim::policy_needs::*what) {
       return cache.selector->needs().*what || (cache.evictor && cache.evictor->needs().*what);

@@ -164,7 +164,7 @@ void add_options(CLI::App& app, evaluation_line& line) {
          "Else a part of each kind, joined by +. What a chunk reads:\n"
          "dense\n"
          "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
-         "  score=standardised|cosine|dot,reduce=max|mean\n"
+         "  score=standardised|cosine|dot,reduce=max|mean,dense_layers=0/7/8 (which read everything)\n"
          "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
          "  rows=group_means|own,seed=0, then as above but for budget=1024,sinks=0,recent=0,every=0,\n"
          "  smooth=1,score=cosine (lowest_cosine is the paper's rule)\n"

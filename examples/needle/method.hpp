@@ -12,6 +12,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -78,7 +79,8 @@ struct method {
 
   /// Make one layer's; `stream` tells layers and prompts apart where a rule draws at random.
   selector_maker make_selector;
-  evictor_maker make_evictor;  ///< null: the cache keeps everything
+  std::set<std::int64_t> dense_layers;  ///< read everything, whatever the selector
+  evictor_maker make_evictor;           ///< null: the cache keeps everything
   ffn_maker make_ffns;
 
   std::int64_t budget = 0;  ///< tokens that the cache keeps per layer and KV head, where there is an evictor

@@ -47,15 +47,25 @@ std::string parameters::choice(const std::string& key, const names& valid) const
 }
 
 std::int64_t parameters::count(const std::string& key, std::int64_t least, std::int64_t otherwise) const {
+  return number(key, get(key, std::to_string(otherwise)), least);
+}
+
+std::set<std::int64_t> parameters::counts(const std::string& key) const {
+  std::set<std::int64_t> numbers;
+  if (!has(key)) return numbers;
+  for (const std::string& each : split(get(key, ""), '/')) numbers.insert(number(key, each, 0));
+  return numbers;
+}
+
+std::int64_t parameters::number(const std::string& key, const std::string& text, std::int64_t least) const {
   constexpr std::int64_t most = 1'000'000'000;
-  const std::string text = get(key, std::to_string(otherwise));
   char* end = nullptr;
-  const long long number = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || *end != '\0' || text[0] < '0' || text[0] > '9' || number < least || number > most) {
+  const long long value = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || text[0] < '0' || text[0] > '9' || value < least || value > most) {
     complain(key + " is '" + text + "', valid are whole numbers from " + std::to_string(least) + " to " +
              std::to_string(most));
   }
-  return number;
+  return value;
 }
 
 std::int64_t parameters::odd_count(const std::string& key, std::int64_t otherwise) const {

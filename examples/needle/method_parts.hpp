@@ -9,6 +9,7 @@
 #include <skim/neuron_selector/fastforward.hpp>
 
 #include <map>
+#include <set>
 
 namespace needle {
 
@@ -28,6 +29,8 @@ class parameters {
   /// One of `valid`, of which the first is the default.
   std::string choice(const std::string& key, const names& valid) const;
   std::int64_t count(const std::string& key, std::int64_t least, std::int64_t otherwise) const;
+  /// Whole numbers with `/` between them, such as 0/7/8; none if it is not given.
+  std::set<std::int64_t> counts(const std::string& key) const;
   std::int64_t odd_count(const std::string& key, std::int64_t otherwise) const;
   double fraction(const std::string& key, const char* otherwise = "1") const;
 
@@ -36,6 +39,7 @@ class parameters {
   [[noreturn]] void complain(const std::string& problem) const;
 
  private:
+  std::int64_t number(const std::string& key, const std::string& text, std::int64_t least) const;
   std::string get(const std::string& key, const std::string& otherwise) const;
 
   std::string part_;

@@ -86,6 +86,7 @@ void parse_quoka(const parameters& given, method& result) {
   keep.sinks = given.count("sinks", 0, keep.sinks);
   keep.recent = given.count("recent", 0, keep.recent);
   keep.every = given.count("every", 0, keep.every);
+  result.dense_layers = given.counts("dense_layers");
   given.check(skim::check(skim::kept_by(selector, 0)));
   given.check(selector.check({}));
   result.make_selector = [selector](std::uint64_t stream) {
@@ -113,7 +114,8 @@ std::vector<part_kind> selector_parts() {
   return {
       {"dense", {}, [](const parameters&, method& result) { result.make_selector = make_dense(); }},
       {"quoka",
-       {"queries", "rows", "n", "seed", "budget", "fraction", "sinks", "recent", "every", "score", "reduce", "smooth"},
+       {"queries", "rows", "n", "seed", "budget", "fraction", "sinks", "recent", "every", "score", "reduce", "smooth",
+        "dense_layers"},
        parse_quoka},
       {"sink_window", {"budget", "fraction", "sinks"}, parse_sink_window},
   };

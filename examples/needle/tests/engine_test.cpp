@@ -99,6 +99,25 @@ TEST(engine, counts_what_it_reads_and_holds) {
   EXPECT_EQ(counts_of("quoka:budget=40,score=cosine"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv + norms));
   EXPECT_EQ(counts_of("quoka:budget=40,score=dot"), std::tuple((0 + 32 + 40 + 40) * 4.0, reads, kv));
   EXPECT_EQ(counts_of("quoka:fraction=0.5"), std::tuple((0 + 16 + 32 + 48) * 4.0, reads, kv));
+  for (const char* how : {"quoka:budget=40,dense_layers=0", "quoka:budget=40,dense_layers=1/1"}) {
+    EXPECT_EQ(counts_of(how), std::tuple((0 + 32 + 40 + 40) * 2.0 + (0 + 32 + 64 + 96) * 2.0, reads, kv)) << how;
+  }
+}
+
+TEST(engine, refuses_dense_layers_that_leave_no_choice) {
+  const model weights = tiny(false);
+  const auto complaint_of = [&](const char* how) -> std::string {
+    try {
+      session run(weights, parse_method(how), {100, 32, skim::element::bf16, 0}, executor());
+    } catch (const error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(complaint_of("quoka:dense_layers=1"), "");
+  EXPECT_EQ(complaint_of("quoka:dense_layers=1/2"), "dense_layers names layer 2, the model has layers 0 to 1");
+  EXPECT_EQ(complaint_of("quoka:dense_layers=0/1"),
+            "every layer of the model has a window or is a dense one: there is nothing to choose");
 }
 
 TEST(engine, generates_what_feeding_predicts) {

@@ -190,7 +190,9 @@ TEST(method, complaints_list_what_is_valid) {
       {"quoka:n=4,n=5", "n is given twice"},
       {"quoka:size=5",
        "there is no 'size', valid are: queries, rows, n, seed, budget, fraction, sinks, recent, every, score, reduce, "
-       "smooth"},
+       "smooth, dense_layers"},
+      {"quoka:dense_layers=", "dense_layers is '', valid are whole numbers from 0 to"},
+      {"quoka:dense_layers=0/-1", "dense_layers is '-1', valid are whole numbers"},
       {"quoka:queries=best",
        "queries is 'best', valid are: needed, lowest_cosine, group_lowest_cosine, farthest_point, random, "
        "newest, all"},
