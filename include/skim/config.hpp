@@ -25,8 +25,10 @@ static_assert(false,
 
 #if defined(__CUDACC__)
 #define SKIM_HD __host__ __device__
+#define SKIM_HD_AS_BODY _Pragma("nv_exec_check_disable")  // in front of what calls a function that it is given
 #else
 #define SKIM_HD
+#define SKIM_HD_AS_BODY
 #endif
 
 // Members of tier-0 types that kernels call are always inlined: two units compiled for different processors may be

@@ -199,6 +199,7 @@ template <class Body>
 SKIM_HD SKIM_INLINE void with_stored_type(element, type_list<>, const Body&) {}
 
 /// Calls `body(T{})`, T being the C++ type of `type`; does nothing where there is none.
+SKIM_HD_AS_BODY
 template <class T, class... Others, class Body>
 SKIM_HD SKIM_INLINE void with_stored_type(element type, type_list<T, Others...>, const Body& body) {
   if (type == element_of<T>) {

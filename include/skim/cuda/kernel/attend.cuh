@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Launches attention: which kernel a call takes, how it is cut, what scratch that needs.
+#pragma once
+
+#include <skim/cuda/arch/sm80.cuh>
+#include <skim/cuda/kernel/attend_any.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+/// Whether 16 bytes at a time can be copied of every row of a tensor.
+inline bool rows_of_16(const kv_tensor& of) {
+  const std::int64_t bytes = bytes_of(of.type, 1);
+  return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.row_stride * bytes % 16 == 0 &&
+         of.head_stride * bytes % 16 == 0 && of.page_stride * bytes % 16 == 0;
+}
+
+inline constexpr std::int64_t tensor_dims[] = {64, 80, 96, 128, 192, 256};
+
+/// Calls `body.template operator()<T, D>()` for the type and head dimension that tensor cores take.
+template <class T, class Body>
+bool with_dim(std::int64_t D, const Body& body) {
+  switch (D) {
+    case 64:
+      return body(T{}, std::integral_constant<int, 64>{}), true;
+    case 80:
+      return body(T{}, std::integral_constant<int, 80>{}), true;
+    case 96:
+      return body(T{}, std::integral_constant<int, 96>{}), true;
+    case 128:
+      return body(T{}, std::integral_constant<int, 128>{}), true;
+    case 192:
+      return body(T{}, std::integral_constant<int, 192>{}), true;
+    case 256:
+      return body(T{}, std::integral_constant<int, 256>{}), true;
+    default:
+      return false;
+  }
+}
+
+template <class Body>
+bool with_tensor_cores(const kv_view& kv, const Body& body) {
+  const kv_tensor &k = kv.k, &v = kv.v;
+  if (k.type != v.type || k.dim != v.dim || k.scales || v.scales || !rows_of_16(k) || !rows_of_16(v)) return false;
+  if (k.type == element::bf16) return with_dim<bf16>(k.dim, body);
+  if (k.type == element::f16) return with_dim<f16>(k.dim, body);
+  return false;
+}
+
+/// How a sequence is cut; and its scratch, laid out behind nothing to learn its size.
+struct attend_plan {
+  attend_call call{};
+  std::int64_t tiles = 0;  // of all blocks
+
+  attend_plan(const attention_args& args, const attention_sequence& sequence, const index_lists* lists,
+              std::int64_t list_row, std::int64_t block_rows, skim::detail::arena& arena) {
+    const kv_view& kv = sequence.kv;
+    const std::int64_t rows = sequence.Tq, G = group_size(args), first = sequence.first_row;
+    call.kv = rows_of(kv);
+    call.q_type = args.q.type;
+    call.out_type = args.out.type;
+    call.q = static_cast<const char*>(args.q.data) + bytes_of(args.q.type, first * args.q.strides[0]);
+    call.out = static_cast<char*>(args.out.data) + bytes_of(args.out.type, first * args.out.strides[0]);
+    call.q_row = args.q.strides[0];
+    call.q_head = args.q.strides[1];
+    call.out_row = args.out.strides[0];
+    call.out_head = args.out.strides[1];
+    if (args.lse.data) call.lse = args.lse.data + first * args.lse.strides[0];
+    call.lse_row = args.lse.strides[0];
+    call.lse_head = args.lse.strides[1];
+    if (lists) {
+      call.indices = lists->row(list_row);
+      call.counts = lists->counts + list_row;
+      call.list_capacity = lists->capacity;
+    }
+    call.sink_logits = args.sink_logits;
+    call.left = args.mask.left;
+    call.right = args.mask.right;
+    call.scale = logit_scale(args);
+    call.soft_cap = args.soft_cap;
+    call.Tq = static_cast<int>(rows);
+    call.heads = static_cast<int>(kv.heads);
+    call.group = static_cast<int>(G);
+    call.block_rows = static_cast<int>(block_rows > 0 ? smaller(block_rows, greater(rows, 1)) : greater(rows, 1));
+    call.tile_rows = plain_tile::rows;
+    call.tile_keys = plain_tile::keys;
+    with_tensor_cores(kv, [&](auto, auto dim) {
+      call.tile_rows = tensor_tile<dim.value>::rows;
+      call.tile_keys = tensor_tile<dim.value>::keys;
+    });
+    const std::int64_t blocks = pieces(rows, call.block_rows);
+    call.tiles_of_block = static_cast<int>(pieces(call.block_rows * G, call.tile_rows));
+    tiles = blocks * call.tiles_of_block;
+    // The last block may have fewer rows and so more splits; of its keys there are at most so many tiles.
+    const std::int64_t key_tiles = pieces(kv.tokens, call.tile_keys) + 1;
+    const std::int64_t rows_of_last = rows - (blocks - 1) * call.block_rows;
+    for (const std::int64_t own : {static_cast<std::int64_t>(call.block_rows), greater(rows_of_last, 1)}) {
+      const int splits = splits_of(static_cast<int>(pieces(own * G, call.tile_rows)), call.heads,
+                                   static_cast<int>(key_tiles));
+      if (splits > call.splits) call.splits = splits;
+    }
+    const std::int64_t parts = call.splits > 1 ? rows * args.q.extents[1] * call.splits : 0;
+    call.partial = arena.take<float>(parts * kv.v.dim);
+    call.partial_sums = arena.take<float>(parts * 2);
+  }
+};
+
+/// Scratch of the longest sequence: they run one after another.
+inline std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows) {
+  std::size_t most = 0;
+  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+    skim::detail::arena arena;
+    const attend_plan plan(args, sequence_at(args, s), nullptr, 0, block_rows, arena);
+    if (arena.used() > most) most = arena.used();
+  }
+  return most;
+}
+
+/// Of checked arguments: every sequence attends to what its lists name, or to everything, and to its own rows.
+inline void attend_keys(const attention_args& args, const index_lists* lists, std::int64_t block_rows, void* workspace,
+                        launcher& launch) {
+  std::int64_t list_row = 0;
+  for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+    const attention_sequence sequence = sequence_at(args, s);
+    skim::detail::arena arena(workspace);
+    const attend_plan plan(args, sequence, lists, list_row, block_rows, arena);
+    const attend_call& call = plan.call;
+    list_row += block_count(sequence.Tq, block_rows) * call.heads;
+    if (sequence.Tq == 0) continue;
+    const std::int64_t grid = plan.tiles * call.splits;
+    const bool taken = with_tensor_cores(sequence.kv, [&](auto type, auto dim) {
+      using tile = tensor_tile<dim.value>;
+      launch(&attend_by_tensor_cores<decltype(type), dim.value>, grid, call.heads, tile::threads, tile::bytes, call);
+    });
+    if (!taken) {
+      launch(&attend_plainly<plain_tile::threads>, grid, call.heads, plain_tile::threads,
+             plain_tile::bytes(call.kv.k.dim, call.kv.v.dim), call);
+    }
+    if (call.splits == 1) continue;
+    constexpr int threads = 128;
+    launch(&merge_splits<threads>, pieces(sequence.Tq * args.q.extents[1], threads / 32), 1, threads, 0, call);
+  }
+}
+
+/// What the GPU cannot do, by name.
+inline report check_limits(const attention_args& args) {
+  if (args.batch.sequences > 0) return fault(status::unsupported, "batch.sequences (on a GPU)", args.batch.sequences, 0);
+  if (has_bias(args)) return fault(status::unsupported, "bias (on a GPU)", 1, 0);
+  if (args.alibi_slopes) return fault(status::unsupported, "alibi_slopes (on a GPU)", 1, 0);
+  if (sequence_count(args) == 0) return {};
+  const kv_view& kv = first_view(args);
+  for (const kv_tensor* const each : {&kv.k, &kv.v}) {
+    if (each->dim > plain_tile::largest_dim) {
+      return fault(status::unsupported, each == &kv.k ? "kv.k.dim" : "kv.v.dim", each->dim, plain_tile::largest_dim,
+                   "at most");
+    }
+  }
+  const std::int64_t most = std::int64_t{1} << 28;  // rows and slots are 32-bit numbers here, and tiles of them
+  if (most_tokens(args) > most) return fault(status::unsupported, "kv.tokens", most_tokens(args), most, "at most");
+  const std::int64_t rows = most_rows(args) * args.q.extents[1];
+  if (rows > most) return fault(status::unsupported, "q.extents[0] * q.extents[1]", rows, most, "at most");
+  return kv.heads > 65535 ? fault(status::unsupported, "kv.heads", kv.heads, 65535, "at most") : report{};
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail

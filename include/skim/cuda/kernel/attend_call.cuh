@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file How the attention of one sequence is cut into tiles of rows and splits of keys, and how splits are merged.
+///
+/// Rows of a KV head are packed: row r of a block is token r / G, head r % G of the group. A tile's keys are numbered: first
+/// what the block reads of its past (what is listed, or everything), then its own. Cuts follow from the shape of a block
+/// alone, so that it has the same bits alone, in a longer call and on every GPU.
+#pragma once
+
+#include <skim/attention.hpp>
+#include <skim/cuda/kernel/cache_rows.cuh>
+#include <skim/cuda/launch.cuh>
+#include <skim/index_lists.hpp>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+/// Pieces of work that a GPU is to have at least, where keys can be split: two for each of 132 processors.
+inline constexpr int wanted_pieces = 264;
+inline constexpr int most_splits = 64, least_tiles_of_split = 4;
+
+struct attend_call {
+  cache_rows kv;
+  const char* q;
+  char* out;
+  float* lse;
+  std::int64_t q_row, q_head, out_row, out_head, lse_row, lse_head;
+  const std::int32_t *indices, *counts;  // null: every past key
+  std::int64_t list_capacity;
+  const float* sink_logits;
+  std::int64_t left, right;
+  float scale, soft_cap;
+  float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]
+  element q_type, out_type;
+  int Tq, heads, group, block_rows, tiles_of_block, splits;  // splits: the most that a tile has
+  int tile_rows, tile_keys;
+};
+
+/// A tile of packed rows of one KV head.
+struct row_tile {
+  int block, head;        // of the call; KV head
+  int first_token, Tq;    // the block's, in the call's rows
+  int first, rows;        // packed rows of the tile, and all of the block
+  int past;               // tokens before the block
+  int listed;             // past keys that it reads
+  int begin, end;         // its keys, by number
+  const std::int32_t* list;
+
+  SKIM_DEVICE int slot(int key) const { return list && key < listed ? list[key] : key - listed + past; }
+};
+
+SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
+  row_tile at;
+  at.block = tile / call.tiles_of_block;
+  at.head = head;
+  at.first_token = at.block * call.block_rows;
+  at.Tq = min(call.block_rows, call.Tq - at.first_token);
+  at.first = (tile - at.block * call.tiles_of_block) * call.tile_rows;
+  at.rows = at.Tq * call.group;
+  at.past = call.kv.length(head) - call.Tq + at.first_token;
+  const int list = at.block * call.heads + head;
+  at.list = call.indices ? call.indices + list * call.list_capacity : nullptr;
+  at.listed = call.indices ? call.counts[list] : at.past;
+  at.begin = 0;
+  at.end = at.listed + at.Tq;
+  if (call.kv.positions) return at;  // in any order
+  const int first_token = at.first / call.group, last_token = (min(at.first + call.tile_rows, at.rows) - 1) / call.group;
+  if (call.right < at.Tq) at.end = min(at.end, at.listed + last_token + 1 + static_cast<int>(call.right));
+  if (!at.list && call.left < at.past + first_token) {
+    at.begin = (at.past + first_token - static_cast<int>(call.left)) / call.tile_keys * call.tile_keys;
+  }
+  return at;
+}
+
+/// Splits of a tile's keys.
+SKIM_HD SKIM_INLINE int splits_of(int tiles, int heads, int key_tiles) {
+  const int pieces = tiles * heads, wanted = (wanted_pieces + pieces - 1) / pieces;
+  int splits = key_tiles / least_tiles_of_split;
+  splits = splits < wanted ? splits : wanted;
+  splits = splits < most_splits ? splits : most_splits;
+  return splits > 1 ? splits : 1;
+}
+
+struct tile_range {
+  int begin, end, splits;  // tiles of keys
+};
+
+/// The tiles of keys of split `split`; none where there is no such split.
+SKIM_DEVICE tile_range split_at(const attend_call& call, const row_tile& at, int split) {
+  const int tiles = (at.rows + call.tile_rows - 1) / call.tile_rows;
+  const int first = at.begin / call.tile_keys, last = (at.end + call.tile_keys - 1) / call.tile_keys;
+  const int splits = splits_of(tiles, call.heads, last - first);
+  if (split >= splits) return {0, 0, splits};
+  const int each = (last - first) / splits, more = (last - first) % splits;
+  const int begin = first + split * each + min(split, more);
+  return {begin, begin + each + (split < more ? 1 : 0), splits};
+}
+
+/// What a row's softmax has met: the largest logit, in units of log2, and the sum of 2 to the power of what is below it.
+struct row_sums {
+  float largest, sum;
+};
+
+/// The log-sum-exp of a row, the sink included, and the factor that makes its sum of values the output.
+SKIM_DEVICE float finish_row(const attend_call& call, int query_head, row_sums row, float& factor) {
+  const float sink = call.sink_logits ? call.sink_logits[query_head] * log2_e : minus_infinity();
+  const float largest = fmaxf(row.largest, sink);
+  factor = 0;
+  if (largest == minus_infinity() && row.sum == 0) return minus_infinity();  // sees no key
+  const float shift = largest == minus_infinity() ? 0 : largest;
+  const float own = exp2f(row.largest - shift), sum = row.sum * own + exp2f(sink - shift);
+  factor = own / sum;
+  return (shift + log2f(sum)) * ln_2;
+}
+
+/// Where a row's results of one split lie.
+SKIM_DEVICE std::int64_t partial_at(const attend_call& call, int token, int query_head, int split) {
+  return (static_cast<std::int64_t>(token) * call.heads * call.group + query_head) * call.splits + split;
+}
+
+/// Merges the splits of each row, in order. A warp for a row of q and query head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) {
+  const int lane = threadIdx.x % 32, query_heads = call.heads * call.group;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (Threads / 32) + threadIdx.x / 32;
+  if (row >= static_cast<std::int64_t>(call.Tq) * query_heads) return;
+  const int token = static_cast<int>(row / query_heads), query_head = static_cast<int>(row % query_heads);
+  const int block = token / call.block_rows, own = token - block * call.block_rows;
+  const int in_block = (own * call.group + query_head % call.group) / call.tile_rows;
+  const row_tile at = tile_at(call, block * call.tiles_of_block + in_block, query_head / call.group);
+  const int splits = split_at(call, at, 0).splits;
+  if (splits == 1) return;
+  const float* const sums = call.partial_sums + 2 * partial_at(call, token, query_head, 0);
+  row_sums all{minus_infinity(), 0};
+  for (int split = 0; split < splits; ++split) all.largest = fmaxf(all.largest, sums[2 * split]);
+  const float shift = all.largest == minus_infinity() ? 0 : all.largest;
+  for (int split = 0; split < splits; ++split) all.sum += exp2f(sums[2 * split] - shift) * sums[2 * split + 1];
+  float factor;
+  const float lse = finish_row(call, query_head, all, factor);
+  const int Dv = call.kv.v.dim;
+  const float* const values = call.partial + partial_at(call, token, query_head, 0) * Dv;
+  for (int d = lane; d < Dv; d += 32) {
+    float value = 0;
+    for (int split = 0; split < splits; ++split) {
+      value += exp2f(sums[2 * split] - shift) * values[static_cast<std::int64_t>(split) * Dv + d];
+    }
+    store(call.out, call.out_type, token * call.out_row + query_head * call.out_head + d, value * factor);
+  }
+  if (call.lse && lane == 0) call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail

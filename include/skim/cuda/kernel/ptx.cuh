@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Instructions of the GPU that CUDA C++ has no words for, and the few numbers that every kernel needs.
+#pragma once
+
+#include <skim/types.hpp>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define SKIM_DEVICE __device__ __forceinline__
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+inline constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+inline constexpr unsigned all_lanes = 0xffffffffu;
+
+SKIM_DEVICE float minus_infinity() {
+  return __int_as_float(static_cast<int>(0xff800000u));
+}
+
+/// An address as instructions on shared memory want it.
+SKIM_DEVICE std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Copies 16 bytes to shared memory behind the thread's back; zeros where `given` is false.
+SKIM_DEVICE void copy_16(std::uint32_t to, const void* from, bool given) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(given ? 16 : 0));
+}
+SKIM_DEVICE void end_copies() {
+  asm volatile("cp.async.commit_group;");
+}
+/// Waits until at most `Left` groups of copies are under way.
+template <int Left>
+SKIM_DEVICE void await_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+
+/// Four 8 x 8 matrices of 16-bit numbers, of which lane l addresses row l % 8 of matrix l / 8.
+SKIM_DEVICE void load_matrices(std::uint32_t (&to)[4], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+SKIM_DEVICE void load_transposed(std::uint32_t (&to)[4], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address));
+}
+
+/// 16-bit numbers that tensor cores multiply: c [16, 8] += a [16, 16] b [16, 8], sums in f32.
+template <class T>
+struct tensor_type;
+template <>
+struct tensor_type<bf16> {
+  static SKIM_DEVICE void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  /// Two numbers in one register, `low` in its low half.
+  static SKIM_DEVICE std::uint32_t pack(float low, float high) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&both);
+  }
+};
+template <>
+struct tensor_type<f16> {
+  static SKIM_DEVICE void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  static SKIM_DEVICE std::uint32_t pack(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const std::uint32_t*>(&both);
+  }
+};
+
+SKIM_DEVICE float sum_of_warp(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
+  return value;
+}
+SKIM_DEVICE float largest_of_warp(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(all_lanes, value, step));
+  return value;
+}
+
+/// `load_element` and `store_element` with the GPU's own conversions, which round alike.
+SKIM_DEVICE float load(const void* data, element type, std::int64_t at) {
+  if (type == element::f32) return static_cast<const float*>(data)[at];
+  if (type == element::f16) return __half2float(static_cast<const __half*>(data)[at]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at]);
+}
+SKIM_DEVICE void store(void* data, element type, std::int64_t at, float value) {
+  if (type == element::f32) {
+    static_cast<float*>(data)[at] = value;
+  } else if (type == element::f16) {
+    static_cast<__half*>(data)[at] = __float2half_rn(value);
+  } else {
+    static_cast<__nv_bfloat16*>(data)[at] = __float2bfloat16_rn(value);
+  }
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail
