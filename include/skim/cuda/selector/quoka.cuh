@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file QUOKA on a GPU: what it takes, its scratch, its launches.
+#pragma once
+
+#include <skim/cuda/kernel/attend.cuh>
+#include <skim/cuda/kernel/choose.cuh>
+#include <skim/cuda/score_kernel.cuh>
+#include <skim/cuda/selector/needed_queries.cuh>
+#include <skim/cuda/selector/quoka_moments.cuh>
+#include <skim/cuda/selector/quoka_score.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda {
+namespace detail {
+
+/// Blocks of a sequence whose scores lie in scratch together.
+inline constexpr std::int64_t blocks_together = 16;
+
+/// Calls `body` as `with_tensor_cores`, of keys alone.
+template <class Body>
+bool scores_by_tensor_cores(std::int64_t queries, kv_view kv, const Body& body) {
+  kv.v = kv.k;
+  return queries <= tensor_scores<64>::most_queries && with_tensor_cores(kv, body);
+}
+
+/// The blocks of a sequence from `first_block` on, at most `blocks_together`, and their scratch.
+inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args, const attention_sequence& sequence,
+                                std::int64_t first_block, skim::detail::arena& arena) {
+  const std::int64_t G = group_size(args), D = args.q.extents[2], every = policy.keep.every;
+  quoka_call call{};
+  call.kv = rows_of(sequence.kv);
+  call.q = static_cast<const char*>(args.q.data) + bytes_of(args.q.type, sequence.first_row * args.q.strides[0]);
+  call.q_row = args.q.strides[0];
+  call.q_head = args.q.strides[1];
+  call.q_type = args.q.type;
+  call.left = args.mask.left;
+  call.right = args.mask.right;
+  call.scale = logit_scale(args);
+  call.Tq = static_cast<int>(sequence.Tq);
+  call.heads = static_cast<int>(sequence.kv.heads);
+  call.group = static_cast<int>(G);
+  const std::int64_t rows = every > 0 ? smaller(every, sequence.Tq) : sequence.Tq;
+  call.block_rows = static_cast<int>(greater(rows, 1));
+  call.first_block = static_cast<int>(first_block);
+  call.blocks = static_cast<int>(smaller(block_count(sequence.Tq, every) - first_block, blocks_together));
+  std::int64_t longest = 1;
+  for (int b = 0; b < call.blocks; ++b) {
+    const attention_sequence block = block_of(sequence, first_block + b, every);
+    longest = greater(longest, block.Tk());
+    if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, {})) call.dense_blocks |= 1u << b;
+  }
+  call.rows = static_cast<int>(greater(rows, 1) * G);
+  call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
+  call.samples = static_cast<int>(policy.queries.samples);
+  call.smooth = static_cast<int>(policy.smooth);
+  call.needed = policy.queries.choice == query_choice::needed;
+  call.query_type = sequence.kv.k.type == element::bf16 || scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {})
+                        ? sequence.kv.k.type
+                        : element::none;
+  call.keep = policy.keep;
+  call.pieces = static_cast<int>(moments_tile::pieces(longest));
+  call.score_stride = pieces(longest, 64) * 64;
+  const std::int64_t lists = std::int64_t{call.blocks} * call.heads, own = lists * call.rows;
+  call.needs = arena.take<float>(own);
+  call.features = arena.take<float>(call.needed ? own * D : 0);
+  call.nearest = arena.take<int>(own);
+  call.picked = arena.take<int>(lists * call.n);
+  call.queries = arena.take<float>(lists * call.n * D);
+  call.factors = arena.take<float>(lists * call.n);
+  call.offsets = arena.take<float>(lists * call.n);
+  call.moments = arena.take<partial_moments>(lists * call.n * call.pieces);
+  call.raw = arena.take<float>(lists * call.score_stride);
+  call.scores = arena.take<float>(lists * call.score_stride);
+  return call;
+}
+
+}  // namespace detail
+
+/// The library's own rule: `needed` queries, or all of a head's own rows, and `standardised` scores. As on the CPU, but that
+/// keys in f16 meet queries rounded to f16, that sums are ordered otherwise, and that squares of queries must not overflow
+/// f32. Without stored positions, which may be in any order.
+template <>
+struct score_kernel<quoka> {
+  static report check(const quoka& policy, const attention_args& args) {
+    const query_choice choice = policy.queries.choice;
+    if (policy.queries.rows != query_rows::own || (choice != query_choice::needed && choice != query_choice::all)) {
+      return fault(status::unsupported, "queries.choice (on a GPU)", "another", "needed, or all of own rows");
+    }
+    if (policy.similarity != similarity::standardised) {
+      return fault(status::unsupported, "similarity (on a GPU)", "another", "standardised");
+    }
+    const std::int64_t G = group_size(args), every = policy.keep.every;
+    const std::int64_t rows = (every > 0 ? detail::smaller(every, most_rows(args)) : most_rows(args)) * G;
+    if (rows > detail::picking::most_rows) {
+      return fault(status::unsupported, "keep.every (rows of a block, times the group)", rows,
+                         detail::picking::most_rows, "at most");
+    }
+    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+      if (sequence_at(args, s).kv.positions) return fault(status::unsupported, "kv.positions (on a GPU)", 1, 0);
+    }
+    return {};
+  }
+
+  static std::size_t workspace_bytes(const quoka& policy, const attention_args& args) {
+    std::size_t most = 0;
+    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
+      const attention_sequence sequence = sequence_at(args, s);
+      const std::int64_t blocks = block_count(sequence.Tq, policy.keep.every);
+      for (std::int64_t first = 0; first < blocks; first += detail::blocks_together) {
+        skim::detail::arena arena;
+        static_cast<void>(detail::lay_out_quoka(policy, args, sequence, first, arena));
+        if (arena.used() > most) most = arena.used();
+      }
+    }
+    return most;
+  }
+
+  /// Scores and chooses; lists begin at row `list_row`.
+  static void select(const quoka& policy, const attention_args& args, const attention_sequence& sequence,
+                     const index_lists& lists, std::int64_t list_row, void* workspace, detail::launcher& launch) {
+    const std::int64_t blocks = block_count(sequence.Tq, policy.keep.every);
+    for (std::int64_t first = 0; first < blocks; first += detail::blocks_together) {
+      skim::detail::arena arena(workspace);
+      const detail::quoka_call call = detail::lay_out_quoka(policy, args, sequence, first, arena);
+      score(call, sequence.kv, launch);
+      const std::int64_t count = std::int64_t{call.blocks} * call.heads;
+      launch(&detail::choose_highest<detail::choosing::threads>, 1, count, detail::choosing::threads, 0, call, lists,
+             static_cast<int>(list_row + first * call.heads));
+    }
+  }
+
+ private:
+  static void score(const detail::quoka_call& call, const kv_view& kv, detail::launcher& launch) {
+    using namespace detail;
+    const std::int64_t lists = std::int64_t{call.blocks} * call.heads, D = kv.k.dim;
+    if (call.needed) {
+      launch(&find_needs<needs_tile::threads>, pieces(call.rows, needs_tile::rows), lists, needs_tile::threads,
+             needs_tile::bytes(D), call);
+      launch(&find_features<256>, call.group, lists, 256, sizeof(float) * static_cast<std::size_t>(D), call);
+      launch(&pick_rows<1024>, 1, lists, 1024, picking::bytes(call.rows, D), call);
+    }
+    launch(&average_members<128>, call.n, lists, 128, 0, call);
+    launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D), call);
+    launch(&standardise<64>, 1, lists, 64, 0, call);
+    const bool taken = scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
+      using tile = tensor_scores<dim.value>;
+      launch(&score_by_tensor_cores<decltype(type), dim.value>, pieces(call.score_stride, tile::keys * tile::tiles), lists,
+             tile::threads, tile::bytes(call.n), call);
+    });
+    if (!taken) {
+      launch(&score_plainly<plain_scores::threads>, pieces(call.score_stride, plain_scores::keys), lists,
+             plain_scores::threads, plain_scores::bytes(D), call);
+    }
+    launch(&smooth_scores<256>, pieces(call.score_stride, 256), lists, 256, 0, call);
+  }
+};
+
+}}}  // namespace skim::v0_2::cuda

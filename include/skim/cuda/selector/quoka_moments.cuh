@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Means and standard deviations of queries' products with sampled keys, on a GPU: step 5 of QUOKA's own rule. In f32.
+#pragma once
+
+#include <skim/cuda/selector/quoka_call.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+struct moments_tile {
+  static constexpr int keys = 32, rounds = 2, samples = keys * rounds, threads = 256, queries_of_warp = 8;
+
+  static constexpr std::size_t bytes(std::int64_t D) {
+    return sizeof(float) * static_cast<std::size_t>(samples * (D + 1));
+  }
+  /// At most, behind `past` tokens or fewer: every 32nd, or all where that would be fewer than 32.
+  static constexpr std::int64_t pieces(std::int64_t past) {
+    return cuda::detail::pieces(greater(cuda::detail::pieces(past, 32), smaller(past, 16 + 31 * 32)), samples);
+  }
+};
+
+/// Of a piece of the sample. Grid: pieces, lists.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
+  using tile = moments_tile;
+  extern __shared__ float keys[];
+  const quoka_block block(call, blockIdx.y);
+  const int begin = blockIdx.x * tile::samples, all = block.moment_count();
+  if (block.reads_all || begin >= all) return;
+  const int D = call.kv.k.dim, pitch = D + 1, thread = threadIdx.x, lane = thread % 32, n = block.queries(call);
+  for (int i = thread; i < tile::samples * D; i += Threads) {
+    const int sample = begin + i / D;
+    if (sample >= all) break;
+    const int slot = block.moment_slot(sample);
+    keys[i / D * pitch + i % D] =
+        load(call.kv.k.data, call.kv.k.type, call.kv.offset(call.kv.k, block.head, slot) + i % D) *
+        call.kv.scale(call.kv.k, block.head, slot);
+  }
+  __syncthreads();
+  const float* const queries = call.queries + static_cast<std::int64_t>(block.list) * call.n * D;
+  partial_moments* const to =
+      call.moments + (static_cast<std::int64_t>(block.list) * call.pieces + blockIdx.x) * call.n;
+  for (int first = thread / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
+    float products[tile::queries_of_warp][tile::rounds] = {};
+    for (int d = 0; d < D; ++d) {
+#pragma unroll
+      for (int i = 0; i < tile::queries_of_warp; ++i) {
+        const float c = queries[min(first + i, n - 1) * D + d];
+#pragma unroll
+        for (int j = 0; j < tile::rounds; ++j) products[i][j] += c * keys[(j * tile::keys + lane) * pitch + d];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < tile::queries_of_warp; ++i) {
+      float count = 0, sum = 0, squares = 0, spread = 0;
+#pragma unroll
+      for (int j = 0; j < tile::rounds; ++j) {
+        float& product = products[i][j];
+        if (begin + j * tile::keys + lane >= all || !isfinite(product)) product = __int_as_float(0x7fc00000);
+        if (isnan(product)) continue;
+        count += 1;
+        sum += product;
+        squares += product * product;
+      }
+      count = sum_of_warp(count);
+      const float mean = sum_of_warp(sum) / fmaxf(count, 1);
+#pragma unroll
+      for (int j = 0; j < tile::rounds; ++j) {
+        if (!isnan(products[i][j])) spread += (products[i][j] - mean) * (products[i][j] - mean);
+      }
+      spread = sum_of_warp(spread);
+      squares = sum_of_warp(squares);
+      if (lane == 0 && first + i < n) to[first + i] = {count, mean, spread, squares};
+    }
+  }
+}
+
+/// Merges the pieces, in order: what turns a product into a standardised one. A query that does not score has factor 0 and
+/// offset -inf; where none does, the first offset is NaN. A block for each list.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
+  const quoka_block block(call, blockIdx.y);
+  if (block.reads_all) return;
+  const int n = block.queries(call), all = block.moment_count();
+  const std::int64_t list = block.list;
+  bool some = false;
+  for (int query = threadIdx.x; query < call.n; query += Threads) {
+    float count = 0, mean = 0, spread = 0, squares = 0;
+    for (int piece = 0; query < n && piece * moments_tile::samples < all; ++piece) {
+      const partial_moments next = call.moments[(list * call.pieces + piece) * call.n + query];
+      if (next.count == 0) continue;
+      const float both = count + next.count, apart = next.mean - mean;
+      spread += next.spread + apart * apart * (count * next.count / both);
+      mean += apart * (next.count / both);
+      squares += next.squares;
+      count = both;
+    }
+    const float deviation = count < 2 ? 0 : sqrtf(spread / (count - 1));
+    const bool scores = count >= 2 && deviation > 1e-6f * sqrtf(squares / count);
+    some |= scores;
+    call.factors[list * call.n + query] = scores ? 1 / deviation : 0;
+    call.offsets[list * call.n + query] = scores ? -mean / deviation : minus_infinity();
+  }
+  if (__syncthreads_or(some) == 0 && threadIdx.x == 0) call.offsets[list * call.n] = __int_as_float(0x7fc00000);
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail
