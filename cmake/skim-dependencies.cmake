@@ -2,9 +2,10 @@
 # What skim needs from outside. The build tree and the installed package both read this file.
 
 # component -> the package CMake looks for, its target, the Debian package
-set(skim_components tbb eigen)
+set(skim_components tbb eigen cuda)
 set(skim_tbb_dependency TBB TBB::tbb libtbb-dev)
 set(skim_eigen_dependency Eigen3 Eigen3::Eigen libeigen3-dev)
+set(skim_cuda_dependency CUDAToolkit CUDA::cudart nvidia-cuda-toolkit)
 
 # Finds `package` with its `target`; `missing` is empty, or a sentence that says what to install.
 function(skim_find package target debian_package missing)
