@@ -53,7 +53,7 @@ struct gpu_stages : own_stages {
       }
     }
     for (std::int64_t i = 0; i < kept; ++i) {
-      const auto row = read(call.queries + (list * call.n + i) * D, D);
+      const auto row = read(call.queries + (list * call.n + i) * skim::cuda::detail::padded(D), D);
       if (!std::isnan(row[0])) scoring.emplace_back(row.begin(), row.end());
     }
     queries = scoring;

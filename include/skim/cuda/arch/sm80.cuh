@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
     std::uint32_t packed[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      packed[j] = tensor::pack(load(call.q, call.q_type, from + 2 * j), load(call.q, call.q_type, from + 2 * j + 1));
+      packed[j] = tensor::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
+                               call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
     }
     *reinterpret_cast<uint4*>(shared + i / chunks * pitch + i % chunks * 16) =
         make_uint4(packed[0], packed[1], packed[2], packed[3]);
@@ -134,13 +135,13 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
         largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
         const float shift = largest == minus_infinity() ? 0 : largest;
-        const float before = exp2f(sums[x][half].largest - shift);
+        const float before = power_of_2(sums[x][half].largest - shift);
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
           for (int e = 2 * half; e < 2 * half + 2; ++e) {
-            logits[x][n][e] = exp2f(logits[x][n][e] - shift);
+            logits[x][n][e] = power_of_2(logits[x][n][e] - shift);
             sum += logits[x][n][e];
           }
         }
@@ -191,29 +192,9 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
       own.sum += __shfl_xor_sync(all_lanes, own.sum, 2);
       const int row = at.first + warp_row + x * 16 + half * 8 + lane / 4;
       if (row >= at.rows) continue;
-      const int token = at.first_token + row / call.group, query_head = at.head * call.group + row % call.group;
-      const std::int64_t partial = partial_at(call, token, query_head, split);
-      const bool whole = keys.splits == 1;
-      float factor = 1;
-      const float lse = whole ? finish_row(call, query_head, own, factor) : 0;
-      const std::int64_t to = token * call.out_row + query_head * call.out_head;
-#pragma unroll
-      for (int d = 0; d < D / 8; ++d) {
-        const int column = d * 8 + lane % 4 * 2;
-        const float first = values[x][d][2 * half] * factor, second = values[x][d][2 * half + 1] * factor;
-        if (whole) {
-          store(call.out, call.out_type, to + column, first);
-          store(call.out, call.out_type, to + column + 1, second);
-        } else {
-          *reinterpret_cast<float2*>(call.partial + partial * D + column) = make_float2(first, second);
-        }
-      }
-      if (lane % 4 != 0) continue;
-      if (!whole) {
-        *reinterpret_cast<float2*>(call.partial_sums + 2 * partial) = make_float2(own.largest, own.sum);
-      } else if (call.lse) {
-        call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
-      }
+      float(&own_values)[D / 8][4] = values[x];
+      write_row<D>(call, at, row, split, keys.splits, own, lane % 4,
+                   [&](int n, int e) { return own_values[n][2 * half + e]; });
     }
   }
 }

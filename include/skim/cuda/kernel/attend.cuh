@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cuda/arch/sm80.cuh>
+#include <skim/cuda/arch/sm90.cuh>
 #include <skim/cuda/kernel/attend_any.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
@@ -14,9 +15,7 @@ inline bool rows_of_16(const kv_tensor& of) {
          of.head_stride * bytes % 16 == 0 && of.page_stride * bytes % 16 == 0;
 }
 
-inline constexpr std::int64_t tensor_dims[] = {64, 80, 96, 128, 192, 256};
-
-/// Calls `body.template operator()<T, D>()` for the type and head dimension that tensor cores take.
+/// Calls `body(T{}, D)`, D a constant, for the type and head dimension that tensor cores take.
 template <class T, class Body>
 bool with_dim(std::int64_t D, const Body& body) {
   switch (D) {
@@ -44,6 +43,30 @@ bool with_tensor_cores(const kv_view& kv, const Body& body) {
   if (k.type == element::bf16) return with_dim<bf16>(k.dim, body);
   if (k.type == element::f16) return with_dim<f16>(k.dim, body);
   return false;
+}
+
+/// Whether the current device has Hopper's instructions and the program code for them.
+template <class T, int D>
+bool has_warpgroups() {
+  cudaFuncAttributes of{};
+  const void* const kernel = reinterpret_cast<const void*>(&attend_by_warpgroups<T, D>);
+  const cudaError_t found = cudaFuncGetAttributes(&of, kernel);
+  if (found != cudaSuccess) static_cast<void>(cudaGetLastError());  // there is no device
+  return found == cudaSuccess && of.maxThreadsPerBlock >= warpgroup_tile<D>::threads;
+}
+
+/// Calls `body(kernel, tile)` for the kernel that takes a call.
+template <class Body>
+void with_kernel(const kv_view& kv, const Body& body) {
+  const bool taken = with_tensor_cores(kv, [&](auto type, auto dim) {
+    using T = decltype(type);
+    constexpr int D = dim.value;
+    if constexpr (D == 64 || D == 128) {
+      if (has_warpgroups<T, D>()) return body(&attend_by_warpgroups<T, D>, warpgroup_tile<D>{});
+    }
+    body(&attend_by_tensor_cores<T, D>, tensor_tile<D>{});
+  });
+  if (!taken) body(&attend_plainly<plain_tile::threads>, plain_tile{});
 }
 
 /// How a sequence is cut; and its scratch, laid out behind nothing to learn its size.
@@ -75,17 +98,16 @@ struct attend_plan {
     call.sink_logits = args.sink_logits;
     call.left = args.mask.left;
     call.right = args.mask.right;
-    call.scale = logit_scale(args);
+    call.scale = std::fabs(logit_scale(args));
+    call.q_sign = logit_scale(args) < 0 ? -1.0f : 1.0f;
     call.soft_cap = args.soft_cap;
     call.Tq = static_cast<int>(rows);
     call.heads = static_cast<int>(kv.heads);
     call.group = static_cast<int>(G);
     call.block_rows = static_cast<int>(block_rows > 0 ? smaller(block_rows, greater(rows, 1)) : greater(rows, 1));
-    call.tile_rows = plain_tile::rows;
-    call.tile_keys = plain_tile::keys;
-    with_tensor_cores(kv, [&](auto, auto dim) {
-      call.tile_rows = tensor_tile<dim.value>::rows;
-      call.tile_keys = tensor_tile<dim.value>::keys;
+    with_kernel(kv, [&](auto, auto tile) {
+      call.tile_rows = decltype(tile)::rows;
+      call.tile_keys = decltype(tile)::keys;
     });
     const std::int64_t blocks = pieces(rows, call.block_rows);
     call.tiles_of_block = static_cast<int>(pieces(call.block_rows * G, call.tile_rows));
@@ -103,6 +125,14 @@ struct attend_plan {
     call.partial_sums = arena.take<float>(parts * 2);
   }
 };
+
+template <class Tile>
+std::size_t shared_bytes(Tile, const kv_view&) {
+  return Tile::bytes;
+}
+inline std::size_t shared_bytes(plain_tile, const kv_view& kv) {
+  return plain_tile::bytes(kv.k.dim, kv.v.dim);
+}
 
 /// Scratch of the longest sequence: they run one after another.
 inline std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows) {
@@ -127,14 +157,9 @@ inline void attend_keys(const attention_args& args, const index_lists* lists, st
     list_row += block_count(sequence.Tq, block_rows) * call.heads;
     if (sequence.Tq == 0) continue;
     const std::int64_t grid = plan.tiles * call.splits;
-    const bool taken = with_tensor_cores(sequence.kv, [&](auto type, auto dim) {
-      using tile = tensor_tile<dim.value>;
-      launch(&attend_by_tensor_cores<decltype(type), dim.value>, grid, call.heads, tile::threads, tile::bytes, call);
+    with_kernel(sequence.kv, [&](auto kernel, auto tile) {
+      launch(kernel, grid, call.heads, tile.threads, shared_bytes(tile, sequence.kv), call);
     });
-    if (!taken) {
-      launch(&attend_plainly<plain_tile::threads>, grid, call.heads, plain_tile::threads,
-             plain_tile::bytes(call.kv.k.dim, call.kv.v.dim), call);
-    }
     if (call.splits == 1) continue;
     constexpr int threads = 128;
     launch(&merge_splits<threads>, pieces(sequence.Tq * args.q.extents[1], threads / 32), 1, threads, 0, call);

@@ -13,8 +13,8 @@
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
-/// Pieces of work that a GPU is to have at least, where keys can be split: two for each of 132 processors.
-inline constexpr int wanted_pieces = 264;
+/// Pieces of work that a GPU is to have, where keys can be split: one for each of 132 processors, and no second turn.
+inline constexpr int wanted_pieces = 132;
 inline constexpr int most_splits = 64, least_tiles_of_split = 4;
 
 struct attend_call {
@@ -27,7 +27,7 @@ struct attend_call {
   std::int64_t list_capacity;
   const float* sink_logits;
   std::int64_t left, right;
-  float scale, soft_cap;
+  float scale, q_sign, soft_cap;  // scale above 0
   float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]
   element q_type, out_type;
   int Tq, heads, group, block_rows, tiles_of_block, splits;  // splits: the most that a tile has
@@ -72,7 +72,7 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
 
 /// Splits of a tile's keys.
 SKIM_HD SKIM_INLINE int splits_of(int tiles, int heads, int key_tiles) {
-  const int pieces = tiles * heads, wanted = (wanted_pieces + pieces - 1) / pieces;
+  const int pieces = tiles * heads, wanted = wanted_pieces / pieces;
   int splits = key_tiles / least_tiles_of_split;
   splits = splits < wanted ? splits : wanted;
   splits = splits < most_splits ? splits : most_splits;
@@ -116,6 +116,35 @@ SKIM_DEVICE std::int64_t partial_at(const attend_call& call, int token, int quer
   return (static_cast<std::int64_t>(token) * call.heads * call.group + query_head) * call.splits + split;
 }
 
+/// Writes what four lanes, `quarter` 0 to 3, have of a packed row: lane q columns 8 n + 2 q + e as `value(n, e)`. The row's
+/// output, or its part where there are several splits.
+template <int D, class Value>
+SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row, int split, int splits, row_sums own,
+                           int quarter, const Value& value) {
+  const int token = at.first_token + row / call.group, query_head = at.head * call.group + row % call.group;
+  const std::int64_t partial = partial_at(call, token, query_head, split);
+  float factor = 1;
+  const float lse = splits == 1 ? finish_row(call, query_head, own, factor) : 0;
+  const std::int64_t to = token * call.out_row + query_head * call.out_head;
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n) {
+    const int column = n * 8 + quarter * 2;
+    const float first = value(n, 0) * factor, second = value(n, 1) * factor;
+    if (splits == 1) {
+      store(call.out, call.out_type, to + column, first);
+      store(call.out, call.out_type, to + column + 1, second);
+    } else {
+      *reinterpret_cast<float2*>(call.partial + partial * D + column) = make_float2(first, second);
+    }
+  }
+  if (quarter != 0) return;
+  if (splits > 1) {
+    *reinterpret_cast<float2*>(call.partial_sums + 2 * partial) = make_float2(own.largest, own.sum);
+  } else if (call.lse) {
+    call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
+  }
+}
+
 /// Merges the splits of each row, in order. A warp for a row of q and query head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) {
@@ -123,26 +152,48 @@ __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) 
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (Threads / 32) + threadIdx.x / 32;
   if (row >= static_cast<std::int64_t>(call.Tq) * query_heads) return;
   const int token = static_cast<int>(row / query_heads), query_head = static_cast<int>(row % query_heads);
-  const int block = token / call.block_rows, own = token - block * call.block_rows;
-  const int in_block = (own * call.group + query_head % call.group) / call.tile_rows;
+  const int block = token / call.block_rows, own_token = token - block * call.block_rows;
+  const int in_block = (own_token * call.group + query_head % call.group) / call.tile_rows;
   const row_tile at = tile_at(call, block * call.tiles_of_block + in_block, query_head / call.group);
   const int splits = split_at(call, at, 0).splits;
   if (splits == 1) return;
+  // Lane i has the weights of splits i and 32 + i.
   const float* const sums = call.partial_sums + 2 * partial_at(call, token, query_head, 0);
-  row_sums all{minus_infinity(), 0};
-  for (int split = 0; split < splits; ++split) all.largest = fmaxf(all.largest, sums[2 * split]);
+  row_sums own[2], all{minus_infinity(), 0};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int split = 32 * i + lane;
+    own[i] = split < splits ? row_sums{sums[2 * split], sums[2 * split + 1]} : row_sums{minus_infinity(), 0};
+    all.largest = fmaxf(all.largest, own[i].largest);
+  }
+  all.largest = largest_of_warp(all.largest);
   const float shift = all.largest == minus_infinity() ? 0 : all.largest;
-  for (int split = 0; split < splits; ++split) all.sum += exp2f(sums[2 * split] - shift) * sums[2 * split + 1];
+  float weights[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    weights[i] = exp2f(own[i].largest - shift);
+    all.sum += weights[i] * own[i].sum;
+  }
+  all.sum = sum_of_warp(all.sum);
   float factor;
   const float lse = finish_row(call, query_head, all, factor);
   const int Dv = call.kv.v.dim;
   const float* const values = call.partial + partial_at(call, token, query_head, 0) * Dv;
-  for (int d = lane; d < Dv; d += 32) {
-    float value = 0;
+  for (int first = 0; first < Dv; first += 128) {
+    float value[4] = {};
     for (int split = 0; split < splits; ++split) {
-      value += exp2f(sums[2 * split] - shift) * values[static_cast<std::int64_t>(split) * Dv + d];
+      const float weight = __shfl_sync(all_lanes, split < 32 ? weights[0] : weights[1], split % 32);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int d = first + 32 * i + lane;
+        if (d < Dv) value[i] += weight * values[static_cast<std::int64_t>(split) * Dv + d];
+      }
     }
-    store(call.out, call.out_type, token * call.out_row + query_head * call.out_head + d, value * factor);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int d = first + 32 * i + lane;
+      if (d < Dv) store(call.out, call.out_type, token * call.out_row + query_head * call.out_head + d, value[i] * factor);
+    }
   }
   if (call.lse && lane == 0) call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
 }

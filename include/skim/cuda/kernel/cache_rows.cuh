@@ -53,6 +53,80 @@ struct cache_rows {
   }
 };
 
+/// Length of rows that are read four numbers at a time, zeros behind them; and what rows in shared memory lie apart.
+SKIM_HD SKIM_INLINE constexpr std::int64_t padded(std::int64_t D) {
+  return (D + 3) / 4 * 4;
+}
+SKIM_HD SKIM_INLINE constexpr std::int64_t shared_pitch(std::int64_t D) {
+  return padded(D) + 4;  // an odd number of 16 bytes for most D, so that lanes meet all banks
+}
+
+/// `count` rows as f32, sixteen numbers of a lane under way at a time. `at(i)`: elements to row i, negative for
+/// a row of zeros; `scale(i)`: its factor. Says in `finite [count]`, if given, whether all of a row is.
+template <int Threads, class T, class At, class Scale>
+SKIM_DEVICE void load_rows(const T* data, int D, int count, float* to, bool* finite, const At& at, const Scale& scale) {
+  constexpr int rows = 4, parts = 4;
+  const int lane = threadIdx.x % 32, pitch = static_cast<int>(shared_pitch(D)), length = static_cast<int>(padded(D));
+  for (int first = threadIdx.x / 32 * rows; first < count; first += Threads / 32 * rows) {
+    std::int64_t from[rows];
+    float factor[rows];
+    bool all_finite[rows];
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const std::int64_t own = at(min(first + i, count - 1));
+      factor[i] = own < 0 ? 0 : scale(min(first + i, count - 1));
+      from[i] = own < 0 ? 0 : own;
+      all_finite[i] = true;
+    }
+    for (int begin = lane; begin - lane < length; begin += 32 * parts) {
+      float values[rows][parts];  // loads first, without conditions: else they wait for each other
+#pragma unroll
+      for (int i = 0; i < rows; ++i) {
+#pragma unroll
+        for (int j = 0; j < parts; ++j) values[i][j] = load(data, from[i] + min(begin + 32 * j, D - 1));
+      }
+#pragma unroll
+      for (int i = 0; i < rows; ++i) {
+#pragma unroll
+        for (int j = 0; j < parts; ++j) {
+          const int d = begin + 32 * j;
+          const float value = d < D && factor[i] != 0 ? values[i][j] * factor[i] : 0;
+          all_finite[i] &= isfinite(value);
+          if (d < length && first + i < count) to[(first + i) * pitch + d] = value;
+        }
+      }
+    }
+    if (!finite) continue;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const bool all = __all_sync(all_lanes, all_finite[i]);
+      if (lane == 0 && first + i < count) finite[first + i] = all;
+    }
+  }
+}
+
+/// Keys or values of the slots `slot(i)`; negative ones are zeros.
+template <int Threads, class Slot>
+SKIM_DEVICE void load_slots(const cache_rows& kv, const stored_rows& of, int head, int count, float* to, bool* finite,
+                            const Slot& slot) {
+  with_type(of.data, of.type, [&](auto* data) {
+    load_rows<Threads>(
+        data, of.dim, count, to, finite,
+        [&](int i) {
+          const int own = slot(i);
+          return own < 0 ? std::int64_t{-1} : kv.offset(of, head, own);
+        },
+        [&](int i) { return of.scales ? kv.scale(of, head, slot(i)) : 1.0f; });
+  });
+}
+
+SKIM_DEVICE float dot_4(float4 a, float4 b, float sum) {
+  return sum + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+SKIM_DEVICE float4 load_4(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+
 inline stored_rows rows_of(const kv_tensor& tensor) {
   return {static_cast<const char*>(tensor.data),
           tensor.row_stride,

@@ -8,7 +8,7 @@
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 struct choosing {
-  static constexpr int threads = 1024, warps = threads / 32, digits = 2048;
+  static constexpr int threads = 1024, warps = threads / 32, digits = 256;
 };
 
 /// Sums over the warps before this one, and over all. `counts [warps]` is shared.
@@ -27,7 +27,7 @@ SKIM_DEVICE int sum_before(int count_of_warp, int* counts, int& all) {
 template <int Threads>
 __global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call, const index_lists lists, int first_list) {
   static_assert(Threads == choosing::threads, "one digit sums over all warps");
-  __shared__ int histogram[choosing::digits];
+  __shared__ int histogram[choosing::digits * 32], totals[choosing::digits];
   __shared__ int counts[choosing::warps];
   __shared__ unsigned found[2];
   const quoka_block block(call, blockIdx.y);
@@ -45,42 +45,62 @@ __global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call,
 
   const float* const scores = call.scores + block.list * call.score_stride;
   const int sinks = block.first + static_cast<int>(keep.sinks), recent = block.past - static_cast<int>(keep.recent);
-  const auto rank_of = [&](int slot) {
-    return slot < sinks || slot >= recent ? 0xffffffffu : rank_bits(scores[slot]);
+  // Of slots first, first + step, ...; 0 from `end` on. Loads without conditions, which would wait for each other.
+  const auto ranks_of = [&](unsigned(&ranks)[8], int first, int step, int end) {
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = scores[min(first + i * step, block.past - 1)];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int slot = first + i * step;
+      ranks[i] = slot >= end ? 0 : slot < sinks || slot >= recent ? 0xffffffffu : rank_bits(values[i]);
+    }
   };
-  // The rank that the last one taken has, eleven bits at a time, and how many of that rank are taken.
+  // The rank that the last one taken has, eight bits at a time, and how many of that rank are taken. Each lane counts for
+  // itself, so that equal digits, of which there are many, do not wait for each other.
   unsigned rank = 0, known = 0;
   int left = budget;
-  for (int shift = 21; shift >= 0; shift = shift == 21 ? 10 : shift == 10 ? 0 : -1) {
-    const unsigned digit_mask = shift == 0 ? 1023u : 2047u;
-    for (int i = thread; i < choosing::digits; i += Threads) histogram[i] = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int i = thread; i < choosing::digits * 32; i += Threads) histogram[i] = 0;
     __syncthreads();
-    for (int slot = block.first + thread; slot < block.past; slot += Threads) {
-      const unsigned own = rank_of(slot);
-      if ((own & known) == rank) atomicAdd(&histogram[own >> shift & digit_mask], 1);
-    }
-    __syncthreads();
-    // Two digits a thread, the highest first.
-    const int high = choosing::digits - 1 - 2 * thread;
-    const int pair = histogram[high] + histogram[high - 1];
-    int before = pair;
+    for (int begin = block.first + warp * 32; begin < block.past; begin += 8 * Threads) {
+      unsigned own[8];
+      ranks_of(own, begin + lane, Threads, block.past);
 #pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(all_lanes, before, step);
-      if (lane >= step) before += other;
+      for (int i = 0; i < 8; ++i) {
+        if (own[i] != 0 && (own[i] & known) == rank) atomicAdd(&histogram[(own[i] >> shift & 255u) * 32 + lane], 1);
+      }
     }
-    int all;
-    const int of_warp = __shfl_sync(all_lanes, before, 31);
-    before += sum_before(of_warp, counts, all) - pair;
-    if (before < left && before + pair >= left) {
-      const bool second = before + histogram[high] < left;
-      found[0] = static_cast<unsigned>(second ? high - 1 : high);
-      found[1] = static_cast<unsigned>(left - before - (second ? histogram[high] : 0));
+    __syncthreads();
+    // A warp sums eight digits, the highest first.
+    for (int i = 0; i < choosing::digits / choosing::warps; ++i) {
+      const int digit = warp * (choosing::digits / choosing::warps) + i;
+      const int sum = __reduce_add_sync(all_lanes, histogram[digit * 32 + lane]);
+      if (lane == 0) totals[digit] = sum;
+    }
+    __syncthreads();
+    if (warp == 0) {
+      int before = 0;
+      for (int high = choosing::digits - 32; high >= 0; high -= 32) {
+        const int digit = high + 31 - lane, own = totals[digit];
+        int through = own;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+          const int other = __shfl_up_sync(all_lanes, through, step);
+          if (lane >= step) through += other;
+        }
+        through += before;
+        if (through - own < left && through >= left) {
+          found[0] = static_cast<unsigned>(digit);
+          found[1] = static_cast<unsigned>(left - (through - own));
+        }
+        before = __shfl_sync(all_lanes, through, 31);
+      }
     }
     __syncthreads();
     rank |= found[0] << shift;
     left = static_cast<int>(found[1]);
-    known |= digit_mask << shift;
+    known |= 255u << shift;
     __syncthreads();
   }
 
@@ -88,23 +108,31 @@ __global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call,
   const int each = (block.count + choosing::warps - 1) / choosing::warps;
   const int begin = block.first + warp * each, end = min(block.past, begin + each);
   int above = 0, equal = 0, all;
-  for (int slot = begin + lane; slot - lane < end; slot += 32) {
-    const unsigned own = slot < end ? rank_of(slot) : 0;
-    above += __popc(__ballot_sync(all_lanes, own > rank));
-    equal += __popc(__ballot_sync(all_lanes, slot < end && own == rank));
+  for (int first = begin; first < end; first += 256) {
+    unsigned own[8];
+    ranks_of(own, first + lane, 32, end);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      above += __popc(__ballot_sync(all_lanes, own[i] > rank));
+      equal += __popc(__ballot_sync(all_lanes, own[i] == rank));
+    }
   }
   const int equal_before = sum_before(equal, counts, all);
   const int taken = above + max(0, min(left - equal_before, equal));
   int at = sum_before(taken, counts, all), ties = left - equal_before;
   const unsigned lower = (1u << lane) - 1;
-  for (int slot = begin + lane; slot - lane < end; slot += 32) {
-    const unsigned own = slot < end ? rank_of(slot) : 0;
-    const unsigned equals = __ballot_sync(all_lanes, slot < end && own == rank);
-    const bool mine = own > rank || (slot < end && own == rank && __popc(equals & lower) < ties);
-    const unsigned takes = __ballot_sync(all_lanes, mine);
-    if (mine) list[at + __popc(takes & lower)] = slot;
-    at += __popc(takes);
-    ties -= __popc(equals);
+  for (int first = begin; first < end; first += 256) {
+    unsigned own[8];
+    ranks_of(own, first + lane, 32, end);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const unsigned equals = __ballot_sync(all_lanes, own[i] == rank);
+      const bool mine = own[i] > rank || (own[i] == rank && __popc(equals & lower) < ties);
+      const unsigned takes = __ballot_sync(all_lanes, mine);
+      if (mine) list[at + __popc(takes & lower)] = first + 32 * i + lane;
+      at += __popc(takes);
+      ties -= __popc(equals);
+    }
   }
   if (thread == 0) lists.counts[first_list + block.list] = budget;
 }

@@ -79,6 +79,13 @@ struct tensor_type<f16> {
   }
 };
 
+/// 2 to the power of x, within 2 units in the last place; what is below 2^-126 is 0.
+SKIM_DEVICE float power_of_2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 SKIM_DEVICE float sum_of_warp(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
@@ -95,6 +102,27 @@ SKIM_DEVICE float load(const void* data, element type, std::int64_t at) {
   if (type == element::f32) return static_cast<const float*>(data)[at];
   if (type == element::f16) return __half2float(static_cast<const __half*>(data)[at]);
   return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at]);
+}
+/// Of a type known when compiled.
+SKIM_DEVICE float load(const float* data, std::int64_t at) {
+  return data[at];
+}
+SKIM_DEVICE float load(const f16* data, std::int64_t at) {
+  return __half2float(reinterpret_cast<const __half*>(data)[at]);
+}
+SKIM_DEVICE float load(const bf16* data, std::int64_t at) {
+  return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(data)[at]);
+}
+/// Calls `body` with `data` as a pointer to its type: one branch where many loads follow.
+template <class Body>
+SKIM_DEVICE void with_type(const void* data, element type, const Body& body) {
+  if (type == element::f32) {
+    body(static_cast<const float*>(data));
+  } else if (type == element::f16) {
+    body(static_cast<const f16*>(data));
+  } else {
+    body(static_cast<const bf16*>(data));
+  }
 }
 SKIM_DEVICE void store(void* data, element type, std::int64_t at, float value) {
   if (type == element::f32) {

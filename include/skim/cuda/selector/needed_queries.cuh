@@ -29,7 +29,7 @@ struct needs_tile {
   static constexpr int rows_of_warp = 4, rows = 32, threads = 256, keys = 32;
 
   static constexpr std::size_t bytes(std::int64_t D) {
-    return sizeof(float) * static_cast<std::size_t>((rows + keys) * (D + 4));
+    return sizeof(float) * static_cast<std::size_t>((rows + keys) * shared_pitch(D));
   }
 };
 
@@ -37,50 +37,45 @@ struct needs_tile {
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
   using tile = needs_tile;
-  extern __shared__ float floats[];
+  extern __shared__ __align__(16) float floats[];
+  __shared__ bool finite_row[tile::rows], finite_key[tile::keys];
   const quoka_block block(call, blockIdx.y);
   const int first_row = blockIdx.x * tile::rows;
-  if (block.reads_all || block.takes_every_row(call) || first_row >= block.rows) return;
-  const int D = call.kv.k.dim, pitch = D + 4, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  if (!block.picks(call) || first_row >= block.rows) return;
+  const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), lane = threadIdx.x % 32;
+  const int own_row = threadIdx.x / 32 * tile::rows_of_warp;
   float *const rows = floats, *const keys = floats + tile::rows * pitch;
-  for (int i = thread; i < tile::rows * D; i += Threads) {
-    const int row = min(first_row + i / D, block.rows - 1);
-    rows[i / D * pitch + i % D] = call.scale * log2_e * load(call.q, call.q_type, block.query_offset(call, row) + i % D);
-  }
+  with_type(call.q, call.q_type, [&](auto* q) {
+    load_rows<Threads>(
+        q, D, tile::rows, rows, finite_row,
+        [&](int i) { return block.query_offset(call, min(first_row + i, block.rows - 1)); },
+        [&](int) { return call.scale * log2_e; });
+  });
 
   const int step = max(1, block.count / call.samples), sampled = block.count > 4 ? (block.count - 5) / step + 1 : 0;
   const int all = sampled + block.Tq;  // keys to meet: the sample, then the block's own
   running_sum before[tile::rows_of_warp], own[tile::rows_of_warp];
-  float finite[tile::rows_of_warp];
-#pragma unroll
-  for (float& sum : finite) sum = 0;
   for (int begin = 0; begin < all; begin += tile::keys) {
     __syncthreads();
-    for (int i = thread; i < tile::keys * D; i += Threads) {
-      const int key = begin + i / D, slot = key < sampled ? block.first + 4 + key * step : block.past + key - sampled;
-      keys[i / D * pitch + i % D] =
-          key < all ? load(call.kv.k.data, call.kv.k.type, call.kv.offset(call.kv.k, block.head, slot) + i % D) *
-                          call.kv.scale(call.kv.k, block.head, slot)
-                    : 0;
-    }
+    load_slots<Threads>(call.kv, call.kv.k, block.head, tile::keys, keys, finite_key, [&](int i) {
+      const int key = begin + i;
+      return key >= all ? -1 : key < sampled ? block.first + 4 + key * step : block.past + key - sampled;
+    });
     __syncthreads();
-    float products[tile::rows_of_warp] = {}, key_finite = 0;
-    for (int d = 0; d < D; ++d) {
-      const float k = keys[lane * pitch + d];
-      key_finite += k * 0;
+    float products[tile::rows_of_warp] = {};
+    for (int d = 0; d < D; d += 4) {
+      const float4 k = load_4(keys + lane * pitch + d);
 #pragma unroll
       for (int i = 0; i < tile::rows_of_warp; ++i) {
-        const float x = rows[(warp * tile::rows_of_warp + i) * pitch + d];
-        products[i] += x * k;
-        if (begin == 0) finite[i] += x * 0;
+        products[i] = dot_4(load_4(rows + (own_row + i) * pitch + d), k, products[i]);
       }
     }
     const int key = begin + lane;
-    if (key >= all || !(key_finite == 0)) continue;
+    if (key >= all || !finite_key[lane]) continue;
 #pragma unroll
     for (int i = 0; i < tile::rows_of_warp; ++i) {
       if (!isfinite(products[i])) continue;
-      const int token = (first_row + warp * tile::rows_of_warp + i) % block.Tq, other = key - sampled;
+      const int token = (first_row + own_row + i) % block.Tq, other = key - sampled;
       if (key < sampled) {
         before[i].meet(products[i]);
       } else if (other <= token + call.right && other >= token - call.left) {
@@ -91,13 +86,13 @@ __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
 #pragma unroll
   for (int i = 0; i < tile::rows_of_warp; ++i) {
     const float past = before[i].over_warp(), here = own[i].over_warp();
-    const int row = first_row + warp * tile::rows_of_warp + i;
+    const int row = first_row + own_row + i;
     if (lane != 0 || row >= block.rows) continue;
     float need = 1;
     if (past != minus_infinity() && here != minus_infinity()) {
       need = 1 / (1 + exp2f(here - past - log2f(static_cast<float>(block.count) / static_cast<float>(sampled))));
     }
-    call.needs[static_cast<std::int64_t>(block.list) * call.rows + row] = finite[i] == 0 ? need : -1;
+    call.needs[static_cast<std::int64_t>(block.list) * call.rows + row] = finite_row[own_row + i] ? need : -1;
   }
 }
 
@@ -113,166 +108,238 @@ SKIM_DEVICE float sum_of_block(float value, float* scratch) {
   return sum;
 }
 
-/// Step 3: features [D, rows] of each list. Grid: query heads of a group, lists.
-template <int Threads>
-__global__ void __launch_bounds__(Threads) find_features(const quoka_call call) {
-  extern __shared__ float center[];
-  __shared__ float scratch[Threads / 32];
-  const quoka_block block(call, blockIdx.y);
-  if (block.reads_all || block.takes_every_row(call)) return;
-  const int D = call.kv.k.dim, thread = threadIdx.x, first = blockIdx.x * block.Tq;
-  const float* const needs = call.needs + static_cast<std::int64_t>(block.list) * call.rows + first;
-  float* const features = call.features + static_cast<std::int64_t>(block.list) * call.rows * D;
-  const auto x = [&](int t, int d) {
-    return call.scale * load(call.q, call.q_type, block.query_offset(call, first + t) + d);
-  };
-  const bool single = block.Tq == 1;
-  int finite = 0;
-  for (int t = 0; t < block.Tq; ++t) finite += needs[t] >= 0;
-  for (int d = thread; d < D; d += Threads) {
-    float sum = 0;
-    for (int t = 0; t < block.Tq; ++t) sum += needs[t] >= 0 ? x(t, d) : 0;
-    center[d] = single ? 0 : sum / static_cast<float>(max(finite, 1));
-  }
-  __syncthreads();
-  float spread = 0, size = 0;
-  for (int i = thread; i < block.Tq * D; i += Threads) {
-    const float value = needs[i / D] >= 0 ? x(i / D, i % D) : center[i % D];
-    spread += (value - center[i % D]) * (value - center[i % D]);
-    size += value * value;
-  }
-  spread = sum_of_block<Threads>(spread, scratch);
-  size = sum_of_block<Threads>(size, scratch);
-  const bool flat = !single && sqrtf(spread) <= 1e-6f * sqrtf(size);
-  const float factor = flat || spread == 0 ? 0 : rsqrtf(single ? spread : spread / static_cast<float>(max(finite, 1)));
-  for (int i = thread; i < block.Tq * D; i += Threads) {
-    const int t = i % block.Tq, d = i / block.Tq;
-    features[static_cast<std::int64_t>(d) * call.rows + first + t] =
-        needs[t] >= 0 ? (x(t, d) - center[d]) * factor : 0;
-  }
-}
+struct features_tile {
+  static constexpr int rows = 32, threads = 256;
 
-struct picking {
-  static constexpr int points = 16;  // that rows meet at a time
-  static constexpr std::int64_t most_rows = 16384;
-
-  static constexpr std::size_t bytes(std::int64_t rows, std::int64_t D) {
-    return sizeof(float) * static_cast<std::size_t>(2 * rows + points * D);
+  static constexpr std::size_t bytes(std::int64_t D) {
+    return sizeof(float) * static_cast<std::size_t>(rows * shared_pitch(D) + padded(D));
   }
 };
 
-/// Steps 3 and 4: picks rows in rounds, and says of each row which pick is nearest. A block for each list.
+/// Step 3: features [D, rows] of each list. Grid: query heads of a group, lists.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) pick_rows(const quoka_call call) {
-  constexpr int points = picking::points;
-  extern __shared__ float floats[];
+__global__ void __launch_bounds__(Threads) find_features(const quoka_call call) {
+  using tile = features_tile;
+  extern __shared__ __align__(16) float rows[];
+  __shared__ float scratch[Threads / 32];
   const quoka_block block(call, blockIdx.y);
-  if (block.reads_all || block.takes_every_row(call)) return;
-  const int D = call.kv.k.dim, thread = threadIdx.x, rows = block.rows;
-  float *const gains = floats, *const distances = gains + call.rows, *const met = distances + call.rows;
-  const float* const needs = call.needs + static_cast<std::int64_t>(block.list) * call.rows;
-  const float* const features = call.features + static_cast<std::int64_t>(block.list) * call.rows * D;
-  int* const nearest = call.nearest + static_cast<std::int64_t>(block.list) * call.rows;
-  int* const picked = call.picked + static_cast<std::int64_t>(block.list) * call.n;
-  for (int r = thread; r < rows; r += Threads) {
-    float squares = 0;
-    for (int d = 0; d < D; ++d) {
-      const float y = features[static_cast<std::int64_t>(d) * call.rows + r];
-      squares += y * y;
-    }
-    gains[r] = needs[r] < 0 ? -1 : needs[r] * squares;
-    distances[r] = __int_as_float(0x7f800000);
-    nearest[r] = needs[r] < 0 ? -1 : 0;
-  }
-  const int of_round = max(1, call.n / 4);
-  int count = 0;
-  while (count < call.n) {
-    __syncthreads();
-    int eligible = 0;
-    const int wanted = min(of_round, call.n - count);
-    for (int begin = 0; begin < rows; begin += Threads) {
-      const int r = begin + thread;
-      const float own = r < rows ? gains[r] : -1;
-      eligible += __syncthreads_count(own >= 0);
-      if (own < 0) continue;
-      int rank = 0;  // rows that go before
-      for (int u = 0; u < rows && rank < wanted; ++u) rank += gains[u] > own || (gains[u] == own && u < r);
-      if (rank < wanted) picked[count + rank] = r;
-    }
-    const int found = min(wanted, eligible);
-    if (found == 0) break;
-    __syncthreads();
-    for (int first = 0; first < found; first += points) {
-      const int some = min(points, found - first);
-      for (int i = thread; i < points * D; i += Threads) {
-        const int row = picked[count + first + min(i % points, some - 1)];
-        met[i] = features[static_cast<std::int64_t>(i / points) * call.rows + row];
-      }
+  if (!block.picks(call)) return;
+  const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), thread = threadIdx.x;
+  const int first = blockIdx.x * block.Tq;
+  float* const center = rows + tile::rows * pitch;
+  const float* const needs = call.needs + static_cast<std::int64_t>(block.list) * call.rows + first;
+  float* const features = call.features + static_cast<std::int64_t>(block.list) * call.rows * D + first;
+  const auto each_tile = [&](const auto& body) {  // body(token that row 0 of the tile has, rows of the tile)
+    for (int begin = 0; begin < block.Tq; begin += tile::rows) {
+      const int count = min(tile::rows, block.Tq - begin);
       __syncthreads();
-      for (int r = thread; r < rows; r += Threads) {
-        float sums[points] = {};
-        for (int d = 0; d < D; ++d) {
-          const float y = features[static_cast<std::int64_t>(d) * call.rows + r];
-#pragma unroll
-          for (int i = 0; i < points; ++i) {
-            const float apart = y - met[d * points + i];
-            sums[i] += apart * apart;
-          }
-        }
-        float least = distances[r];
-        int at = -1;
-#pragma unroll
-        for (int i = 0; i < points; ++i) {
-          if (i < some && sums[i] < least) {
-            least = sums[i];
-            at = count + first + i;
-          }
-        }
-        if (at >= 0 && needs[r] >= 0) {
-          distances[r] = least;
-          nearest[r] = at;
-        }
-      }
+      with_type(call.q, call.q_type, [&](auto* q) {
+        load_rows<Threads>(
+            q, D, count, rows, nullptr,
+            [&](int i) { return needs[begin + i] < 0 ? std::int64_t{-1} : block.query_offset(call, first + begin + i); },
+            [&](int) { return call.scale; });
+      });
       __syncthreads();
+      body(begin, count);
     }
-    for (int r = thread; r < rows; r += Threads) gains[r] = gains[r] < 0 ? -1 : needs[r] * distances[r];
-    __syncthreads();
-    for (int i = thread; i < found; i += Threads) gains[picked[count + i]] = -1;
-    count += found;
-  }
-  for (int i = count + thread; i < call.n; i += Threads) picked[i] = -1;
+  };
+  const bool single = block.Tq == 1;
+  float finite = 0;
+  for (int t = thread; t < block.Tq; t += Threads) finite += needs[t] >= 0 ? 1 : 0;
+  finite = fmaxf(sum_of_block<Threads>(finite, scratch), 1);
+  for (int d = thread; d < D; d += Threads) center[d] = 0;
+  each_tile([&](int, int count) {  // rows without a say are zeros here
+    for (int d = thread; !single && d < D; d += Threads) {
+      float sum = 0;
+      for (int i = 0; i < count; ++i) sum += rows[i * pitch + d];
+      center[d] += sum / finite;
+    }
+  });
+  float spread = 0, size = 0;
+  each_tile([&](int begin, int count) {
+    for (int i = thread / 32; i < count; i += Threads / 32) {
+      if (needs[begin + i] < 0) continue;
+      for (int d = thread % 32; d < D; d += 32) {
+        const float value = rows[i * pitch + d], apart = value - center[d];
+        spread += apart * apart;
+        size += value * value;
+      }
+    }
+  });
+  spread = sum_of_block<Threads>(spread, scratch);
+  size = sum_of_block<Threads>(size, scratch);
+  const bool flat = !single && sqrtf(spread) <= 1e-6f * sqrtf(size);
+  const float factor = flat || spread == 0 ? 0 : rsqrtf(single ? spread : spread / finite);
+  each_tile([&](int begin, int count) {
+    const int t = thread % 32;
+    for (int d = thread / 32; t < count && d < D; d += Threads / 32) {
+      const float value = needs[begin + t] < 0 ? 0 : (rows[t * pitch + d] - center[d]) * factor;
+      features[static_cast<std::int64_t>(d) * call.rows + begin + t] = value;
+    }
+  });
 }
 
-/// Step 4's mean of members, or the rows as they are, rounded to what keys are multiplied in. Queries that are none are NaN. Grid:
-/// queries, lists.
+struct picking {
+  static constexpr int points = 16, rows = 64, threads = 128, rank_threads = 1024;  // points that rows meet at a time
+  static constexpr std::int64_t most_rows = 16384;
+
+  static constexpr std::size_t bytes(std::int64_t picks, std::int64_t D) {
+    return sizeof(float) * static_cast<std::size_t>(points * D + pieces(picks, points) * points);
+  }
+};
+
+/// Step 3: each row's distance to the nearest pick, of which those from `first` on are new, and which that is. Before there
+/// are any, its squared length. Two threads share a row. Grid: tiles of rows, lists.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, int first, int count) {
+  constexpr int points = picking::points, own_points = points / 2;
+  extern __shared__ __align__(16) float met[];  // [D, points]
+  const quoka_block block(call, blockIdx.y);
+  const int begin = blockIdx.x * picking::rows, half = threadIdx.x % 2, D = call.kv.k.dim;
+  const int row = begin + static_cast<int>(threadIdx.x) / 2;
+  if (!block.picks(call) || begin >= block.rows) return;
+  const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
+  const float* const features = call.features + at * D;
+  const int* const picked = call.picked + static_cast<std::int64_t>(block.list) * call.n;
+  const int safe_row = min(row, block.rows - 1);
+  float least = first > 0 ? call.distances[at + safe_row] : __int_as_float(0x7f800000);
+  int nearest = first > 0 ? call.nearest[at + safe_row] : -1;
+  int* const picks = reinterpret_cast<int*>(met + points * D);  // the new ones, -1 behind them
+  for (int i = threadIdx.x; i < (max(count, 1) + points - 1) / points * points; i += Threads) {
+    picks[i] = i < count ? picked[first + i] : -1;
+  }
+  for (int some = 0; some < max(count, 1); some += points) {
+    __syncthreads();
+#pragma unroll 8
+    for (int i = threadIdx.x; i < points * D; i += Threads) {
+      const int pick = picks[some + i % points];
+      const float y = features[static_cast<std::int64_t>(i / points) * call.rows + max(pick, 0)];
+      met[i] = pick < 0 ? 0 : y;
+    }
+    __syncthreads();
+    float sums[own_points] = {};
+#pragma unroll 16
+    for (int d = 0; d < D; ++d) {
+      const float y = features[static_cast<std::int64_t>(d) * call.rows + safe_row];
+#pragma unroll
+      for (int i = 0; i < own_points; i += 4) {
+        const float4 p = load_4(met + d * points + half * own_points + i);
+        sums[i] += (y - p.x) * (y - p.x);
+        sums[i + 1] += (y - p.y) * (y - p.y);
+        sums[i + 2] += (y - p.z) * (y - p.z);
+        sums[i + 3] += (y - p.w) * (y - p.w);
+      }
+    }
+    if (count == 0) least = sums[0];
+#pragma unroll
+    for (int i = 0; i < own_points; ++i) {
+      const int pick = some + half * own_points + i;
+      if (picks[pick] >= 0 && sums[i] < least) {
+        least = sums[i];
+        nearest = first + pick;
+      }
+    }
+  }
+  // Of equal distances the earlier pick.
+  const float other = __shfl_xor_sync(all_lanes, least, 1);
+  const int its = __shfl_xor_sync(all_lanes, nearest, 1);
+  if (other < least || (other == least && its >= 0 && its < nearest)) {
+    least = other;
+    nearest = its;
+  }
+  if (row >= block.rows || half != 0) return;
+  call.distances[at + row] = least;
+  call.nearest[at + row] = call.needs[at + row] < 0 ? -1 : nearest;
+}
+
+/// Step 3: the `count` rows of largest gain that are not among the first `first` picks, in order; -1 where there are no more.
+/// A block for each list.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) pick_rows(const quoka_call call, int first, int count) {
+  extern __shared__ __align__(16) float gains[];  // [rows]
+  const quoka_block block(call, blockIdx.y);
+  if (!block.picks(call)) return;
+  const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
+  int* const picked = call.picked + static_cast<std::int64_t>(block.list) * call.n;
+  const int even = (block.rows + 3) / 4 * 4;
+  for (int r = threadIdx.x; r < even; r += Threads) {
+    const float need = r < block.rows ? call.needs[at + r] : -1;
+    gains[r] = need < 0 ? -1 : need * call.distances[at + r];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < first; i += Threads) {
+    if (picked[i] >= 0) gains[picked[i]] = -1;
+  }
+  for (int i = threadIdx.x; i < count; i += Threads) picked[first + i] = -1;
+  __syncthreads();
+  // Two threads count for a row which others go before it.
+  for (int begin = 0; begin < block.rows; begin += Threads / 2) {
+    const int r = begin + static_cast<int>(threadIdx.x) / 2;
+    const float own = r < block.rows ? gains[r] : -1;
+    int rank = 0;
+#pragma unroll 4
+    for (int u = threadIdx.x % 2 * 4; u < even; u += 8) {
+      const float4 others = load_4(gains + u);
+      rank += (others.x > own || (others.x == own && u < r)) + (others.y > own || (others.y == own && u + 1 < r)) +
+              (others.z > own || (others.z == own && u + 2 < r)) + (others.w > own || (others.w == own && u + 3 < r));
+    }
+    rank += __shfl_xor_sync(all_lanes, rank, 1);
+    if (own >= 0 && rank < count && threadIdx.x % 2 == 0) picked[first + rank] = r;
+  }
+}
+
+/// Step 4's mean of members, or the rows as they are, rounded to what keys are multiplied in. Queries that are none are NaN.
+/// Grid: queries, lists.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) average_members(const quoka_call call) {
+  constexpr int chunk = 512;
+  __shared__ int members[chunk];
+  __shared__ float member_needs[chunk];
+  __shared__ int count;
   const quoka_block block(call, blockIdx.y);
   const int query = blockIdx.x, D = call.kv.k.dim, lane = threadIdx.x % 32;
   if (block.reads_all || query >= block.queries(call)) return;
   const bool as_they_are = block.takes_every_row(call);
   const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
   const int pick = as_they_are ? query : call.picked[static_cast<std::int64_t>(block.list) * call.n + query];
-  float* const to = call.queries + (static_cast<std::int64_t>(block.list) * call.n + query) * D;
-  const auto x = [&](int row, int d) {
-    return call.scale * load(call.q, call.q_type, block.query_offset(call, row) + d);
-  };
-  for (int begin = 0; begin < D; begin += Threads) {
+  float* const to = query_row(call.queries, D, static_cast<std::int64_t>(block.list) * call.n + query);
+  for (int begin = 0; begin < padded(D); begin += Threads) {
     const int d = begin + threadIdx.x;
-    float sum = 0, weight = 0;
-    for (int first = 0; !as_they_are && pick >= 0 && first < block.rows; first += 32) {
-      const int row = first + lane;
-      unsigned members = __ballot_sync(all_lanes, row < block.rows && call.nearest[at + row] == query);
-      for (; members != 0; members &= members - 1) {
-        const int member = first + __ffs(static_cast<int>(members)) - 1;
-        const float need = call.needs[at + member];
-        weight += need;
-        if (d < D) sum += need * x(member, d);
+    float sum = 0, weight = 0, picked_value = __int_as_float(0x7fc00000);
+    with_type(call.q, call.q_type, [&](auto* q) {
+      if (pick >= 0 && d < D) picked_value = call.scale * load(q, block.query_offset(call, pick) + d);
+      for (int first = 0; !as_they_are && first < block.rows; first += chunk) {
+        __syncthreads();
+        if (threadIdx.x < 32) {  // one warp finds the members, in order
+          int found = 0;
+          int owners[chunk / 32];
+#pragma unroll
+          for (int i = 0; i < chunk / 32; ++i) owners[i] = call.nearest[at + min(first + 32 * i + lane, block.rows - 1)];
+#pragma unroll
+          for (int i = 0; i < chunk / 32; ++i) {
+            const int row = first + 32 * i + lane;
+            const bool mine = row < block.rows && owners[i] == query;
+            const unsigned all = __ballot_sync(all_lanes, mine);
+            if (mine) {
+              const int place = found + __popc(all & ((1u << lane) - 1));
+              members[place] = row;
+              member_needs[place] = call.needs[at + row];
+            }
+            found += __popc(all);
+          }
+          if (lane == 0) count = found;
+        }
+        __syncthreads();
+        const int safe_d = min(d, D - 1);
+#pragma unroll 8
+        for (int i = 0; i < count; ++i) {
+          weight += member_needs[i];
+          sum += member_needs[i] * call.scale * load(q, block.query_offset(call, members[i]) + safe_d);
+        }
       }
-    }
-    if (d >= D) continue;
-    float value = __int_as_float(0x7fc00000);
-    if (pick >= 0) value = weight <= 1e-6f ? x(pick, d) : sum / weight;
+    });
+    if (d >= padded(D)) continue;
+    const float value = d >= D ? 0 : pick < 0 || weight <= 1e-6f ? picked_value : sum / weight;
     to[d] = call.query_type == element::bf16  ? __bfloat162float(__float2bfloat16_rn(value))
             : call.query_type == element::f16 ? __half2float(__float2half_rn(value))
                                               : value;

@@ -59,12 +59,16 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.keep = policy.keep;
   call.pieces = static_cast<int>(moments_tile::pieces(longest));
   call.score_stride = pieces(longest, 64) * 64;
+  // Long enough that loading queries is little, short enough for four blocks on each of 132 processors.
+  const std::int64_t tiles = call.score_stride / 64 * call.blocks * call.heads / (4 * 132);
+  call.tiles_of_piece = static_cast<int>(greater(2, smaller(tiles, 32)));
   const std::int64_t lists = std::int64_t{call.blocks} * call.heads, own = lists * call.rows;
   call.needs = arena.take<float>(own);
   call.features = arena.take<float>(call.needed ? own * D : 0);
+  call.distances = arena.take<float>(own);
   call.nearest = arena.take<int>(own);
   call.picked = arena.take<int>(lists * call.n);
-  call.queries = arena.take<float>(lists * call.n * D);
+  call.queries = arena.take<float>(lists * call.n * padded(D));
   call.factors = arena.take<float>(lists * call.n);
   call.offsets = arena.take<float>(lists * call.n);
   call.moments = arena.take<partial_moments>(lists * call.n * call.pieces);
@@ -135,15 +139,26 @@ struct score_kernel<quoka> {
     if (call.needed) {
       launch(&find_needs<needs_tile::threads>, pieces(call.rows, needs_tile::rows), lists, needs_tile::threads,
              needs_tile::bytes(D), call);
-      launch(&find_features<256>, call.group, lists, 256, sizeof(float) * static_cast<std::size_t>(D), call);
-      launch(&pick_rows<1024>, 1, lists, 1024, picking::bytes(call.rows, D), call);
+      launch(&find_features<features_tile::threads>, call.group, lists, features_tile::threads, features_tile::bytes(D),
+             call);
+      const std::size_t gains = sizeof(float) * static_cast<std::size_t>(padded(call.rows));
+      const auto measure = [&](int first, int count) {
+        launch(&measure_rows<picking::threads>, pieces(call.rows, picking::rows), lists, picking::threads,
+               picking::bytes(greater(1, call.n / 4), D), call, first, count);
+      };
+      measure(0, 0);
+      for (int first = 0, count = 0; first < call.n; first += count) {
+        count = static_cast<int>(smaller(greater(1, call.n / 4), call.n - first));
+        launch(&pick_rows<picking::rank_threads>, 1, lists, picking::rank_threads, gains, call, first, count);
+        measure(first, count);
+      }
     }
     launch(&average_members<128>, call.n, lists, 128, 0, call);
     launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D), call);
     launch(&standardise<64>, 1, lists, 64, 0, call);
     const bool taken = scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
       using tile = tensor_scores<dim.value>;
-      launch(&score_by_tensor_cores<decltype(type), dim.value>, pieces(call.score_stride, tile::keys * tile::tiles), lists,
+      launch(&score_by_tensor_cores<decltype(type), dim.value>, pieces(call.score_stride, tile::keys * call.tiles_of_piece), lists,
              tile::threads, tile::bytes(call.n), call);
     });
     if (!taken) {

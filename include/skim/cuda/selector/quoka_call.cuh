@@ -8,6 +8,11 @@
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
+/// Rows of queries in scratch: [lists * n, padded(D)].
+SKIM_DEVICE float* query_row(float* queries, int D, std::int64_t row) {
+  return queries + row * padded(D);
+}
+
 /// Sums over a piece of a query's products with sampled keys.
 struct partial_moments {
   float count, mean, spread, squares;  // spread: sum of squared distances from the mean
@@ -21,11 +26,11 @@ struct quoka_call {
   element q_type;
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
   unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
-  int n, samples, smooth, rows, pieces;                   // rows: most of a block's G * Tq; pieces of moments
+  int n, samples, smooth, rows, pieces, tiles_of_piece;                   // rows: most of a block's G * Tq; pieces of moments
   bool needed;
   element query_type;  // that queries are rounded to; none: they stay f32
   retention keep;
-  float *needs, *features, *queries, *factors, *offsets, *raw, *scores;
+  float *needs, *features, *distances, *queries, *factors, *offsets, *raw, *scores;
   int *nearest, *picked;
   partial_moments* moments;
   std::int64_t score_stride;
@@ -55,6 +60,7 @@ struct quoka_block {
   }
   /// Queries that there may be; those that do not score have factor 0.
   SKIM_DEVICE int queries(const quoka_call& call) const { return min(call.n, rows); }
+  SKIM_DEVICE bool picks(const quoka_call& call) const { return !reads_all && !takes_every_row(call); }
   SKIM_DEVICE bool takes_every_row(const quoka_call& call) const { return !call.needed || rows <= call.n; }
 
   /// The i-th place that moments are of, and how many there are.

@@ -10,7 +10,7 @@ struct moments_tile {
   static constexpr int keys = 32, rounds = 2, samples = keys * rounds, threads = 256, queries_of_warp = 8;
 
   static constexpr std::size_t bytes(std::int64_t D) {
-    return sizeof(float) * static_cast<std::size_t>(samples * (D + 1));
+    return sizeof(float) * static_cast<std::size_t>(samples * shared_pitch(D));
   }
   /// At most, behind `past` tokens or fewer: every 32nd, or all where that would be fewer than 32.
   static constexpr std::int64_t pieces(std::int64_t past) {
@@ -22,31 +22,34 @@ struct moments_tile {
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
   using tile = moments_tile;
-  extern __shared__ float keys[];
+  extern __shared__ __align__(16) float keys[];
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::samples, all = block.moment_count();
   if (block.reads_all || begin >= all) return;
-  const int D = call.kv.k.dim, pitch = D + 1, thread = threadIdx.x, lane = thread % 32, n = block.queries(call);
-  for (int i = thread; i < tile::samples * D; i += Threads) {
-    const int sample = begin + i / D;
-    if (sample >= all) break;
-    const int slot = block.moment_slot(sample);
-    keys[i / D * pitch + i % D] =
-        load(call.kv.k.data, call.kv.k.type, call.kv.offset(call.kv.k, block.head, slot) + i % D) *
-        call.kv.scale(call.kv.k, block.head, slot);
-  }
+  const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), lane = threadIdx.x % 32;
+  const int n = block.queries(call);
+  load_slots<Threads>(call.kv, call.kv.k, block.head, tile::samples, keys, nullptr,
+                      [&](int i) { return begin + i < all ? block.moment_slot(begin + i) : -1; });
   __syncthreads();
-  const float* const queries = call.queries + static_cast<std::int64_t>(block.list) * call.n * D;
+  const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
   partial_moments* const to =
       call.moments + (static_cast<std::int64_t>(block.list) * call.pieces + blockIdx.x) * call.n;
-  for (int first = thread / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
+  for (int first = threadIdx.x / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
     float products[tile::queries_of_warp][tile::rounds] = {};
-    for (int d = 0; d < D; ++d) {
+    const float* const queries = query_row(call.queries, D, first_query + first);
+    int rows[tile::queries_of_warp];
+#pragma unroll
+    for (int i = 0; i < tile::queries_of_warp; ++i) rows[i] = min(i, n - 1 - first) * static_cast<int>(padded(D));
+#pragma unroll 1
+    for (int d = 0; d < D; d += 4) {
+      float4 k[tile::rounds];
+#pragma unroll
+      for (int j = 0; j < tile::rounds; ++j) k[j] = load_4(keys + (j * tile::keys + lane) * pitch + d);
 #pragma unroll
       for (int i = 0; i < tile::queries_of_warp; ++i) {
-        const float c = queries[min(first + i, n - 1) * D + d];
+        const float4 c = load_4(queries + rows[i] + d);
 #pragma unroll
-        for (int j = 0; j < tile::rounds; ++j) products[i][j] += c * keys[(j * tile::keys + lane) * pitch + d];
+        for (int j = 0; j < tile::rounds; ++j) products[i][j] = dot_4(c, k[j], products[i][j]);
       }
     }
 #pragma unroll

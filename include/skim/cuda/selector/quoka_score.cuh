@@ -18,36 +18,35 @@ struct plain_scores {
   static constexpr int keys = 32, threads = 256, queries_of_warp = 8;
 
   static constexpr std::size_t bytes(std::int64_t D) {
-    return sizeof(float) * static_cast<std::size_t>(keys * (D + 1) + threads);
+    return sizeof(float) * static_cast<std::size_t>(keys * shared_pitch(D) + threads);
   }
 };
 
 template <int Threads>
 __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) {
   using tile = plain_scores;
-  extern __shared__ float keys[];
+  extern __shared__ __align__(16) float keys[];
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::keys;
   if (block.reads_all || begin >= block.past || begin + tile::keys <= block.first) return;
-  const int D = call.kv.k.dim, pitch = D + 1, thread = threadIdx.x, lane = thread % 32, n = block.queries(call);
+  const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), thread = threadIdx.x, lane = thread % 32;
+  const int n = block.queries(call);
   float* const largest = keys + tile::keys * pitch;
-  for (int i = thread; i < tile::keys * D; i += Threads) {
-    const int slot = min(begin + i / D, block.past - 1);
-    keys[i / D * pitch + i % D] =
-        load(call.kv.k.data, call.kv.k.type, call.kv.offset(call.kv.k, block.head, slot) + i % D) *
-        call.kv.scale(call.kv.k, block.head, slot);
-  }
+  load_slots<Threads>(call.kv, call.kv.k, block.head, tile::keys, keys, nullptr,
+                      [&](int i) { return min(begin + i, block.past - 1); });
   __syncthreads();
-  const float* const queries = call.queries + static_cast<std::int64_t>(block.list) * call.n * D;
+  const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
   const float* const factors = call.factors + static_cast<std::int64_t>(block.list) * call.n;
   const float* const offsets = call.offsets + static_cast<std::int64_t>(block.list) * call.n;
   float most = minus_infinity();
   for (int first = thread / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
     float products[tile::queries_of_warp] = {};
-    for (int d = 0; d < D; ++d) {
-      const float k = keys[lane * pitch + d];
+    for (int d = 0; d < D; d += 4) {
+      const float4 k = load_4(keys + lane * pitch + d);
 #pragma unroll
-      for (int i = 0; i < tile::queries_of_warp; ++i) products[i] += queries[min(first + i, n - 1) * D + d] * k;
+      for (int i = 0; i < tile::queries_of_warp; ++i) {
+        products[i] = dot_4(load_4(query_row(call.queries, D, first_query + min(first + i, n - 1)) + d), k, products[i]);
+      }
     }
 #pragma unroll
     for (int i = 0; i < tile::queries_of_warp; ++i) {
@@ -65,7 +64,7 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
 /// By tensor cores: at most `queries` queries at a time, in the cache's type.
 template <int D>
 struct tensor_scores {
-  static constexpr int queries = 64, keys = 64, tiles = 4, threads = 128;
+  static constexpr int queries = 64, keys = 64, threads = 128;
   static constexpr std::int64_t most_queries = 256;
   static constexpr int pitch = 2 * D + 16;
 
@@ -82,13 +81,13 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
   constexpr int N = tile::keys, pitch = tile::pitch, chunks = D / 8;
   extern __shared__ __align__(16) char shared[];
   const quoka_block block(call, blockIdx.y);
-  const int begin = blockIdx.x * tile::tiles * N, end = min(block.past, begin + tile::tiles * N);
+  const int piece = call.tiles_of_piece * N, begin = blockIdx.x * piece, end = min(block.past, begin + piece);
   if (block.reads_all || begin >= block.past || end <= block.first) return;
-  const int n = block.queries(call), padded = static_cast<int>(tile::round_up(n));
+  const int n = block.queries(call), all_queries = static_cast<int>(tile::round_up(n));
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  char* const keys = shared + padded * pitch;
-  float *const factors = reinterpret_cast<float*>(keys + 2 * N * pitch), *const offsets = factors + padded;
-  float* const largest = offsets + padded;  // [4 warps, N]
+  char* const keys = shared + all_queries * pitch;
+  float *const factors = reinterpret_cast<float*>(keys + 2 * N * pitch), *const offsets = factors + all_queries;
+  float* const largest = offsets + all_queries;  // [4 warps, N]
   const std::uint32_t q_at = shared_address(shared), k_at = shared_address(keys);
 
   const auto copy_keys = [&](int tile_at, int first) {
@@ -100,16 +99,16 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
     end_copies();
   };
   copy_keys(0, begin);
-  const float* const queries = call.queries + static_cast<std::int64_t>(block.list) * call.n * D;
-  for (int i = thread; i < padded * chunks; i += tile::threads) {
-    const float* const from = queries + min(i / chunks, n - 1) * D + i % chunks * 8;
+  const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
+  for (int i = thread; i < all_queries * chunks; i += tile::threads) {
+    const float* const from = query_row(call.queries, D, first_query + min(i / chunks, n - 1)) + i % chunks * 8;
     std::uint32_t packed[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) packed[j] = tensor::pack(from[2 * j], from[2 * j + 1]);
     *reinterpret_cast<uint4*>(shared + i / chunks * pitch + i % chunks * 16) =
         make_uint4(packed[0], packed[1], packed[2], packed[3]);
   }
-  for (int i = thread; i < padded; i += tile::threads) {
+  for (int i = thread; i < all_queries; i += tile::threads) {
     factors[i] = i < n ? call.factors[static_cast<std::int64_t>(block.list) * call.n + i] : 0;
     offsets[i] = i < n ? call.offsets[static_cast<std::int64_t>(block.list) * call.n + i] : 0;
   }
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
     float most[N / 8][2];
 #pragma unroll
     for (int k = 0; k < N / 8; ++k) most[k][0] = most[k][1] = minus_infinity();
-    for (int first = warp * 16; first < padded; first += tile::queries) {
+    for (int first = warp * 16; first < all_queries; first += tile::queries) {
       float products[N / 8][4] = {};
 #pragma unroll
       for (int d = 0; d < D / 16; ++d) {

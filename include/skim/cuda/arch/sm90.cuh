@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file Attention on Hopper: a warpgroup gathers rows of K and V, two multiply them by `wgmma`. Head dimensions 64 and 128.
+#pragma once
+
+#include <skim/cuda/arch/wgmma.cuh>
+#include <skim/cuda/kernel/attend_call.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+/// A tile: two warpgroups of 64 packed rows, 64 keys at a time, several of these in flight. Rows in shared memory are cut
+/// into panels of 64 columns, 128 bytes, as `wgmma` reads them.
+template <int D>
+struct warpgroup_tile {
+  static constexpr int rows = 128, keys = 64, threads = 384, stages = D <= 64 ? 6 : 4, panels = D / 64;
+  static constexpr int q_bytes = rows * D * 2, k_bytes = keys * D * 2, stage_bytes = 2 * k_bytes;
+  static constexpr int barriers_at = q_bytes + stages * stage_bytes;
+  static constexpr int bytes = 1024 + barriers_at + 8 * (3 * stages + 1);  // the front is aligned to 1024
+};
+
+/// As `attend_by_tensor_cores`, whose rounding it shares. Without Hopper's instructions it has no body and takes no block of
+/// so many threads, which tells the host.
+template <class T, int D>
+__global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 32, 1)
+    attend_by_warpgroups(const attend_call call) {
+#if SKIM_CUDA_SM90
+  using tile = warpgroup_tile<D>;
+  using warpgroup = warpgroup_type<T>;
+  using tensor = tensor_type<T>;
+  constexpr int N = tile::keys, stages = tile::stages, chunks = D / 8, at_once = 128 / chunks, own_rows = N / at_once;
+  extern __shared__ __align__(128) char raw[];
+  const std::uint32_t base = (shared_address(raw) + 1023) / 1024 * 1024;
+  char* const shared = raw + (base - shared_address(raw));
+  const std::uint32_t tiles_at = base + tile::q_bytes, barriers = base + tile::barriers_at;
+  const auto k_full = [&](int stage) { return barriers + 8 * stage; };
+  const auto v_full = [&](int stage) { return barriers + 8 * (stages + stage); };
+  const auto empty = [&](int stage) { return barriers + 8 * (2 * stages + stage); };
+  const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
+  const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
+  const int split = blockIdx.x % call.splits;
+  const tile_range keys = split_at(call, at, split);
+  if (split >= keys.splits) return;
+
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < stages; ++stage) {
+      make_barrier(k_full(stage), 128);
+      make_barrier(v_full(stage), 128);
+      make_barrier(empty(stage), 2);
+    }
+    publish_barriers();
+  }
+  // q in the cache's type. Rows beyond the block's repeat its last and are not written.
+  for (int i = threadIdx.x; i < tile::rows * chunks; i += tile::threads) {
+    const int own = i / chunks, column = i % chunks, row = min(at.first + own, at.rows - 1);
+    const std::int64_t from = (at.first_token + row / call.group) * call.q_row +
+                              (at.head * call.group + row % call.group) * call.q_head + column * 8;
+    std::uint32_t packed[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      packed[j] = tensor::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
+                               call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
+    }
+    *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
+        make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+  show_copies();
+  __syncthreads();
+
+  if (group == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
+    const int column = thread % chunks, first = thread / chunks;
+    const std::uint32_t to = column / 8 * (N * 128) + first * 128 + ((column % 8 ^ first % 8) << 4);
+    // A tile ahead, so that lists and block tables are read while copies are under way.
+    int slots[own_rows];
+    const auto look_up = [&](int j) {
+#pragma unroll
+      for (int i = 0; i < own_rows; ++i) {
+        const int key = j * N + first + at_once * i;
+        slots[i] = key < at.end && j < keys.end ? at.slot(key) : -1;
+      }
+    };
+    // One multiplication a row: the producer's instructions are what a tile waits for.
+    const std::int64_t k_bytes = call.kv.k.row * 2, v_bytes = call.kv.v.row * 2, most = 0xffffffff;
+    const bool plain = !call.kv.table && call.kv.ring_size == 0 && k_bytes >= 0 && k_bytes <= most && v_bytes >= 0 &&
+                       v_bytes <= most;
+    const std::uint32_t k_step = static_cast<std::uint32_t>(k_bytes), v_step = static_cast<std::uint32_t>(v_bytes);
+    const char* const k_base = call.kv.k.data + at.head * call.kv.k.head * 2 + column * 16;
+    const char* const v_base = call.kv.v.data + at.head * call.kv.v.head * 2 + column * 16;
+    look_up(keys.begin);
+    for (int j = keys.begin; j < keys.end; ++j) {
+      const int turn = j - keys.begin, stage = turn % stages;
+      const char *k_rows[own_rows], *v_rows[own_rows];
+      bool given[own_rows];
+#pragma unroll
+      for (int i = 0; i < own_rows; ++i) given[i] = slots[i] >= 0;
+      if (plain) {
+#pragma unroll
+        for (int i = 0; i < own_rows; ++i) {
+          const std::uint64_t row = static_cast<std::uint32_t>(max(slots[i], 0));
+          k_rows[i] = k_base + row * k_step;
+          v_rows[i] = v_base + row * v_step;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < own_rows; ++i) {
+          k_rows[i] = call.kv.row(call.kv.k, at.head, max(slots[i], 0)) + column * 16;
+          v_rows[i] = call.kv.row(call.kv.v, at.head, max(slots[i], 0)) + column * 16;
+        }
+      }
+      look_up(j + 1);
+      if (turn >= stages) await(empty(stage), (turn / stages - 1) & 1);
+      const std::uint32_t stage_at = tiles_at + stage * tile::stage_bytes + to;
+#pragma unroll
+      for (int i = 0; i < own_rows; ++i) copy_16(stage_at + i * at_once * 128, k_rows[i], given[i]);
+      arrive_with_copies(k_full(stage));
+#pragma unroll
+      for (int i = 0; i < own_rows; ++i) copy_16(stage_at + tile::k_bytes + i * at_once * 128, v_rows[i], given[i]);
+      arrive_with_copies(v_full(stage));
+    }
+    return;
+  }
+
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+  const int lane = thread % 32, own_row = (group - 1) * 64 + thread / 32 * 16 + lane / 4;
+  float values[D / 2], logits[N / 2], before[2];
+  std::uint32_t weights[N / 16][4];
+#pragma unroll
+  for (float& value : values) value = 0;
+  row_sums sums[2] = {{minus_infinity(), 0}, {minus_infinity(), 0}};
+  const bool always_masked = call.kv.positions || call.left < at.past + at.Tq;
+
+  const auto multiply_keys = [&](int j) {
+    const int turn = j - keys.begin, stage = turn % stages;
+    const std::uint32_t k_at = tiles_at + stage * tile::stage_bytes;
+    await(k_full(stage), turn / stages & 1);
+    show_copies();
+    begin_products();
+#pragma unroll
+    for (int d = 0; d < D / 16; ++d) {
+      const std::uint32_t q_part = base + d / 4 * (tile::rows * 128) + (group - 1) * 64 * 128 + d % 4 * 32;
+      warpgroup::multiply(logits, swizzled(q_part, 16, 1024), swizzled(k_at + d / 4 * (N * 128) + d % 4 * 32, 16, 1024), d);
+    }
+    end_products();
+  };
+  const auto multiply_values = [&](int j) {
+    const int turn = j - keys.begin, stage = turn % stages;
+    const std::uint32_t values_at = tiles_at + stage * tile::stage_bytes + tile::k_bytes;
+    await(v_full(stage), turn / stages & 1);
+    show_copies();
+    begin_products();
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) {
+      warpgroup::multiply(values, weights[n], swizzled(values_at + n * 2048, N * 128, 1024));
+    }
+    end_products();
+  };
+  // Logits of tile j become weights; `before` is what the sums so far are to be multiplied with.
+  const auto weigh = [&](int j) {
+    const bool masked = always_masked || (j + 1) * N > at.listed;
+    const float to_log2 = (call.soft_cap > 0 ? call.soft_cap : call.scale) * log2_e;  // above 0
+    if (call.soft_cap > 0) {
+#pragma unroll
+      for (float& logit : logits) logit = tanhf(logit * call.scale / call.soft_cap);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (masked) {
+        const int row = min(at.first + own_row + half * 8, at.rows - 1);
+        const std::int64_t place = call.kv.position(at.head, at.past + row / call.group);
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int key = j * N + n * 8 + lane % 4 * 2 + e, slot = key < at.end ? at.slot(key) : -1;
+            const std::int64_t position = slot < 0 ? 0 : call.kv.position(at.head, slot);
+            float& logit = logits[4 * n + 2 * half + e];
+            if (slot < 0 || position < place - call.left || position > place + call.right) logit = minus_infinity();
+          }
+        }
+      }
+      float largest = minus_infinity();
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+        largest = fmaxf(largest, fmaxf(logits[4 * n + 2 * half], logits[4 * n + 2 * half + 1]));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
+      largest = fmaxf(sums[half].largest, largest * to_log2);
+      const float shift = largest == minus_infinity() ? 0 : largest;
+      before[half] = power_of_2(sums[half].largest - shift);
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& logit = logits[4 * n + 2 * half + e];
+          logit = power_of_2(fmaf(logit, to_log2, -shift));
+          sum += logit;
+        }
+      }
+      sums[half] = {largest, sums[half].sum * before[half] + sum};
+    }
+  };
+  const auto round_weights = [&] {
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[n][i] = tensor::pack(logits[8 * n + 2 * i], logits[8 * n + 2 * i + 1]);
+    }
+  };
+
+  if (keys.begin < keys.end) {
+    multiply_keys(keys.begin);
+    await_products<0>();
+    weigh(keys.begin);
+    round_weights();
+    for (int j = keys.begin; j + 1 < keys.end; ++j) {
+      multiply_keys(j + 1);
+      multiply_values(j);
+      await_products<1>();
+      weigh(j + 1);
+      await_products<0>();
+      if (thread == 0) arrive(empty((j - keys.begin) % stages));
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) values[i] *= before[i / 2 % 2];
+      round_weights();
+    }
+    multiply_values(keys.end - 1);
+    await_products<0>();
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    row_sums own = sums[half];
+    own.sum += __shfl_xor_sync(all_lanes, own.sum, 1);
+    own.sum += __shfl_xor_sync(all_lanes, own.sum, 2);
+    const int row = at.first + own_row + half * 8;
+    if (row >= at.rows) continue;
+    float(&own_values)[D / 2] = values;
+    write_row<D>(call, at, row, split, keys.splits, own, lane % 4,
+                 [&](int n, int e) { return own_values[4 * n + 2 * half + e]; });
+  }
+#endif
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail
