@@ -246,4 +246,38 @@ TEST(gpu_quoka_batch, sequences_do_not_know_of_each_other) {
   EXPECT_EQ(inputs.out().bytes(), others.out().bytes());
 }
 
+/// A captured call replays: the same bits each time, as of a call that was not captured.
+TEST(gpu_quoka_graph, replays_with_the_bits_of_a_call) {
+  NEEDS_A_GPU();
+  attention_case c;
+  c.kv_type = c.q_type = c.out_type = skim::element::bf16;
+  c.D = c.Dv = 128;
+  c.Tq = 128;
+  c.Tk = 3000;
+  c.G = 4;
+  c.Hk = 2;
+  attention_inputs direct(c), captured(c);
+  const skim::cuda::attention<skim::quoka> op;
+  guarded_device_memory workspace(op.workspace_bytes(direct.args()));
+  ASSERT_TRUE(op.run(direct.args(), workspace.get(), nullptr).ok());
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  const skim::cuda::launch_report report = op.run(captured.args(), workspace.get(), stream);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_TRUE(report.ok()) << cudaGetErrorString(report.error);
+  ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
+  for (int i = 0; i < 3; ++i) {
+    std::memset(captured.out().view().data, 0, 64);
+    ASSERT_EQ(cudaGraphLaunch(replay, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    EXPECT_EQ(direct.out().bytes(), captured.out().bytes());
+  }
+  cudaGraphExecDestroy(replay);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 }  // namespace

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
     const int* const own = slots + key_tile % 3 * N;
     for (int i = thread; i < N * chunks; i += tile::threads) {
       const int slot = own[i / chunks];
-      const char* const from = call.kv.row(of, at.head, max(slot, 0)) + i % chunks * 16;
-      copy_16(to + (key_tile % 2 * N + i / chunks) * pitch + i % chunks * 16, from, slot >= 0);
+      copy_16(to + (key_tile % 2 * N + i / chunks) * pitch + i % chunks * 16, call.kv.row(of, at.head, max(slot, 0)) + i % chunks * 16,
+              slot >= 0);
     }
     end_copies();
   };

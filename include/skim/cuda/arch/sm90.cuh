@@ -78,13 +78,8 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
         slots[i] = key < at.end && j < keys.end ? at.slot(key) : -1;
       }
     };
-    // One multiplication a row: the producer's instructions are what a tile waits for.
-    const std::int64_t k_bytes = call.kv.k.row * 2, v_bytes = call.kv.v.row * 2, most = 0xffffffff;
-    const bool plain = !call.kv.table && call.kv.ring_size == 0 && k_bytes >= 0 && k_bytes <= most && v_bytes >= 0 &&
-                       v_bytes <= most;
-    const std::uint32_t k_step = static_cast<std::uint32_t>(k_bytes), v_step = static_cast<std::uint32_t>(v_bytes);
-    const char* const k_base = call.kv.k.data + at.head * call.kv.k.head * 2 + column * 16;
-    const char* const v_base = call.kv.v.data + at.head * call.kv.v.head * 2 + column * 16;
+    const row_addresses keys_at(call.kv, call.kv.k, at.head, column * 16);
+    const row_addresses values_at(call.kv, call.kv.v, at.head, column * 16);
     look_up(keys.begin);
     for (int j = keys.begin; j < keys.end; ++j) {
       const int turn = j - keys.begin, stage = turn % stages;
@@ -92,18 +87,17 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
       bool given[own_rows];
 #pragma unroll
       for (int i = 0; i < own_rows; ++i) given[i] = slots[i] >= 0;
-      if (plain) {
+      if (keys_at.plain() && values_at.plain()) {
 #pragma unroll
         for (int i = 0; i < own_rows; ++i) {
-          const std::uint64_t row = static_cast<std::uint32_t>(max(slots[i], 0));
-          k_rows[i] = k_base + row * k_step;
-          v_rows[i] = v_base + row * v_step;
+          k_rows[i] = keys_at.plain_row(max(slots[i], 0));
+          v_rows[i] = values_at.plain_row(max(slots[i], 0));
         }
       } else {
 #pragma unroll
         for (int i = 0; i < own_rows; ++i) {
-          k_rows[i] = call.kv.row(call.kv.k, at.head, max(slots[i], 0)) + column * 16;
-          v_rows[i] = call.kv.row(call.kv.v, at.head, max(slots[i], 0)) + column * 16;
+          k_rows[i] = keys_at.row(max(slots[i], 0));
+          v_rows[i] = values_at.row(max(slots[i], 0));
         }
       }
       look_up(j + 1);

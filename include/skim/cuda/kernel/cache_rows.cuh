@@ -53,6 +53,33 @@ struct cache_rows {
   }
 };
 
+/// Addresses of a head's rows, from byte `first` of each on. Where slots are rows of storage they cost one multiplication:
+/// loops over tiles of keys wait for this.
+class row_addresses {
+ public:
+  SKIM_DEVICE row_addresses(const cache_rows& kv, const stored_rows& of, int head, int first)
+      : kv_(kv), of_(of), head_(head), first_(first) {
+    const std::int64_t bytes = of.row * of.element_bytes;
+    plain_ = !kv.table && kv.ring_size == 0 && bytes >= 0 && bytes <= 0xffffffff;
+    step_ = static_cast<std::uint32_t>(bytes);
+    base_ = of.data + of.head * head * of.element_bytes + first;
+  }
+  SKIM_DEVICE bool plain() const { return plain_; }
+  /// Where `plain`.
+  SKIM_DEVICE const char* plain_row(int slot) const {
+    return base_ + static_cast<std::uint64_t>(static_cast<std::uint32_t>(slot)) * step_;
+  }
+  SKIM_DEVICE const char* row(int slot) const { return plain_ ? plain_row(slot) : kv_.row(of_, head_, slot) + first_; }
+
+ private:
+  const cache_rows& kv_;
+  const stored_rows& of_;
+  const char* base_;
+  std::uint32_t step_;
+  int head_, first_;
+  bool plain_;
+};
+
 /// Length of rows that are read four numbers at a time, zeros behind them; and what rows in shared memory lie apart.
 SKIM_HD SKIM_INLINE constexpr std::int64_t padded(std::int64_t D) {
   return (D + 3) / 4 * 4;

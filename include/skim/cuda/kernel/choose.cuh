@@ -45,27 +45,29 @@ __global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call,
 
   const float* const scores = call.scores + block.list * call.score_stride;
   const int sinks = block.first + static_cast<int>(keep.sinks), recent = block.past - static_cast<int>(keep.recent);
-  // Of slots first, first + step, ...; 0 from `end` on. Loads without conditions, which would wait for each other.
-  const auto ranks_of = [&](unsigned(&ranks)[8], int first, int step, int end) {
-    float values[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = scores[min(first + i * step, block.past - 1)];
+  // Of slots [slot, slot + 4) and [slot + step, slot + step + 4), both a multiple of 4; 0 outside [begin, end). Loads without
+  // conditions, which would wait for each other.
+  const auto ranks_of = [&](unsigned(&ranks)[8], int slot, int step, int begin, int end) {
+    const int last = static_cast<int>(call.score_stride) - 4;
+    const float4 first = load_4(scores + min(slot, last)), second = load_4(scores + min(slot + step, last));
+    const float values[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int slot = first + i * step;
-      ranks[i] = slot >= end ? 0 : slot < sinks || slot >= recent ? 0xffffffffu : rank_bits(values[i]);
+      const int own = slot + (i < 4 ? i : step + i - 4);
+      ranks[i] = own < begin || own >= end ? 0 : own < sinks || own >= recent ? 0xffffffffu : rank_bits(values[i]);
     }
   };
   // The rank that the last one taken has, eight bits at a time, and how many of that rank are taken. Each lane counts for
   // itself, so that equal digits, of which there are many, do not wait for each other.
+  const int aligned = block.first / 4 * 4;
   unsigned rank = 0, known = 0;
   int left = budget;
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = thread; i < choosing::digits * 32; i += Threads) histogram[i] = 0;
     __syncthreads();
-    for (int begin = block.first + warp * 32; begin < block.past; begin += 8 * Threads) {
+    for (int begin = aligned; begin < block.past; begin += 8 * Threads) {
       unsigned own[8];
-      ranks_of(own, begin + lane, Threads, block.past);
+      ranks_of(own, begin + 4 * thread, 4 * Threads, block.first, block.past);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         if (own[i] != 0 && (own[i] & known) == rank) atomicAdd(&histogram[(own[i] >> shift & 255u) * 32 + lane], 1);
@@ -104,34 +106,54 @@ __global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call,
     __syncthreads();
   }
 
-  // Each warp takes a run of slots: counts first, then writes.
-  const int each = (block.count + choosing::warps - 1) / choosing::warps;
-  const int begin = block.first + warp * each, end = min(block.past, begin + each);
+  // Each warp takes a run of slots, 256 at a time: counts first, then writes. Lane l has slots 4 l to 4 l + 3 of either half.
+  const int each = ((block.past - aligned + choosing::warps - 1) / choosing::warps + 3) / 4 * 4;
+  const int begin = aligned + warp * each, end = min(block.past, begin + each), from = max(begin, block.first);
   int above = 0, equal = 0, all;
   for (int first = begin; first < end; first += 256) {
     unsigned own[8];
-    ranks_of(own, first + lane, 32, end);
+    ranks_of(own, first + 4 * lane, 128, from, end);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      above += __popc(__ballot_sync(all_lanes, own[i] > rank));
-      equal += __popc(__ballot_sync(all_lanes, own[i] == rank));
+      above += own[i] > rank;
+      equal += own[i] == rank;
     }
   }
+  above = __reduce_add_sync(all_lanes, above);
+  equal = __reduce_add_sync(all_lanes, equal);
   const int equal_before = sum_before(equal, counts, all);
   const int taken = above + max(0, min(left - equal_before, equal));
   int at = sum_before(taken, counts, all), ties = left - equal_before;
   const unsigned lower = (1u << lane) - 1;
   for (int first = begin; first < end; first += 256) {
     unsigned own[8];
-    ranks_of(own, first + lane, 32, end);
+    ranks_of(own, first + 4 * lane, 128, from, end);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const unsigned equals = __ballot_sync(all_lanes, own[i] == rank);
-      const bool mine = own[i] > rank || (own[i] == rank && __popc(equals & lower) < ties);
-      const unsigned takes = __ballot_sync(all_lanes, mine);
-      if (mine) list[at + __popc(takes & lower)] = first + 32 * i + lane;
-      at += __popc(takes);
-      ties -= __popc(equals);
+    for (int half = 0; half < 8; half += 4) {
+      int equals_before = 0, equals = 0;
+#pragma unroll
+      for (int i = half; i < half + 4; ++i) {
+        const unsigned alike = __ballot_sync(all_lanes, own[i] == rank);
+        equals_before += __popc(alike & lower);
+        equals += __popc(alike);
+      }
+      bool mine[4];
+      int before = 0, takes = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        mine[i] = own[half + i] > rank || (own[half + i] == rank && equals_before < ties);
+        equals_before += own[half + i] == rank ? 1 : 0;
+        const unsigned takers = __ballot_sync(all_lanes, mine[i]);
+        before += __popc(takers & lower);
+        takes += __popc(takers);
+      }
+      int place = at + before;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (mine[i]) list[place++] = first + 32 * half + 4 * lane + i;
+      }
+      at += takes;
+      ties -= equals;
     }
   }
   if (thread == 0) lists.counts[first_list + block.list] = budget;

@@ -183,8 +183,14 @@ struct picking {
   static constexpr int points = 16, rows = 64, threads = 128, rank_threads = 1024;  // points that rows meet at a time
   static constexpr std::int64_t most_rows = 16384;
 
-  static constexpr std::size_t bytes(std::int64_t picks, std::int64_t D) {
-    return sizeof(float) * static_cast<std::size_t>(points * D + pieces(picks, points) * points);
+  static constexpr int columns = 128;  // that are in shared memory together
+  static constexpr int segment = 128;  // rows that are ranked among themselves first
+
+  static constexpr std::size_t measure_bytes(std::int64_t picks) {
+    return sizeof(float) * static_cast<std::size_t>(columns * (points + rows) + pieces(picks, points) * points);
+  }
+  static constexpr std::size_t rank_bytes(std::int64_t rows, std::int64_t picks) {
+    return sizeof(float) * static_cast<std::size_t>(pieces(rows, segment) * (segment + 2 * picks));
   }
 };
 
@@ -193,41 +199,53 @@ struct picking {
 template <int Threads>
 __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, int first, int count) {
   constexpr int points = picking::points, own_points = points / 2;
-  extern __shared__ __align__(16) float met[];  // [D, points]
+  extern __shared__ __align__(16) float met[];  // [columns, points]
+  float* const own = met + picking::columns * points;  // [columns, rows of the tile]
   const quoka_block block(call, blockIdx.y);
-  const int begin = blockIdx.x * picking::rows, half = threadIdx.x % 2, D = call.kv.k.dim;
-  const int row = begin + static_cast<int>(threadIdx.x) / 2;
+  const int begin = blockIdx.x * picking::rows, in_tile = threadIdx.x / 2, half = threadIdx.x % 2, row = begin + in_tile;
+  const int D = call.kv.k.dim;
   if (!block.picks(call) || begin >= block.rows) return;
   const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
   const float* const features = call.features + at * D;
   const int* const picked = call.picked + static_cast<std::int64_t>(block.list) * call.n;
-  const int safe_row = min(row, block.rows - 1);
-  float least = first > 0 ? call.distances[at + safe_row] : __int_as_float(0x7f800000);
-  int nearest = first > 0 ? call.nearest[at + safe_row] : -1;
-  int* const picks = reinterpret_cast<int*>(met + points * D);  // the new ones, -1 behind them
+  float least = first > 0 ? call.distances[at + row] : __int_as_float(0x7f800000);
+  int nearest = first > 0 ? call.nearest[at + row] : -1;
+  int* const picks = reinterpret_cast<int*>(own + picking::columns * picking::rows);  // the new ones, -1 behind them
   for (int i = threadIdx.x; i < (max(count, 1) + points - 1) / points * points; i += Threads) {
     picks[i] = i < count ? picked[first + i] : -1;
   }
   for (int some = 0; some < max(count, 1); some += points) {
-    __syncthreads();
-#pragma unroll 8
-    for (int i = threadIdx.x; i < points * D; i += Threads) {
-      const int pick = picks[some + i % points];
-      const float y = features[static_cast<std::int64_t>(i / points) * call.rows + max(pick, 0)];
-      met[i] = pick < 0 ? 0 : y;
-    }
-    __syncthreads();
     float sums[own_points] = {};
-#pragma unroll 16
-    for (int d = 0; d < D; ++d) {
-      const float y = features[static_cast<std::int64_t>(d) * call.rows + safe_row];
+    for (int column = 0; column < D; column += picking::columns) {
+      const int columns = min(picking::columns, D - column);
+      const float* const from = features + static_cast<std::int64_t>(column) * call.rows;
+      __syncthreads();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < columns * (picking::rows / 4); i += Threads) {
+        const int d = i / (picking::rows / 4), part = i % (picking::rows / 4) * 4;
+        copy_16(shared_address(own + d * picking::rows + part), from + static_cast<std::int64_t>(d) * call.rows + begin + part,
+                true);
+      }
+      end_copies();
+#pragma unroll 4
+      for (int i = threadIdx.x; i < columns * points; i += Threads) {
+        const int pick = picks[some + i % points];
+        const float y = from[static_cast<std::int64_t>(i / points) * call.rows + max(pick, 0)];
+        met[i] = pick < 0 ? 0 : y;
+      }
+      await_copies<0>();
+      __syncthreads();
+#pragma unroll 2
+      for (int d = 0; d < columns; ++d) {
+        const float y = own[d * picking::rows + in_tile];
 #pragma unroll
-      for (int i = 0; i < own_points; i += 4) {
-        const float4 p = load_4(met + d * points + half * own_points + i);
-        sums[i] += (y - p.x) * (y - p.x);
-        sums[i + 1] += (y - p.y) * (y - p.y);
-        sums[i + 2] += (y - p.z) * (y - p.z);
-        sums[i + 3] += (y - p.w) * (y - p.w);
+        for (int i = 0; i < own_points; i += 4) {
+          const float4 p = load_4(met + d * points + half * own_points + i);
+          sums[i] += (y - p.x) * (y - p.x);
+          sums[i + 1] += (y - p.y) * (y - p.y);
+          sums[i + 2] += (y - p.z) * (y - p.z);
+          sums[i + 3] += (y - p.w) * (y - p.w);
+        }
       }
     }
     if (count == 0) least = sums[0];
@@ -256,35 +274,59 @@ __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, i
 /// A block for each list.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) pick_rows(const quoka_call call, int first, int count) {
-  extern __shared__ __align__(16) float gains[];  // [rows]
+  constexpr int segment = picking::segment;
+  extern __shared__ __align__(16) float gains[];  // [segments, segment]
   const quoka_block block(call, blockIdx.y);
   if (!block.picks(call)) return;
+  const int segments = (block.rows + segment - 1) / segment, all = segments * segment;
+  float* const best = gains + all;  // [segments, count], and whose they are
+  int* const best_rows = reinterpret_cast<int*>(best + segments * count);
   const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
   int* const picked = call.picked + static_cast<std::int64_t>(block.list) * call.n;
-  const int even = (block.rows + 3) / 4 * 4;
-  for (int r = threadIdx.x; r < even; r += Threads) {
-    const float need = r < block.rows ? call.needs[at + r] : -1;
-    gains[r] = need < 0 ? -1 : need * call.distances[at + r];
+  for (int r = threadIdx.x; r < all; r += Threads) {
+    const int safe_row = min(r, block.rows - 1);
+    const float need = call.needs[at + safe_row], distance = call.distances[at + safe_row];
+    gains[r] = r >= block.rows || need < 0 ? -1 : need * distance;
   }
+  for (int i = threadIdx.x; i < segments * count; i += Threads) best[i] = -1;
   __syncthreads();
   for (int i = threadIdx.x; i < first; i += Threads) {
     if (picked[i] >= 0) gains[picked[i]] = -1;
   }
   for (int i = threadIdx.x; i < count; i += Threads) picked[first + i] = -1;
   __syncthreads();
-  // Two threads count for a row which others go before it.
-  for (int begin = 0; begin < block.rows; begin += Threads / 2) {
-    const int r = begin + static_cast<int>(threadIdx.x) / 2;
-    const float own = r < block.rows ? gains[r] : -1;
+  // The best of each segment, then the best of these: a row that others go before in its own segment is none.
+  for (int begin = 0; begin < all; begin += Threads / 2) {  // two threads count for a row
+    const int r = begin + static_cast<int>(threadIdx.x) / 2, from = r / segment * segment;
+    const float own = r < all ? gains[r] : -1;
     int rank = 0;
+    if (r < all) {
 #pragma unroll 4
-    for (int u = threadIdx.x % 2 * 4; u < even; u += 8) {
-      const float4 others = load_4(gains + u);
-      rank += (others.x > own || (others.x == own && u < r)) + (others.y > own || (others.y == own && u + 1 < r)) +
-              (others.z > own || (others.z == own && u + 2 < r)) + (others.w > own || (others.w == own && u + 3 < r));
+      for (int u = from + threadIdx.x % 2 * 4; u < from + segment; u += 8) {
+        const float4 others = load_4(gains + u);
+        rank += (others.x > own || (others.x == own && u < r)) + (others.y > own || (others.y == own && u + 1 < r)) +
+                (others.z > own || (others.z == own && u + 2 < r)) + (others.w > own || (others.w == own && u + 3 < r));
+      }
     }
     rank += __shfl_xor_sync(all_lanes, rank, 1);
-    if (own >= 0 && rank < count && threadIdx.x % 2 == 0) picked[first + rank] = r;
+    if (own < 0 || rank >= count || threadIdx.x % 2 != 0) continue;
+    best[r / segment * count + rank] = own;
+    best_rows[r / segment * count + rank] = r;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < segments * count; i += Threads) {
+    const float own = best[i];
+    if (own < 0) continue;
+    int rank = i % count;  // of its segment, in which all before it are better
+    for (int other = 0; other < segments; ++other) {
+      if (other == i / count) continue;
+      for (int j = 0; j < count; ++j) {
+        const float gain = best[other * count + j];
+        if (gain < own || (gain == own && other > i / count)) break;
+        ++rank;
+      }
+    }
+    if (rank < count) picked[first + rank] = best_rows[i];
   }
 }
 

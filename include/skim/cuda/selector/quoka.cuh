@@ -48,7 +48,7 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
     longest = greater(longest, block.Tk());
     if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, {})) call.dense_blocks |= 1u << b;
   }
-  call.rows = static_cast<int>(greater(rows, 1) * G);
+  call.rows = static_cast<int>(pieces(greater(rows, 1) * G, picking::rows) * picking::rows);
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
   call.smooth = static_cast<int>(policy.smooth);
@@ -141,15 +141,15 @@ struct score_kernel<quoka> {
              needs_tile::bytes(D), call);
       launch(&find_features<features_tile::threads>, call.group, lists, features_tile::threads, features_tile::bytes(D),
              call);
-      const std::size_t gains = sizeof(float) * static_cast<std::size_t>(padded(call.rows));
       const auto measure = [&](int first, int count) {
         launch(&measure_rows<picking::threads>, pieces(call.rows, picking::rows), lists, picking::threads,
-               picking::bytes(greater(1, call.n / 4), D), call, first, count);
+               picking::measure_bytes(greater(1, call.n / 4)), call, first, count);
       };
       measure(0, 0);
       for (int first = 0, count = 0; first < call.n; first += count) {
         count = static_cast<int>(smaller(greater(1, call.n / 4), call.n - first));
-        launch(&pick_rows<picking::rank_threads>, 1, lists, picking::rank_threads, gains, call, first, count);
+        launch(&pick_rows<picking::rank_threads>, 1, lists, picking::rank_threads, picking::rank_bytes(call.rows, count),
+               call, first, count);
         measure(first, count);
       }
     }

@@ -88,14 +88,22 @@ __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
   bool some = false;
   for (int query = threadIdx.x; query < call.n; query += Threads) {
     float count = 0, mean = 0, spread = 0, squares = 0;
-    for (int piece = 0; query < n && piece * moments_tile::samples < all; ++piece) {
-      const partial_moments next = call.moments[(list * call.pieces + piece) * call.n + query];
-      if (next.count == 0) continue;
-      const float both = count + next.count, apart = next.mean - mean;
-      spread += next.spread + apart * apart * (count * next.count / both);
-      mean += apart * (next.count / both);
-      squares += next.squares;
-      count = both;
+    const int pieces = query < n ? (all + moments_tile::samples - 1) / moments_tile::samples : 0;
+    for (int first = 0; first < pieces; first += 8) {
+      partial_moments next[8];  // loads first: else they wait for each other
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        next[i] = call.moments[(list * call.pieces + min(first + i, pieces - 1)) * call.n + query];
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (first + i >= pieces || next[i].count == 0) continue;
+        const float both = count + next[i].count, apart = next[i].mean - mean;
+        spread += next[i].spread + apart * apart * (count * next[i].count / both);
+        mean += apart * (next[i].count / both);
+        squares += next[i].squares;
+        count = both;
+      }
     }
     const float deviation = count < 2 ? 0 : sqrtf(spread / (count - 1));
     const bool scores = count >= 2 && deviation > 1e-6f * sqrtf(squares / count);

@@ -90,11 +90,13 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
   float* const largest = offsets + all_queries;  // [4 warps, N]
   const std::uint32_t q_at = shared_address(shared), k_at = shared_address(keys);
 
+  const row_addresses keys_at(call.kv, call.kv.k, block.head, 0);
   const auto copy_keys = [&](int tile_at, int first) {
+#pragma unroll
     for (int i = thread; i < N * chunks; i += tile::threads) {
       const int slot = first + i / chunks;
-      const char* const from = call.kv.row(call.kv.k, block.head, min(slot, block.past - 1)) + i % chunks * 16;
-      copy_16(k_at + (tile_at % 2 * N + i / chunks) * pitch + i % chunks * 16, from, slot < block.past);
+      copy_16(k_at + (tile_at % 2 * N + i / chunks) * pitch + i % chunks * 16,
+              keys_at.row(min(slot, block.past - 1)) + i % chunks * 16, slot < block.past);
     }
     end_copies();
   };

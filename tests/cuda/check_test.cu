@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// What skim::cuda says before there is a GPU: sizes, and refusals by name.
+#include <skim/cuda/attention.cuh>
+#include <skim/cuda/selector/quoka.cuh>
+
+#include "support/attention_case.hpp"
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using namespace skim_test;
+
+attention_case small_case() {
+  attention_case c;
+  c.kv_type = c.q_type = c.out_type = skim::element::bf16;
+  c.D = c.Dv = 64;
+  c.Tq = 40;
+  c.Tk = 300;
+  c.G = 3;
+  c.Hk = 2;
+  return c;
+}
+
+std::string refusal_of(const skim::cuda::launch_report& report) {
+  char text[200];
+  return report.ok() ? "ok" : describe(report, text, sizeof text);
+}
+
+TEST(CudaCheck, NamesWhatItRefuses) {
+  const auto refusal = [&](const attention_case& c, const skim::quoka& policy) {
+    attention_inputs inputs(c);
+    return refusal_of(skim::cuda::attention<skim::quoka>{policy}.check(inputs.args()));
+  };
+  EXPECT_EQ(refusal(small_case(), {}), "ok");
+  attention_case c = small_case();
+  c.bias = bias_kind::shared;
+  EXPECT_EQ(refusal(c, {}), "unsupported: bias (on a GPU) is 1, expected 0");
+  c = small_case();
+  c.slopes = true;
+  EXPECT_EQ(refusal(c, {}), "unsupported: alibi_slopes (on a GPU) is 1, expected 0");
+  c = small_case();
+  c.batch = true;
+  c.sequences = 3;
+  c.layout = skim::kv_layout::paged;
+  c.page_size = 16;
+  EXPECT_EQ(refusal(c, {}), "unsupported: batch.sequences (on a GPU) is 3, expected 0");
+  c = small_case();
+  c.positions = positions_kind::holes;
+  EXPECT_EQ(refusal(c, {}), "unsupported: kv.positions (on a GPU) is 1, expected 0");
+  c = small_case();
+  c.D = c.Dv = 600;
+  EXPECT_EQ(refusal(c, {}), "unsupported: kv.k.dim is 600, expected at most 576");
+  EXPECT_EQ(refusal(small_case(), skim::quoka::paper()),
+            "unsupported: queries.choice (on a GPU) is another, expected needed, or all of own rows");
+  skim::quoka cosine;
+  cosine.similarity = skim::similarity::cosine;
+  EXPECT_EQ(refusal(small_case(), cosine), "unsupported: similarity (on a GPU) is another, expected standardised");
+  skim::quoka none;
+  none.keep.count = 0;
+  EXPECT_EQ(refusal(small_case(), none), "value out of range: keep.count is 0, expected at least 1");
+}
+
+TEST(CudaCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
+  attention_inputs inputs(small_case());
+  const skim::attention_args args = inputs.args();
+  const skim::cuda::attention<skim::quoka> op;
+  const std::size_t needed = op.workspace_bytes(args);
+  ASSERT_GT(needed, 0u);
+  aligned_memory memory(needed);
+  const skim::memory shorter{memory.data(), needed - 1};
+  EXPECT_EQ(refusal_of(op.run(args, shorter, nullptr)),
+            "workspace too small or not 64-byte aligned: workspace.bytes is " + std::to_string(needed - 1) +
+                ", expected 64-byte aligned and at least " + std::to_string(needed));
+  std::int32_t indices[1], counts[4];
+  skim::index_lists lists;
+  lists.indices = indices;
+  lists.counts = counts;
+  lists.rows = 2;
+  lists.capacity = 1;
+  lists.block_rows = op.block_rows();
+  EXPECT_EQ(refusal_of(op.select(args, lists, memory.get(), nullptr)).substr(0, 12), "bad extent: ");
+  lists.block_rows = 7;
+  EXPECT_EQ(refusal_of(op.select(args, lists, memory.get(), nullptr)),
+            "value out of range: lists.block_rows is 7, expected 128");
+}
+
+/// Splits of keys: as many as there is work for, none where rows alone fill the GPU, and one at least.
+TEST(CudaCheck, SplitsFollowFromTheShape) {
+  using skim::cuda::detail::splits_of;
+  EXPECT_EQ(splits_of(4, 8, 128), 4);
+  EXPECT_EQ(splits_of(1, 8, 128), 16);
+  EXPECT_EQ(splits_of(1, 8, 8), 2);
+  EXPECT_EQ(splits_of(1, 8, 3), 1);
+  EXPECT_EQ(splits_of(1, 1, 100000), 64);
+  EXPECT_EQ(splits_of(16, 8, 100000), 1);
+  EXPECT_EQ(splits_of(1000, 8, 100000), 1);
+  EXPECT_EQ(splits_of(1, 1, 0), 1);
+}
+
+/// Moments of blocks with a shorter past than the longest need no more pieces than the longest's scratch has.
+TEST(CudaCheck, PiecesOfMomentsNeverShrinkWithThePast) {
+  using skim::cuda::detail::moments_tile;
+  std::int64_t most = 0;
+  for (std::int64_t past = 0; past < 5000; ++past) {
+    const std::int64_t sampled = past > 16 ? (past - 17) / 32 + 1 : 0, samples = sampled >= 32 ? sampled : past;
+    most = std::max(most, (samples + moments_tile::samples - 1) / moments_tile::samples);
+    ASSERT_GE(moments_tile::pieces(past), most) << past;
+  }
+}
+
+}  // namespace
