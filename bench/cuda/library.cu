@@ -12,8 +12,9 @@ skim::attention_args arguments(const void* q, const void* k, const void* v, void
   skim::attention_args args;
   args.q = skim::tensor_view<const bf16, 3>(static_cast<const bf16*>(q), {Tq, Hq, D});
   args.out = skim::tensor_view<bf16, 3>(static_cast<bf16*>(out), {Tq, Hq, D});
-  args.kv = skim::contiguous_kv(skim::tensor_view<const bf16, 3>(static_cast<const bf16*>(k), {Tk + Tq, Hk, D}),
-                                skim::tensor_view<const bf16, 3>(static_cast<const bf16*>(v), {Tk + Tq, Hk, D}), Tk + Tq);
+  args.kv =
+      skim::contiguous_kv(skim::tensor_view<const bf16, 3>(static_cast<const bf16*>(k), {Tk + Tq, Hk, D}),
+                          skim::tensor_view<const bf16, 3>(static_cast<const bf16*>(v), {Tk + Tq, Hk, D}), Tk + Tq);
   return args;
 }
 
@@ -39,7 +40,7 @@ int error_of(const skim::cuda::launch_report& report) {
 }  // namespace
 
 #define SHAPE std::int64_t Tq, std::int64_t Tk, std::int64_t Hq, std::int64_t Hk, std::int64_t D
-#define TENSORS const void *q, const void *k, const void *v, void* out
+#define TENSORS const void *q, const void *k, const void *v, void *out
 
 extern "C" {
 
@@ -64,9 +65,9 @@ int skim_quoka(TENSORS, SHAPE, std::int64_t n, std::int64_t every, std::int64_t 
 int skim_select(TENSORS, SHAPE, std::int64_t n, std::int64_t every, std::int64_t budget, std::int32_t* lists,
                 void* workspace, std::int64_t bytes, cudaStream_t stream) {
   const skim::memory scratch{workspace, static_cast<std::size_t>(bytes)};
-  return error_of(quoka(n, every, budget)
-                      .select(arguments(q, k, v, out, Tq, Tk, Hq, Hk, D), lists_in(lists, Tq, Hk, every, budget), scratch,
-                              stream));
+  return error_of(
+      quoka(n, every, budget)
+          .select(arguments(q, k, v, out, Tq, Tk, Hq, Hk, D), lists_in(lists, Tq, Hk, every, budget), scratch, stream));
 }
 
 int skim_attend(TENSORS, SHAPE, std::int64_t every, std::int64_t budget, std::int32_t* lists, void* workspace,

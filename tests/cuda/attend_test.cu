@@ -50,8 +50,8 @@ void expect_exact(const attention_case& c, bool tensor_cores) {
   ASSERT_TRUE(check_indices(args, inputs.lists()).ok());
   ASSERT_EQ(by_tensor_cores(args), tensor_cores);
   guarded_device_memory workspace(op.workspace_bytes(args, inputs.lists() ? c.block_rows : 0));
-  const skim::cuda::launch_report report = inputs.lists() ? op.run(args, *inputs.lists(), workspace.get(), nullptr)
-                                                          : op.run(args, workspace.get(), nullptr);
+  const skim::cuda::launch_report report =
+      inputs.lists() ? op.run(args, *inputs.lists(), workspace.get(), nullptr) : op.run(args, workspace.get(), nullptr);
   ASSERT_TRUE(report.ok()) << cudaGetErrorString(report.error);
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 

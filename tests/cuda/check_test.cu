@@ -85,6 +85,15 @@ TEST(CudaCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
             "value out of range: lists.block_rows is 7, expected 128");
 }
 
+/// Behind fewer tokens than where the sparse path was measured to win, blocks read everything unless told otherwise.
+TEST(CudaCheck, ListsHaveRoomForBlocksThatReadEverything) {
+  attention_inputs inputs(small_case());
+  EXPECT_EQ(skim::cuda::attention<skim::quoka>{}.list_capacity(inputs.args()), 340);
+  skim::quoka policy;
+  policy.keep = skim::retention::preset(50).dense_under(0);
+  EXPECT_EQ(skim::cuda::attention<skim::quoka>{policy}.list_capacity(inputs.args()), 50);
+}
+
 /// Splits of keys: as many as there is work for, none where rows alone fill the GPU, and one at least.
 TEST(CudaCheck, SplitsFollowFromTheShape) {
   using skim::cuda::detail::splits_of;

@@ -44,8 +44,9 @@ struct gpu_stages : own_stages {
         nearest.push_back(owners[static_cast<std::size_t>(r)]);
         features.emplace_back();
         for (std::int64_t d = 0; d < D; ++d) {
-          features.back().push_back(need < 0 ? std::numeric_limits<double>::quiet_NaN()
-                                             : static_cast<double>(stored[static_cast<std::size_t>(d * call.rows + r)]));
+          features.back().push_back(need < 0
+                                        ? std::numeric_limits<double>::quiet_NaN()
+                                        : static_cast<double>(stored[static_cast<std::size_t>(d * call.rows + r)]));
         }
       }
       for (const int row : read(call.picked + list * call.n, call.n)) {
@@ -84,7 +85,7 @@ void expect_selection_on_gpu(const skim::quoka& policy, const skim::attention_ar
       const std::int64_t list = b * heads + head, past = block.past(head), R = block.Tq * skim::group_size(args);
       const auto listed = found.row(list);
       const auto candidates = reference::candidates_in_order(args, block, head);
-      if (reference::lists_all(policy.keep, block, {})) {
+      if (reference::lists_all(policy.keep, block, skim::cuda::detail::measured_crossing)) {
         EXPECT_EQ(listed, reference::all_past(block, head));
         continue;
       }
@@ -138,7 +139,7 @@ TEST_P(gpu_quoka, every_stage_follows_from_the_one_before) {
   NEEDS_A_GPU();
   const std::vector<attention_case> cases = attention_sample();
   const std::int64_t counts[] = {4, 12, 17, 64, 80}, every[] = {0, 16, 50};
-  const retention keeps[] = {retention::budget(1), retention::budget(40, 4), retention::preset(50),
+  const retention keeps[] = {retention::budget(1),   retention::budget(40, 4),    retention::preset(50),
                              retention::share(0.25), retention::budget(40, 0, 9), retention::preset_share(0.1)};
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
     const attention_case c = selection_case(cases[i], i);
@@ -171,7 +172,8 @@ TEST_P(gpu_rule_goldens, at_most_three_in_a_thousand_keys_differ) {
   const auto copied = [&](const char* name) {
     const auto view = tensor(name);
     const char* const first = static_cast<const char*>(view.data);
-    return std::vector<char>(first, first + skim::bytes_of(view.type, view.extents[0] * view.extents[1] * view.extents[2]));
+    return std::vector<char>(first,
+                             first + skim::bytes_of(view.type, view.extents[0] * view.extents[1] * view.extents[2]));
   };
   const std::vector<char> q = copied("q"), k = copied("k");
   skim::attention_args args;
@@ -185,7 +187,8 @@ TEST_P(gpu_rule_goldens, at_most_three_in_a_thousand_keys_differ) {
   std::vector<float> out(static_cast<std::size_t>(q_view.extents[0] * q_view.extents[1] * q_view.extents[2]));
   args.out = skim::tensor_view<void, 3>(out.data(), {q_view.extents[0], q_view.extents[1], q_view.extents[2]},
                                         skim::element::f32);
-  const skim::cuda::attention<skim::quoka> op{skim::quoka{queries::needed(GetParam().n)}};
+  const skim::cuda::attention<skim::quoka> op{
+      skim::quoka{queries::needed(GetParam().n), retention::preset(512).dense_under(0)}};
   guarded_device_memory workspace(op.workspace_bytes(args));
   selected_lists found(skim::list_rows(args, op.block_rows()), op.list_capacity(args), op.block_rows());
   ASSERT_TRUE(op.select(args, found.lists, workspace.get(), nullptr).ok());
@@ -224,7 +227,7 @@ TEST(gpu_quoka_batch, sequences_do_not_know_of_each_other) {
   attention_inputs inputs(c), others(c);
   const skim::attention_args args = inputs.args();
   skim::quoka policy;
-  policy.keep = retention::preset(64).for_every(32);
+  policy.keep = retention::preset(64).for_every(32).dense_under(0);
   const skim::cuda::attention<skim::quoka> op{policy};
   guarded_device_memory workspace(op.workspace_bytes(args));
   ASSERT_TRUE(op.run(args, workspace.get(), nullptr).ok());
@@ -257,9 +260,11 @@ TEST(gpu_quoka_graph, replays_with_the_bits_of_a_call) {
   c.G = 4;
   c.Hk = 2;
   attention_inputs direct(c), captured(c);
-  const skim::cuda::attention<skim::quoka> op;
+  const skim::cuda::attention<skim::quoka> op{skim::quoka{queries::needed(64), retention::preset(512).dense_under(0)}};
   guarded_device_memory workspace(op.workspace_bytes(direct.args()));
-  ASSERT_TRUE(op.run(direct.args(), workspace.get(), nullptr).ok());
+  const skim::cuda::launch_report first = op.run(direct.args(), workspace.get(), nullptr);
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(first.taken, skim::path::sparse);
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t replay;

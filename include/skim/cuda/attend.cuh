@@ -39,7 +39,8 @@ struct attend {
   /// Enqueues attention to the listed keys. Valid list contents are its precondition.
   launch_report run(const attention_args& args, const index_lists& lists, memory workspace, cudaStream_t stream) const {
     if (launch_report r = check(args); !r) return r;
-    if (report r = skim::detail::check_range("lists.block_rows", lists.block_rows, 0, skim::detail::largest_index); !r) {
+    if (report r = skim::detail::check_range("lists.block_rows", lists.block_rows, 0, skim::detail::largest_index);
+        !r) {
       return r;
     }
     if (report r = skim::detail::check_room(lists, list_rows(args, lists.block_rows), 0); !r) return r;

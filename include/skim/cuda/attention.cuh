@@ -31,13 +31,12 @@ struct attention {
 
   /// The row length that lists for `select` need.
   std::int64_t list_capacity(const attention_args& args) const {
-    return sequence_count(args) == 0 ? 0 : skim::list_capacity(selector.keep, most_tokens(args), {});
+    return sequence_count(args) == 0 ? 0
+                                     : skim::list_capacity(selector.keep, most_tokens(args), detail::measured_crossing);
   }
 
   /// Scratch of `run` and `select` on the device. 0 for what `check_shape` refuses.
-  std::size_t workspace_bytes(const attention_args& args) const {
-    return check_shape(args) ? bytes_needed(args) : 0;
-  }
+  std::size_t workspace_bytes(const attention_args& args) const { return check_shape(args) ? bytes_needed(args) : 0; }
 
   launch_report run(const attention_args& args, memory workspace, cudaStream_t stream) const {
     if (launch_report r = check(args); !r) return r;
@@ -86,7 +85,7 @@ struct attention {
   bool runs_dense(const attention_args& args) const {
     bool all = true;
     for_each_block(args, block_rows(), [&](const attention_sequence& block, std::int64_t) {
-      all &= skim::runs_dense(selector.keep, block.Tk(), block.Tq, {});
+      all &= skim::runs_dense(selector.keep, block.Tk(), block.Tq, detail::measured_crossing);
     });
     return all;
   }

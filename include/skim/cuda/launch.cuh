@@ -44,7 +44,8 @@ class launcher {
     if (error_ != cudaSuccess || blocks_x == 0 || blocks_y == 0) return;
     const void* const address = reinterpret_cast<const void*>(kernel);
     if (shared_bytes > 48 * 1024) {  // beyond that a kernel must be asked; allowed while a graph is captured
-      error_ = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+      error_ =
+          cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
       if (error_ != cudaSuccess) return;
     }
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};

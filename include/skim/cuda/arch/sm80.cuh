@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
   // q in the cache's type. Rows beyond the block's repeat its last and are not written.
   for (int i = thread; i < tile::rows * chunks; i += tile::threads) {
     const int row = min(at.first + i / chunks, at.rows - 1), token = at.first_token + row / call.group;
-    const std::int64_t from = token * call.q_row + (at.head * call.group + row % call.group) * call.q_head + i % chunks * 8;
+    const std::int64_t from =
+        token * call.q_row + (at.head * call.group + row % call.group) * call.q_head + i % chunks * 8;
     std::uint32_t packed[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -55,8 +56,8 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
     const int* const own = slots + key_tile % 3 * N;
     for (int i = thread; i < N * chunks; i += tile::threads) {
       const int slot = own[i / chunks];
-      copy_16(to + (key_tile % 2 * N + i / chunks) * pitch + i % chunks * 16, call.kv.row(of, at.head, max(slot, 0)) + i % chunks * 16,
-              slot >= 0);
+      copy_16(to + (key_tile % 2 * N + i / chunks) * pitch + i % chunks * 16,
+              call.kv.row(of, at.head, max(slot, 0)) + i % chunks * 16, slot >= 0);
     }
     end_copies();
   };

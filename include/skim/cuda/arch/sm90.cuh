@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
       const std::uint32_t q_part = base + d / 4 * (tile::rows * 128) + (group - 1) * 64 * 128 + d % 4 * 32;
-      warpgroup::multiply(logits, swizzled(q_part, 16, 1024), swizzled(k_at + d / 4 * (N * 128) + d % 4 * 32, 16, 1024), d);
+      warpgroup::multiply(logits, swizzled(q_part, 16, 1024), swizzled(k_at + d / 4 * (N * 128) + d % 4 * 32, 16, 1024),
+                          d);
     }
     end_products();
   };

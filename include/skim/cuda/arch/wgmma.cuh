@@ -58,14 +58,15 @@ SKIM_DEVICE std::uint64_t swizzled(std::uint32_t address, std::uint32_t leading_
 }
 
 // clang-format off: lists of registers
-#define SKIM_SUMS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
-  "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SKIM_SUMS_8(d, i)                                                                                     \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define SKIM_SUMS_32(d, i) SKIM_SUMS_8(d, i), SKIM_SUMS_8(d, i + 8), SKIM_SUMS_8(d, i + 16), SKIM_SUMS_8(d, i + 24)
-#define SKIM_REGISTERS_32 \
+#define SKIM_REGISTERS_32                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
   "%26,%27,%28,%29,%30,%31}"
-#define SKIM_REGISTERS_64 \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
+#define SKIM_REGISTERS_64                                                                            \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"  \
   "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49," \
   "%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
 
@@ -73,29 +74,29 @@ SKIM_DEVICE std::uint64_t swizzled(std::uint32_t address, std::uint32_t leading_
 template <class T>
 struct warpgroup_type;
 
-#define SKIM_WARPGROUP_TYPE(T, name)                                                                                  \
-  template <>                                                                                                         \
-  struct warpgroup_type<T> {                                                                                          \
-    /* d [64, 64] = a [64, 16] b [64, 16]^T, added to d if `keep` */                                                  \
-    static SKIM_DEVICE void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, int keep) {                    \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "."   \
-                   name " " SKIM_REGISTERS_32 ", %32, %33, p, 1, 1, 0, 0;\n}"                                         \
-                   : SKIM_SUMS_32(d, 0)                                                                               \
-                   : "l"(a), "l"(b), "r"(keep));                                                                      \
-    }                                                                                                                 \
-    /* d [64, N] += a [64, 16] b [16, N] */                                                                           \
-    static SKIM_DEVICE void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {                  \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " SKIM_REGISTERS_32                  \
-                   ", {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                                            \
-                   : SKIM_SUMS_32(d, 0)                                                                               \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                             \
-    }                                                                                                                 \
-    static SKIM_DEVICE void multiply(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {                  \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " " SKIM_REGISTERS_64                 \
-                   ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                                            \
-                   : SKIM_SUMS_32(d, 0), SKIM_SUMS_32(d, 32)                                                          \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                             \
-    }                                                                                                                 \
+#define SKIM_WARPGROUP_TYPE(T, name)                                                                            \
+  template <>                                                                                                   \
+  struct warpgroup_type<T> {                                                                                    \
+    /* d [64, 64] = a [64, 16] b [64, 16]^T, added to d if `keep` */                                            \
+    static SKIM_DEVICE void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, int keep) {              \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name \
+                   "." name " " SKIM_REGISTERS_32 ", %32, %33, p, 1, 1, 0, 0;\n}"                               \
+                   : SKIM_SUMS_32(d, 0)                                                                         \
+                   : "l"(a), "l"(b), "r"(keep));                                                                \
+    }                                                                                                           \
+    /* d [64, N] += a [64, 16] b [16, N] */                                                                     \
+    static SKIM_DEVICE void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {            \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " SKIM_REGISTERS_32            \
+                   ", {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                                      \
+                   : SKIM_SUMS_32(d, 0)                                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
+    }                                                                                                           \
+    static SKIM_DEVICE void multiply(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {            \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " " SKIM_REGISTERS_64           \
+                   ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                                      \
+                   : SKIM_SUMS_32(d, 0), SKIM_SUMS_32(d, 32)                                                    \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
+    }                                                                                                           \
   };
 // clang-format on
 SKIM_WARPGROUP_TYPE(bf16, "bf16")

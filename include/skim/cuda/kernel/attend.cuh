@@ -116,8 +116,8 @@ struct attend_plan {
     const std::int64_t key_tiles = pieces(kv.tokens, call.tile_keys) + 1;
     const std::int64_t rows_of_last = rows - (blocks - 1) * call.block_rows;
     for (const std::int64_t own : {static_cast<std::int64_t>(call.block_rows), greater(rows_of_last, 1)}) {
-      const int splits = splits_of(static_cast<int>(pieces(own * G, call.tile_rows)), call.heads,
-                                   static_cast<int>(key_tiles));
+      const int splits =
+          splits_of(static_cast<int>(pieces(own * G, call.tile_rows)), call.heads, static_cast<int>(key_tiles));
       if (splits > call.splits) call.splits = splits;
     }
     const std::int64_t parts = call.splits > 1 ? rows * args.q.extents[1] * call.splits : 0;
@@ -168,7 +168,8 @@ inline void attend_keys(const attention_args& args, const index_lists* lists, st
 
 /// What the GPU cannot do, by name.
 inline report check_limits(const attention_args& args) {
-  if (args.batch.sequences > 0) return fault(status::unsupported, "batch.sequences (on a GPU)", args.batch.sequences, 0);
+  if (args.batch.sequences > 0)
+    return fault(status::unsupported, "batch.sequences (on a GPU)", args.batch.sequences, 0);
   if (has_bias(args)) return fault(status::unsupported, "bias (on a GPU)", 1, 0);
   if (args.alibi_slopes) return fault(status::unsupported, "alibi_slopes (on a GPU)", 1, 0);
   if (sequence_count(args) == 0) return {};

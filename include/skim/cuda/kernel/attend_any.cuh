@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(Threads) attend_plainly(const attend_call call
   const auto token_of = [&](int i) { return at.first_token + row_of(i) / call.group; };
   const auto query_head_of = [&](int i) { return at.head * call.group + row_of(i) % call.group; };
   for (int i = thread; i < M * D; i += Threads) {
-    q[i] = call.q_sign * load(call.q, call.q_type, token_of(i / D) * call.q_row + query_head_of(i / D) * call.q_head + i % D);
+    q[i] = call.q_sign *
+           load(call.q, call.q_type, token_of(i / D) * call.q_row + query_head_of(i / D) * call.q_head + i % D);
   }
   for (int i = thread; i < M * Dv; i += Threads) values[i] = 0;
   for (int i = thread; i < M; i += Threads) {

@@ -36,12 +36,12 @@ struct attend_call {
 
 /// A tile of packed rows of one KV head.
 struct row_tile {
-  int block, head;        // of the call; KV head
-  int first_token, Tq;    // the block's, in the call's rows
-  int first, rows;        // packed rows of the tile, and all of the block
-  int past;               // tokens before the block
-  int listed;             // past keys that it reads
-  int begin, end;         // its keys, by number
+  int block, head;      // of the call; KV head
+  int first_token, Tq;  // the block's, in the call's rows
+  int first, rows;      // packed rows of the tile, and all of the block
+  int past;             // tokens before the block
+  int listed;           // past keys that it reads
+  int begin, end;       // its keys, by number
   const std::int32_t* list;
 
   SKIM_DEVICE int slot(int key) const { return list && key < listed ? list[key] : key - listed + past; }
@@ -62,7 +62,8 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
   at.begin = 0;
   at.end = at.listed + at.Tq;
   if (call.kv.positions) return at;  // in any order
-  const int first_token = at.first / call.group, last_token = (min(at.first + call.tile_rows, at.rows) - 1) / call.group;
+  const int first_token = at.first / call.group,
+            last_token = (min(at.first + call.tile_rows, at.rows) - 1) / call.group;
   if (call.right < at.Tq) at.end = min(at.end, at.listed + last_token + 1 + static_cast<int>(call.right));
   if (!at.list && call.left < at.past + first_token) {
     at.begin = (at.past + first_token - static_cast<int>(call.left)) / call.tile_keys * call.tile_keys;
@@ -192,7 +193,8 @@ __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int d = first + 32 * i + lane;
-      if (d < Dv) store(call.out, call.out_type, token * call.out_row + query_head * call.out_head + d, value[i] * factor);
+      if (d < Dv)
+        store(call.out, call.out_type, token * call.out_row + query_head * call.out_head + d, value[i] * factor);
     }
   }
   if (call.lse && lane == 0) call.lse[token * call.lse_row + query_head * call.lse_head] = lse;

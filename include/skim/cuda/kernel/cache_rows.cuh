@@ -25,9 +25,7 @@ struct cache_rows {
   int tokens, page_size, ring_start, ring_size;
 
   /// Tokens of a KV head, the call's own included.
-  SKIM_DEVICE int length(int head) const {
-    return lengths ? static_cast<int>(lengths[head] - lengths_ahead) : tokens;
-  }
+  SKIM_DEVICE int length(int head) const { return lengths ? static_cast<int>(lengths[head] - lengths_ahead) : tokens; }
   SKIM_DEVICE int metadata_row(int slot) const {
     if (ring_size == 0) return slot;
     const int row = ring_start + slot;

@@ -25,7 +25,8 @@ SKIM_DEVICE int sum_before(int count_of_warp, int* counts, int& all) {
 
 /// Writes the list of each block and KV head. A block for each list.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) choose_highest(const quoka_call call, const index_lists lists, int first_list) {
+__global__ void __launch_bounds__(Threads)
+    choose_highest(const quoka_call call, const index_lists lists, int first_list) {
   static_assert(Threads == choosing::threads, "one digit sums over all warps");
   __shared__ int histogram[choosing::digits * 32], totals[choosing::digits];
   __shared__ int counts[choosing::warps];

@@ -136,7 +136,9 @@ __global__ void __launch_bounds__(Threads) find_features(const quoka_call call) 
       with_type(call.q, call.q_type, [&](auto* q) {
         load_rows<Threads>(
             q, D, count, rows, nullptr,
-            [&](int i) { return needs[begin + i] < 0 ? std::int64_t{-1} : block.query_offset(call, first + begin + i); },
+            [&](int i) {
+              return needs[begin + i] < 0 ? std::int64_t{-1} : block.query_offset(call, first + begin + i);
+            },
             [&](int) { return call.scale; });
       });
       __syncthreads();
@@ -199,10 +201,11 @@ struct picking {
 template <int Threads>
 __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, int first, int count) {
   constexpr int points = picking::points, own_points = points / 2;
-  extern __shared__ __align__(16) float met[];  // [columns, points]
+  extern __shared__ __align__(16) float met[];         // [columns, points]
   float* const own = met + picking::columns * points;  // [columns, rows of the tile]
   const quoka_block block(call, blockIdx.y);
-  const int begin = blockIdx.x * picking::rows, in_tile = threadIdx.x / 2, half = threadIdx.x % 2, row = begin + in_tile;
+  const int begin = blockIdx.x * picking::rows, in_tile = threadIdx.x / 2, half = threadIdx.x % 2,
+            row = begin + in_tile;
   const int D = call.kv.k.dim;
   if (!block.picks(call) || begin >= block.rows) return;
   const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
@@ -223,8 +226,8 @@ __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, i
 #pragma unroll 1
       for (int i = threadIdx.x; i < columns * (picking::rows / 4); i += Threads) {
         const int d = i / (picking::rows / 4), part = i % (picking::rows / 4) * 4;
-        copy_16(shared_address(own + d * picking::rows + part), from + static_cast<std::int64_t>(d) * call.rows + begin + part,
-                true);
+        copy_16(shared_address(own + d * picking::rows + part),
+                from + static_cast<std::int64_t>(d) * call.rows + begin + part, true);
       }
       end_copies();
 #pragma unroll 4
@@ -356,7 +359,8 @@ __global__ void __launch_bounds__(Threads) average_members(const quoka_call call
           int found = 0;
           int owners[chunk / 32];
 #pragma unroll
-          for (int i = 0; i < chunk / 32; ++i) owners[i] = call.nearest[at + min(first + 32 * i + lane, block.rows - 1)];
+          for (int i = 0; i < chunk / 32; ++i)
+            owners[i] = call.nearest[at + min(first + 32 * i + lane, block.rows - 1)];
 #pragma unroll
           for (int i = 0; i < chunk / 32; ++i) {
             const int row = first + 32 * i + lane;

@@ -46,16 +46,17 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   for (int b = 0; b < call.blocks; ++b) {
     const attention_sequence block = block_of(sequence, first_block + b, every);
     longest = greater(longest, block.Tk());
-    if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, {})) call.dense_blocks |= 1u << b;
+    if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, measured_crossing)) call.dense_blocks |= 1u << b;
   }
   call.rows = static_cast<int>(pieces(greater(rows, 1) * G, picking::rows) * picking::rows);
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
   call.smooth = static_cast<int>(policy.smooth);
   call.needed = policy.queries.choice == query_choice::needed;
-  call.query_type = sequence.kv.k.type == element::bf16 || scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {})
-                        ? sequence.kv.k.type
-                        : element::none;
+  call.query_type =
+      sequence.kv.k.type == element::bf16 || scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {})
+          ? sequence.kv.k.type
+          : element::none;
   call.keep = policy.keep;
   call.pieces = static_cast<int>(moments_tile::pieces(longest));
   call.score_stride = pieces(longest, 64) * 64;
@@ -96,7 +97,7 @@ struct score_kernel<quoka> {
     const std::int64_t rows = (every > 0 ? detail::smaller(every, most_rows(args)) : most_rows(args)) * G;
     if (rows > detail::picking::most_rows) {
       return fault(status::unsupported, "keep.every (rows of a block, times the group)", rows,
-                         detail::picking::most_rows, "at most");
+                   detail::picking::most_rows, "at most");
     }
     for (std::int64_t s = 0; s < sequence_count(args); ++s) {
       if (sequence_at(args, s).kv.positions) return fault(status::unsupported, "kv.positions (on a GPU)", 1, 0);
@@ -148,18 +149,20 @@ struct score_kernel<quoka> {
       measure(0, 0);
       for (int first = 0, count = 0; first < call.n; first += count) {
         count = static_cast<int>(smaller(greater(1, call.n / 4), call.n - first));
-        launch(&pick_rows<picking::rank_threads>, 1, lists, picking::rank_threads, picking::rank_bytes(call.rows, count),
-               call, first, count);
+        launch(&pick_rows<picking::rank_threads>, 1, lists, picking::rank_threads,
+               picking::rank_bytes(call.rows, count), call, first, count);
         measure(first, count);
       }
     }
     launch(&average_members<128>, call.n, lists, 128, 0, call);
-    launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D), call);
+    launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D),
+           call);
     launch(&standardise<64>, 1, lists, 64, 0, call);
     const bool taken = scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
       using tile = tensor_scores<dim.value>;
-      launch(&score_by_tensor_cores<decltype(type), dim.value>, pieces(call.score_stride, tile::keys * call.tiles_of_piece), lists,
-             tile::threads, tile::bytes(call.n), call);
+      launch(&score_by_tensor_cores<decltype(type), dim.value>,
+             pieces(call.score_stride, tile::keys * call.tiles_of_piece), lists, tile::threads, tile::bytes(call.n),
+             call);
     });
     if (!taken) {
       launch(&score_plainly<plain_scores::threads>, pieces(call.score_stride, plain_scores::keys), lists,

@@ -26,7 +26,7 @@ struct quoka_call {
   element q_type;
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
   unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
-  int n, samples, smooth, rows, pieces, tiles_of_piece;                   // rows: room for a block's G * Tq; pieces of moments
+  int n, samples, smooth, rows, pieces, tiles_of_piece;   // rows: room for a block's G * Tq; pieces of moments
   bool needed;
   element query_type;  // that queries are rounded to; none: they stay f32
   retention keep;

@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
       const float4 k = load_4(keys + lane * pitch + d);
 #pragma unroll
       for (int i = 0; i < tile::queries_of_warp; ++i) {
-        products[i] = dot_4(load_4(query_row(call.queries, D, first_query + min(first + i, n - 1)) + d), k, products[i]);
+        products[i] =
+            dot_4(load_4(query_row(call.queries, D, first_query + min(first + i, n - 1)) + d), k, products[i]);
       }
     }
 #pragma unroll
@@ -135,7 +136,8 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
 #pragma unroll
         for (int k = 0; k < N / 16; ++k) {
           std::uint32_t b[4];
-          load_matrices(b, k_at + (t % 2 * N + k * 16 + lane / 16 * 8 + lane % 8) * pitch + (2 * d + lane / 8 % 2) * 16);
+          load_matrices(b,
+                        k_at + (t % 2 * N + k * 16 + lane / 16 * 8 + lane % 8) * pitch + (2 * d + lane / 8 % 2) * 16);
           tensor::multiply(products[2 * k], a, b[0], b[1]);
           tensor::multiply(products[2 * k + 1], a, b[2], b[3]);
         }
@@ -168,8 +170,8 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cor
     __syncthreads();
     const int slot = begin + t * N + thread;
     if (thread < N && slot < end) {
-      const float all = fmaxf(fmaxf(largest[thread], largest[N + thread]),
-                              fmaxf(largest[2 * N + thread], largest[3 * N + thread]));
+      const float all =
+          fmaxf(fmaxf(largest[thread], largest[N + thread]), fmaxf(largest[2 * N + thread], largest[3 * N + thread]));
       raw_scores(call, block.list)[slot] = isfinite(all) ? all : __int_as_float(0x7fc00000);
     }
   }
