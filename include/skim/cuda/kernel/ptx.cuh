@@ -7,6 +7,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "skim::cuda needs compute capability 8.0 or later: compile with -arch=sm_80, for Hopper with -arch=sm_90a"
+#endif
+
 #define SKIM_DEVICE __device__ __forceinline__
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
