@@ -5,7 +5,6 @@
 set(skim_components tbb eigen cuda)
 set(skim_tbb_dependency TBB TBB::tbb libtbb-dev)
 set(skim_eigen_dependency Eigen3 Eigen3::Eigen libeigen3-dev)
-set(skim_cuda_dependency CUDAToolkit CUDA::cudart nvidia-cuda-toolkit)
 
 # Finds `package` with its `target`; `missing` is empty, or a sentence that says what to install.
 function(skim_find package target debian_package missing)
@@ -46,10 +45,25 @@ function(skim_provide_xsimd missing)
   set_target_properties(skim::xsimd PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${directories}")
 endfunction()
 
+# skim::cuda takes the CUDA toolkit, which Debian 12 has too old a one of.
+function(skim_provide_cuda missing)
+  set(${missing} "" PARENT_SCOPE)
+  set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL TRUE)
+  find_package(CUDAToolkit 12 QUIET)
+  if(NOT CUDAToolkit_FOUND)
+    set(${missing} "skim: CUDA 12 or later was not found (its toolkit: developer.nvidia.com/cuda-downloads)" PARENT_SCOPE)
+  elseif(NOT TARGET skim::cuda)
+    add_library(skim::cuda INTERFACE IMPORTED GLOBAL)
+    set_target_properties(skim::cuda PROPERTIES INTERFACE_LINK_LIBRARIES "skim::skim;CUDA::cudart")
+  endif()
+endfunction()
+
 # Makes the target skim::<component>; `missing` is empty, or a sentence that says why there is none.
 function(skim_provide component missing)
   if(component STREQUAL xsimd)
     skim_provide_xsimd(reason)
+  elseif(component STREQUAL cuda)
+    skim_provide_cuda(reason)
   elseif(NOT component IN_LIST skim_components)
     list(JOIN skim_components ", " known)
     set(reason "skim: there is no component '${component}' (there are: ${known})")

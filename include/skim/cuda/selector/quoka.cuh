@@ -99,6 +99,8 @@ struct score_kernel<quoka> {
       return fault(status::unsupported, "keep.every (rows of a block, times the group)", rows,
                    detail::picking::most_rows, "at most");
     }
+    const std::int64_t heads = first_view(args).heads, most_heads = 65535 / detail::blocks_together;
+    if (heads > most_heads) return fault(status::unsupported, "kv.heads", heads, most_heads, "at most");
     for (std::int64_t s = 0; s < sequence_count(args); ++s) {
       if (sequence_at(args, s).kv.positions) return fault(status::unsupported, "kv.positions (on a GPU)", 1, 0);
     }
