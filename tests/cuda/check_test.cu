@@ -85,6 +85,23 @@ TEST(CudaCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
             "value out of range: lists.block_rows is 7, expected 128");
 }
 
+/// What is asked for before there is memory serves caches at any address.
+TEST(CudaCheck, TheWorkspaceOfAShapeServesEveryAddress) {
+  attention_case c = small_case();
+  c.Tk = 5000;
+  attention_inputs aligned(c);
+  c.shift = 1;  // rows that no 16 bytes can be copied of
+  attention_inputs shifted(c);
+  skim::attention_args shape = aligned.args();
+  shape.kv.k.data = shape.kv.v.data = nullptr;
+  shape.q.data = nullptr;
+  shape.out.data = nullptr;
+  const skim::cuda::attend op;
+  EXPECT_GT(op.workspace_bytes(shape), 0u);
+  EXPECT_EQ(op.workspace_bytes(shape), op.workspace_bytes(aligned.args()));
+  EXPECT_GE(op.workspace_bytes(shape), op.workspace_bytes(shifted.args()));
+}
+
 /// Behind fewer tokens than where the sparse path was measured to win, blocks read everything unless told otherwise.
 TEST(CudaCheck, ListsHaveRoomForBlocksThatReadEverything) {
   attention_inputs inputs(small_case());

@@ -74,8 +74,9 @@ struct attend_plan {
   attend_call call{};
   std::int64_t tiles = 0;  // of all blocks
 
+  /// `aligned`: whether rows are, as far as strides allow; a null address says nothing of that.
   attend_plan(const attention_args& args, const attention_sequence& sequence, const index_lists* lists,
-              std::int64_t list_row, std::int64_t block_rows, skim::detail::arena& arena) {
+              std::int64_t list_row, std::int64_t block_rows, skim::detail::arena& arena, bool aligned = true) {
     const kv_view& kv = sequence.kv;
     const std::int64_t rows = sequence.Tq, G = group_size(args), first = sequence.first_row;
     call.kv = rows_of(kv);
@@ -105,10 +106,15 @@ struct attend_plan {
     call.heads = static_cast<int>(kv.heads);
     call.group = static_cast<int>(G);
     call.block_rows = static_cast<int>(block_rows > 0 ? smaller(block_rows, greater(rows, 1)) : greater(rows, 1));
-    with_kernel(kv, [&](auto, auto tile) {
+    const auto cut = [&](auto, auto tile) {
       call.tile_rows = decltype(tile)::rows;
       call.tile_keys = decltype(tile)::keys;
-    });
+    };
+    if (aligned) {
+      with_kernel(kv, cut);
+    } else {
+      cut(0, plain_tile{});
+    }
     const std::int64_t blocks = pieces(rows, call.block_rows);
     call.tiles_of_block = static_cast<int>(pieces(call.block_rows * G, call.tile_rows));
     tiles = blocks * call.tiles_of_block;
@@ -134,13 +140,15 @@ inline std::size_t shared_bytes(plain_tile, const kv_view& kv) {
   return plain_tile::bytes(kv.k.dim, kv.v.dim);
 }
 
-/// Scratch of the longest sequence: they run one after another.
+/// Scratch of the longest sequence: they run one after another. It serves caches at any address.
 inline std::size_t attend_bytes(const attention_args& args, std::int64_t block_rows) {
   std::size_t most = 0;
   for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-    skim::detail::arena arena;
-    const attend_plan plan(args, sequence_at(args, s), nullptr, 0, block_rows, arena);
-    if (arena.used() > most) most = arena.used();
+    for (const bool aligned : {true, false}) {
+      skim::detail::arena arena;
+      const attend_plan plan(args, sequence_at(args, s), nullptr, 0, block_rows, arena, aligned);
+      if (arena.used() > most) most = arena.used();
+    }
   }
   return most;
 }
