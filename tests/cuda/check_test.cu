@@ -56,6 +56,20 @@ TEST(CudaCheck, NamesWhatItRefuses) {
   skim::quoka cosine;
   cosine.similarity = skim::similarity::cosine;
   EXPECT_EQ(refusal(small_case(), cosine), "unsupported: similarity (on a GPU) is another, expected standardised");
+  skim::quoka many;
+  many.queries.n = 8000;
+  c = small_case();
+  c.G = 16;
+  c.Tq = 1000;
+  many.keep.every = 0;
+  EXPECT_EQ(refusal(c, many),
+            "unsupported: queries.n (on a GPU, with so many rows in a block) is 8000, expected near 64");
+  many.queries.n = 16000;  // every row: nothing is picked
+  EXPECT_EQ(refusal(c, many), "ok");
+  many.queries.n = 64;
+  EXPECT_EQ(refusal(c, many), "ok");
+  many.queries.choice = skim::query_choice::all;
+  EXPECT_EQ(refusal(c, many), "ok");
   skim::quoka none;
   none.keep.count = 0;
   EXPECT_EQ(refusal(small_case(), none), "value out of range: keep.count is 0, expected at least 1");

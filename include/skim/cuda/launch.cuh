@@ -33,6 +33,9 @@ inline constexpr std::int64_t pieces(std::int64_t n, std::int64_t of) {
   return (n + of - 1) / of;
 }
 
+/// Shared memory that a block may ask for on every GPU from compute capability 8.0 on, with some to spare.
+inline constexpr std::size_t most_shared_bytes = 160 * 1024;
+
 /// The first error of a chain of launches, after which there are no more.
 class launcher {
  public:

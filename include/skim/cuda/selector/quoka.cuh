@@ -19,7 +19,12 @@ inline constexpr std::int64_t blocks_together = 16;
 template <class Body>
 bool scores_by_tensor_cores(std::int64_t queries, kv_view kv, const Body& body) {
   kv.v = kv.k;
-  return queries <= tensor_scores<64>::most_queries && with_tensor_cores(kv, body);
+  bool taken = false;
+  with_tensor_cores(kv, [&](auto type, auto dim) {
+    taken = tensor_scores<dim.value>::bytes(queries) <= most_shared_bytes;
+    if (taken) body(type, dim);
+  });
+  return taken;
 }
 
 /// The blocks of a sequence from `first_block` on, at most `blocks_together`, and their scratch.
@@ -52,7 +57,7 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
   call.smooth = static_cast<int>(policy.smooth);
-  call.needed = policy.queries.choice == query_choice::needed;
+  call.needed = policy.queries.choice == query_choice::needed && policy.queries.n < greater(rows, 1) * G;
   call.query_type =
       sequence.kv.k.type == element::bf16 || scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {})
           ? sequence.kv.k.type
@@ -98,6 +103,11 @@ struct score_kernel<quoka> {
     if (rows > detail::picking::most_rows) {
       return fault(status::unsupported, "keep.every (rows of a block, times the group)", rows,
                    detail::picking::most_rows, "at most");
+    }
+    const bool picks = choice == query_choice::needed && policy.queries.n < rows;
+    if (picks && detail::picking::rank_bytes(rows, policy.queries.n / 4) > detail::most_shared_bytes) {
+      return fault(status::unsupported, "queries.n (on a GPU, with so many rows in a block)", policy.queries.n, 64,
+                   "near");
     }
     const std::int64_t heads = first_view(args).heads, most_heads = 65535 / detail::blocks_together;
     if (heads > most_heads) return fault(status::unsupported, "kv.heads", heads, most_heads, "at most");

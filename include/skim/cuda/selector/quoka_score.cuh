@@ -62,11 +62,10 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
   raw_scores(call, block.list)[begin + thread] = isfinite(most) ? most : __int_as_float(0x7fc00000);
 }
 
-/// By tensor cores: at most `queries` queries at a time, in the cache's type.
+/// By tensor cores: so many queries at a time, in the cache's type.
 template <int D>
 struct tensor_scores {
   static constexpr int queries = 64, keys = 64, threads = 128;
-  static constexpr std::int64_t most_queries = 256;
   static constexpr int pitch = 2 * D + 16;
 
   static constexpr std::size_t bytes(std::int64_t n) {
