@@ -33,7 +33,7 @@ struct needs_tile {
   }
 };
 
-/// Steps 1 and 2: need of each row; -1 of rows with an infinity or NaN. Grid: tiles of rows, lists.
+/// Step 1: need of each row; -1 of rows with an infinity or NaN. Grid: tiles of rows, lists.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
   using tile = needs_tile;
@@ -116,7 +116,7 @@ struct features_tile {
   }
 };
 
-/// Step 3: features [D, rows] of each list. Grid: query heads of a group, lists.
+/// Step 2: features [D, rows] of each list. Grid: query heads of a group, lists.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_features(const quoka_call call) {
   using tile = features_tile;

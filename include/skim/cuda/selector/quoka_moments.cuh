@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Means and standard deviations of queries' products with sampled keys, on a GPU: step 5 of QUOKA's own rule. In f32.
+/// \file Means and standard deviations of queries' products with sampled keys, on a GPU, for
+/// `similarity::standardised`. In f32.
 #pragma once
 
 #include <skim/cuda/selector/quoka_call.cuh>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Scores of keys, on a GPU: the largest standardised product, then the mean with a key's neighbours. Steps 5 and 6 of
-/// QUOKA's own rule.
+/// \file Scores of keys, on a GPU: the largest standardised product, then the mean with a key's
+/// neighbours.
 #pragma once
 
 #include <skim/cuda/arch/sm80.cuh>
