@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // cuda::attend against exact arithmetic on the same stored values.
 #include <skim/cuda/attend.cuh>
-#include <skim/testing/matchers.hpp>
 
 #include "on_device.hpp"
 #include "support/attention_sample.hpp"
+#include "support/expect_attention.hpp"
 
 #include <gtest/gtest.h>
 
@@ -55,14 +55,7 @@ void expect_exact(const attention_case& c, bool tensor_cores) {
   ASSERT_TRUE(report.ok()) << cudaGetErrorString(report.error);
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 
-  const skim::testing::arithmetic rounding = rounding_of(args);
-  const auto truth = skim::testing::attend_exactly(args, inputs.lists(), rounding);
-  EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::attention_matcher(truth, rounding)));
-  if (c.lse) {
-    EXPECT_TRUE(skim::testing::satisfies(args.lse, skim::testing::lse_matcher(truth)));
-  }
-  EXPECT_TRUE(inputs.out().outside_intact());
-  EXPECT_TRUE(inputs.lse().outside_intact());
+  expect_attention(c, inputs, rounding_of(args));
   EXPECT_TRUE(workspace.guards_intact());
 }
 

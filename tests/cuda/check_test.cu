@@ -3,7 +3,7 @@
 #include <skim/cuda/attention.cuh>
 #include <skim/cuda/selector/quoka.cuh>
 
-#include "support/attention_case.hpp"
+#include "bf16_case.hpp"
 
 #include <gtest/gtest.h>
 
@@ -12,14 +12,7 @@ namespace {
 using namespace skim_test;
 
 attention_case small_case() {
-  attention_case c;
-  c.kv_type = c.q_type = c.out_type = skim::element::bf16;
-  c.D = c.Dv = 64;
-  c.Tq = 40;
-  c.Tk = 300;
-  c.G = 3;
-  c.Hk = 2;
-  return c;
+  return bf16_case(64, 40, 300, 3);
 }
 
 std::string refusal_of(const skim::cuda::launch_report& report) {

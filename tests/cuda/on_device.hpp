@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Memory of the GPU for tests, and what a test says where there is none.
+/// \file Memory of the GPU for tests, and what a test says where there is no GPU.
 #pragma once
 
 #include <skim/workspace.hpp>
@@ -16,8 +16,8 @@ inline bool has_gpu() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-#define NEEDS_A_GPU() \
-  if (!skim_test::has_gpu()) GTEST_SKIP() << "needs a GPU"
+/// Fails without one: who asks for the label gpu is not to be told that its tests passed.
+#define NEEDS_A_GPU() ASSERT_TRUE(skim_test::has_gpu()) << "needs a GPU; ctest -LE gpu leaves this test out"
 
 /// A workspace on the GPU that begins as NaN, with a guard behind it.
 class guarded_device_memory {

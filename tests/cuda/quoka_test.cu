@@ -5,6 +5,7 @@
 #include <skim/cuda/selector/quoka.cuh>
 #include <skim/interop/safetensors.hpp>
 
+#include "bf16_case.hpp"
 #include "on_device.hpp"
 #include "support/attention_sample.hpp"
 #include "support/quoka_stages.hpp"
@@ -216,13 +217,7 @@ INSTANTIATE_TEST_SUITE_P(layers, gpu_rule_goldens,
 /// A sequence has the lists and the output that it has alone, whatever is beside it.
 TEST(gpu_quoka_batch, sequences_do_not_know_of_each_other) {
   NEEDS_A_GPU();
-  attention_case c;
-  c.kv_type = c.q_type = c.out_type = skim::element::bf16;
-  c.D = c.Dv = 64;
-  c.Tq = 150;
-  c.Tk = 900;
-  c.G = 3;
-  c.Hk = 2;
+  attention_case c = bf16_case(64, 150, 900, 3);
   c.sequences = 3;
   attention_inputs inputs(c), others(c);
   const skim::attention_args args = inputs.args();
@@ -252,13 +247,7 @@ TEST(gpu_quoka_batch, sequences_do_not_know_of_each_other) {
 /// A captured call replays: the same bits each time, as of a call that was not captured.
 TEST(gpu_quoka_graph, replays_with_the_bits_of_a_call) {
   NEEDS_A_GPU();
-  attention_case c;
-  c.kv_type = c.q_type = c.out_type = skim::element::bf16;
-  c.D = c.Dv = 128;
-  c.Tq = 128;
-  c.Tk = 3000;
-  c.G = 4;
-  c.Hk = 2;
+  const attention_case c = bf16_case(128, 128, 3000, 4);
   attention_inputs direct(c), captured(c);
   const skim::cuda::attention<skim::quoka> op{skim::quoka{queries::needed(64), retention::preset(512).dense_under(0)}};
   guarded_device_memory workspace(op.workspace_bytes(direct.args()));

@@ -2,8 +2,8 @@
 // cpu::attention against exact arithmetic on the same stored values.
 #include <skim/cpu/attention.hpp>
 #include <skim/cpu/simd/tile_math.hpp>
-#include <skim/testing/matchers.hpp>
 #include "support/attention_sample.hpp"
+#include "support/expect_attention.hpp"
 
 #include <gtest/gtest.h>
 
@@ -29,13 +29,7 @@ void expect_exact(const attention_case& c, skim::testing::arithmetic rounding) {
                                              : op.run(args, {}, workspace.get(), executor);
   ASSERT_TRUE(report.ok());
 
-  const auto truth = skim::testing::attend_exactly(args, inputs.lists(), rounding);
-  EXPECT_TRUE(skim::testing::satisfies(args.out, skim::testing::attention_matcher(truth, rounding)));
-  if (c.lse) {
-    EXPECT_TRUE(skim::testing::satisfies(args.lse, skim::testing::lse_matcher(truth)));
-  }
-  EXPECT_TRUE(inputs.out().outside_intact());
-  EXPECT_TRUE(inputs.lse().outside_intact());
+  expect_attention(c, inputs, rounding);
   EXPECT_TRUE(workspace.guards_intact());
 }
 

@@ -33,19 +33,9 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
   const tile_range keys = split_at(call, at, split);
   if (split >= keys.splits) return;
 
-  // q in the cache's type. Rows beyond the block's repeat its last and are not written.
   for (int i = thread; i < tile::rows * chunks; i += tile::threads) {
-    const int row = min(at.first + i / chunks, at.rows - 1), token = at.first_token + row / call.group;
-    const std::int64_t from =
-        token * call.q_row + (at.head * call.group + row % call.group) * call.q_head + i % chunks * 8;
-    std::uint32_t packed[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      packed[j] = tensor::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
-                               call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
-    }
     *reinterpret_cast<uint4*>(shared + i / chunks * pitch + i % chunks * 16) =
-        make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        pack_query<T>(call, at, i / chunks, i % chunks * 8);
   }
 
   const auto slot_of = [&](int key_tile) {

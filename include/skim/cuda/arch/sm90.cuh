@@ -48,19 +48,10 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
     }
     publish_barriers();
   }
-  // q in the cache's type. Rows beyond the block's repeat its last and are not written.
   for (int i = threadIdx.x; i < tile::rows * chunks; i += tile::threads) {
-    const int own = i / chunks, column = i % chunks, row = min(at.first + own, at.rows - 1);
-    const std::int64_t from = (at.first_token + row / call.group) * call.q_row +
-                              (at.head * call.group + row % call.group) * call.q_head + column * 8;
-    std::uint32_t packed[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      packed[j] = tensor::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
-                               call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
-    }
+    const int own = i / chunks, column = i % chunks;
     *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
-        make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        pack_query<T>(call, at, own, column * 8);
   }
   show_copies();
   __syncthreads();

@@ -71,6 +71,21 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
   return at;
 }
 
+/// Eight numbers of row `own` of a tile's q, from column `column` on, rounded to T. Rows beyond the block's repeat its last.
+template <class T>
+SKIM_DEVICE uint4 pack_query(const attend_call& call, const row_tile& at, int own, int column) {
+  const int row = min(at.first + own, at.rows - 1);
+  const std::int64_t from = (at.first_token + row / call.group) * call.q_row +
+                            (at.head * call.group + row % call.group) * call.q_head + column;
+  std::uint32_t packed[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    packed[j] = tensor_type<T>::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
+                                     call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
+  }
+  return make_uint4(packed[0], packed[1], packed[2], packed[3]);
+}
+
 /// Splits of a tile's keys.
 SKIM_HD SKIM_INLINE int splits_of(int tiles, int heads, int key_tiles) {
   const int pieces = tiles * heads, wanted = wanted_pieces / pieces;
