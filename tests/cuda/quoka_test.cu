@@ -33,16 +33,20 @@ struct gpu_stages : own_stages {
   reference::vector_list scoring;  // as they score
   std::vector<float> scores;       // by slot
 
-  gpu_stages(const skim::cuda::detail::quoka_call& call, std::int64_t list, std::int64_t R, std::int64_t past) {
+  /// `exact`: features, where the GPU makes none.
+  gpu_stages(const skim::cuda::detail::quoka_call& call, std::int64_t list, std::int64_t R, std::int64_t first,
+             std::int64_t past, const reference::vector_list& exact) {
     const std::int64_t D = call.kv.k.dim, kept = std::min<std::int64_t>(call.n, R);
     const auto rows_of = [&](const auto* of) { return read(of + list * call.rows, R); };
     if (call.needed && R > call.n) {
       const auto stored = read(call.features + list * call.rows * D, call.rows * D);
       const auto owners = rows_of(call.nearest);
+      features = exact;
       for (std::int64_t r = 0; r < R; ++r) {
         const float need = rows_of(call.needs)[static_cast<std::size_t>(r)];
         needs.push_back(need < 0 ? 0 : static_cast<double>(need));
         nearest.push_back(owners[static_cast<std::size_t>(r)]);
+        if (!exact.empty()) continue;
         features.emplace_back();
         for (std::int64_t d = 0; d < D; ++d) {
           features.back().push_back(need < 0
@@ -59,9 +63,32 @@ struct gpu_stages : own_stages {
       if (!std::isnan(row[0])) scoring.emplace_back(row.begin(), row.end());
     }
     queries = scoring;
-    scores = read(call.scores + list * call.score_stride, past);
+    if (!chosen_by_clusters(call)) {
+      scores = read(call.scores + list * call.score_stride, past);
+      return;
+    }
+    // There scores are smoothed where they are read: the same sums in the same order.
+    const auto raw = read(call.raw + list * call.score_stride, past);
+    scores.resize(raw.size());
+    for (std::int64_t slot = first; slot < past; ++slot) {
+      float sum = 0, count = 0;
+      for (std::int64_t at = std::max(slot - call.smooth / 2, first); at <= std::min(slot + call.smooth / 2, past - 1);
+           ++at) {
+        const float score = raw[static_cast<std::size_t>(at)];
+        sum += std::isfinite(score) ? score : 0;
+        count += std::isfinite(score) ? 1.0f : 0.0f;
+      }
+      const bool exists = std::isfinite(raw[static_cast<std::size_t>(slot)]);
+      scores[static_cast<std::size_t>(slot)] = exists ? sum / count : std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+
+  static bool chosen_by_clusters(const skim::cuda::detail::quoka_call& call) {
+    return skim::cuda::detail::has_hopper_code() && skim::cuda::detail::cluster_choosing::blocks(call.score_stride) > 0;
   }
 };
+
+int by_tensor_cores = 0;  // lists whose queries they picked
 
 /// Selects on the GPU and checks every stage of every block and head of a call of one sequence.
 void expect_selection_on_gpu(const skim::quoka& policy, const skim::attention_args& args) {
@@ -94,15 +121,21 @@ void expect_selection_on_gpu(const skim::quoka& policy, const skim::attention_ar
         EXPECT_EQ(listed, candidates);
         continue;
       }
-      gpu_stages stages(call, list, R, past);
+      own_rule_check check{policy.queries, args, block, head};
+      reference::vector_list features;
+      if (skim::cuda::detail::picks_by_tensor_cores(call, sequence.kv, [](auto, auto) {})) {
+        features = reference::features_of_rows(reference::own_rows(args, block, head), block.Tq);
+        check.common = check.common_part();
+        ++by_tensor_cores;
+      }
+      gpu_stages stages(call, list, R, candidates.empty() ? past : candidates.front(), past, features);
       if (!stages.needs.empty()) {
-        own_rule_check check{policy.queries, args, block, head};
         check.query_type = call.query_type;
         check.expect_stages(stages, candidates);
         if (testing::Test::HasFatalFailure()) return;
       }
-      const stage_check check{policy, args, block, head};
-      check.expect_scores_and_list(stages.scoring, stages.scores.data(), listed);
+      const stage_check scores{policy, args, block, head};
+      scores.expect_scores_and_list(stages.scoring, stages.scores.data(), listed);
       if (testing::Test::HasFatalFailure()) return;
     }
   }
@@ -156,6 +189,42 @@ TEST_P(gpu_quoka, every_stage_follows_from_the_one_before) {
     expect_selection_on_gpu(policy, inputs.args());
     if (HasFailure()) return;
   }
+}
+
+/// The shapes that tensor cores pick queries of: rows of a block up to 512, groups up to 8, ragged tails.
+TEST(gpu_quoka_picks, by_tensor_cores_follow_from_the_rows) {
+  NEEDS_A_GPU();
+  struct shape {
+    std::int64_t D, Tq, Tk, G, n, every;
+    skim::element type;
+  };
+  by_tensor_cores = 0;
+  int shapes = 0;
+  for (const shape of : {shape{128, 128, 2000, 4, 64, 128, skim::element::bf16},
+                         {128, 200, 1500, 3, 64, 128, skim::element::bf16},
+                         {128, 130, 1100, 4, 64, 128, skim::element::f16},
+                         {64, 97, 700, 5, 64, 0, skim::element::f16},
+                         {64, 64, 900, 8, 33, 64, skim::element::bf16},
+                         {128, 300, 1200, 1, 17, 150, skim::element::f16},
+                         {64, 100, 4700, 2, 4, 32, skim::element::bf16},
+                         {128, 9, 300, 7, 5, 0, skim::element::bf16},
+                         {64, 2, 300, 6, 8, 1, skim::element::f16}}) {
+    attention_case c = bf16_case(of.D, of.Tq, of.Tk, of.G);
+    c.kv_type = c.q_type = of.type;
+    for (const bool window : {false, true}) {
+      SCOPED_TRACE(testing::Message() << c << ", n " << of.n << ", every " << of.every << ", window " << window);
+      skim::quoka policy;
+      policy.queries = queries::needed(of.n);
+      policy.keep = retention::preset(60).for_every(of.every).dense_under(0);
+      attention_inputs inputs(c);
+      skim::attention_args args = inputs.args();
+      if (window) args.mask.left = of.Tk / 2 + 1;
+      expect_selection_on_gpu(policy, args);
+      if (HasFailure()) return;
+      ++shapes;
+    }
+  }
+  EXPECT_GE(by_tensor_cores, shapes);
 }
 
 struct golden {

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <skim/check.hpp>
+#include <skim/cuda/kernel/ptx.cuh>
 #include <skim/workspace.hpp>
 
 #include <cuda_runtime_api.h>
+
+#include <atomic>
 
 namespace skim { inline namespace v0_2 { namespace cuda {
 
@@ -36,14 +39,44 @@ inline constexpr std::int64_t pieces(std::int64_t n, std::int64_t of) {
 /// Shared memory that a block may ask for on every GPU from compute capability 8.0 on, with some to spare.
 inline constexpr std::size_t most_shared_bytes = 160 * 1024;
 
-/// The first error of a chain of launches, after which there are no more.
+/// Takes no more than 32 threads where it was compiled without Hopper's instructions, which tells the host.
+template <int Threads>
+__global__ void __launch_bounds__(SKIM_CUDA_SM90 ? Threads : 32) hopper_probe() {}
+
+/// Whether the current device has Hopper's instructions, and the program code for them.
+inline bool has_hopper_code() {
+  constexpr int most_devices = 64;
+  static std::atomic<signed char> known[most_devices];  // 0 = not asked yet
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= most_devices) return false;
+  if (known[device].load(std::memory_order_relaxed) == 0) {
+    constexpr int threads = 64;
+    cudaFuncAttributes of{};
+    const cudaError_t found = cudaFuncGetAttributes(&of, reinterpret_cast<const void*>(&hopper_probe<threads>));
+    if (found != cudaSuccess) static_cast<void>(cudaGetLastError());  // there is no device
+    known[device].store(found == cudaSuccess && of.maxThreadsPerBlock >= threads ? 1 : -1, std::memory_order_relaxed);
+  }
+  return known[device].load(std::memory_order_relaxed) > 0;
+}
+
+/// A chain of launches, of which there are no more after the first error. On Hopper a kernel may start while the one before
+/// still runs: each waits by `await_kernel_before`, and until then reads nothing but what was there before the chain.
 class launcher {
  public:
-  explicit launcher(cudaStream_t stream) : stream_(stream) {}
+  explicit launcher(cudaStream_t stream) : stream_(stream), hopper_(has_hopper_code()) {}
+
+  bool hopper() const { return hopper_; }
 
   template <class... Parameters, class... Arguments>
   void operator()(void (*kernel)(Parameters...), std::int64_t blocks_x, std::int64_t blocks_y, int threads,
                   std::size_t shared_bytes, const Arguments&... arguments) {
+    in_clusters(1, kernel, blocks_x, blocks_y, threads, shared_bytes, arguments...);
+  }
+
+  /// Of `cluster` blocks each along x: for Hopper only.
+  template <class... Parameters, class... Arguments>
+  void in_clusters(int cluster, void (*kernel)(Parameters...), std::int64_t blocks_x, std::int64_t blocks_y, int threads,
+                   std::size_t shared_bytes, const Arguments&... arguments) {
     if (error_ != cudaSuccess || blocks_x == 0 || blocks_y == 0) return;
     const void* const address = reinterpret_cast<const void*>(kernel);
     if (shared_bytes > 48 * 1024) {  // beyond that a kernel must be asked; allowed while a graph is captured
@@ -53,8 +86,26 @@ class launcher {
     }
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
     static_assert((std::is_same_v<std::decay_t<Parameters>, Arguments> && ...), "arguments are passed by address");
-    error_ = cudaLaunchKernel(address, dim3(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y)),
-                              dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream_);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    cudaLaunchAttribute attributes[2];
+    config.attrs = attributes;
+    if (cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(cluster);
+      attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
+      ++config.numAttrs;
+    }
+    if (hopper_ && !first_) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+      ++config.numAttrs;
+    }
+    first_ = false;
+    error_ = cudaLaunchKernelExC(&config, address, pointers);
   }
 
   cudaError_t error() const { return error_; }
@@ -62,6 +113,7 @@ class launcher {
  private:
   cudaStream_t stream_;
   cudaError_t error_ = cudaSuccess;
+  bool hopper_, first_ = true;
 };
 
 }  // namespace detail

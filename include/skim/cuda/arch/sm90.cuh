@@ -17,11 +17,9 @@ struct warpgroup_tile {
   static constexpr int bytes = 1024 + barriers_at + 8 * (3 * stages + 1);  // the front is aligned to 1024
 };
 
-/// As `attend_by_tensor_cores`, whose rounding it shares. Without Hopper's instructions it has no body and takes no block of
-/// so many threads, which tells the host.
+/// As `attend_by_tensor_cores`, whose rounding it shares. Without Hopper's instructions it has no body.
 template <class T, int D>
-__global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 32, 1)
-    attend_by_warpgroups(const attend_call call) {
+__global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpgroups(const attend_call call) {
 #if SKIM_CUDA_SM90
   using tile = warpgroup_tile<D>;
   using warpgroup = warpgroup_type<T>;
@@ -35,6 +33,8 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
   const auto v_full = [&](int stage) { return barriers + 8 * (stages + stage); };
   const auto empty = [&](int stage) { return barriers + 8 * (2 * stages + stage); };
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
+  let_next_kernel_start();
+  await_kernel_before();
   const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
   const int split = blockIdx.x % call.splits;
   const tile_range keys = split_at(call, at, split);
@@ -48,12 +48,6 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
     }
     publish_barriers();
   }
-  for (int i = threadIdx.x; i < tile::rows * chunks; i += tile::threads) {
-    const int own = i / chunks, column = i % chunks;
-    *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
-        pack_query<T>(call, at, own, column * 8);
-  }
-  show_copies();
   __syncthreads();
 
   if (group == 0) {
@@ -105,6 +99,13 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
   }
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+  for (int i = threadIdx.x - 128; i < tile::rows * chunks; i += 256) {  // while keys are on their way
+    const int own = i / chunks, column = i % chunks;
+    *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
+        pack_query<T>(call, at, own, column * 8);
+  }
+  show_copies();
+  asm volatile("bar.sync 1, 256;" ::: "memory");
   const int lane = thread % 32, own_row = (group - 1) * 64 + thread / 32 * 16 + lane / 4;
   float values[D / 2], logits[N / 2], before[2];
   std::uint32_t weights[N / 16][4];
@@ -113,77 +114,94 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
   row_sums sums[2] = {{minus_infinity(), 0}, {minus_infinity(), 0}};
   const bool always_masked = call.kv.positions || call.left < at.past + at.Tq;
 
-  const auto multiply_keys = [&](int j) {
-    const int turn = j - keys.begin, stage = turn % stages;
-    const std::uint32_t k_at = tiles_at + stage * tile::stage_bytes;
-    await(k_full(stage), turn / stages & 1);
+  // Matrices are told by addresses in units of 16 bytes in the low bits: those of later parts and stages are sums.
+  const std::uint64_t q_rows = swizzled(base + (group - 1) * 64 * 128, 16, 1024);
+  const std::uint64_t k_rows = swizzled(tiles_at, 16, 1024), v_rows = swizzled(tiles_at + tile::k_bytes, N * 128, 1024);
+  int k_stage = 0, k_phase = 0, v_stage = 0, v_phase = 0;
+  const auto multiply_keys = [&] {
+    await(k_full(k_stage), k_phase);
     show_copies();
     begin_products();
+    const std::uint64_t stage_rows = k_rows + static_cast<std::uint32_t>(k_stage * (tile::stage_bytes / 16));
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
-      const std::uint32_t q_part = base + d / 4 * (tile::rows * 128) + (group - 1) * 64 * 128 + d % 4 * 32;
-      warpgroup::multiply(logits, swizzled(q_part, 16, 1024), swizzled(k_at + d / 4 * (N * 128) + d % 4 * 32, 16, 1024),
-                          d);
+      warpgroup::multiply(logits, q_rows + (d / 4 * (tile::rows * 128) + d % 4 * 32) / 16,
+                          stage_rows + (d / 4 * (N * 128) + d % 4 * 32) / 16, d);
     }
     end_products();
+    k_phase ^= k_stage == stages - 1 ? 1 : 0;
+    k_stage = k_stage == stages - 1 ? 0 : k_stage + 1;
   };
-  const auto multiply_values = [&](int j) {
-    const int turn = j - keys.begin, stage = turn % stages;
-    const std::uint32_t values_at = tiles_at + stage * tile::stage_bytes + tile::k_bytes;
-    await(v_full(stage), turn / stages & 1);
+  const auto multiply_values = [&] {
+    await(v_full(v_stage), v_phase);
     show_copies();
     begin_products();
+    const std::uint64_t stage_rows = v_rows + static_cast<std::uint32_t>(v_stage * (tile::stage_bytes / 16));
 #pragma unroll
-    for (int n = 0; n < N / 16; ++n) {
-      warpgroup::multiply(values, weights[n], swizzled(values_at + n * 2048, N * 128, 1024));
-    }
+    for (int n = 0; n < N / 16; ++n) warpgroup::multiply(values, weights[n], stage_rows + n * 2048 / 16);
     end_products();
+    v_phase ^= v_stage == stages - 1 ? 1 : 0;
+    v_stage = v_stage == stages - 1 ? 0 : v_stage + 1;
   };
-  // Logits of tile j become weights; `before` is what the sums so far are to be multiplied with.
-  const auto weigh = [&](int j) {
-    const bool masked = always_masked || (j + 1) * N > at.listed;
-    const float to_log2 = (call.soft_cap > 0 ? call.soft_cap : call.scale) * log2_e;  // above 0
-    if (call.soft_cap > 0) {
-#pragma unroll
-      for (float& logit : logits) logit = tanhf(logit * call.scale / call.soft_cap);
-    }
-#pragma unroll
+  // Hides the logits of tile j that rows do not see.
+  const auto mask = [&](int j) {
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      if (masked) {
-        const int row = min(at.first + own_row + half * 8, at.rows - 1);
-        const std::int64_t place = call.kv.position(at.head, at.past + row / call.group);
-#pragma unroll
-        for (int n = 0; n < N / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int key = j * N + n * 8 + lane % 4 * 2 + e, slot = key < at.end ? at.slot(key) : -1;
-            const std::int64_t position = slot < 0 ? 0 : call.kv.position(at.head, slot);
-            float& logit = logits[4 * n + 2 * half + e];
-            if (slot < 0 || position < place - call.left || position > place + call.right) logit = minus_infinity();
-          }
-        }
-      }
-      float largest = minus_infinity();
-#pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        largest = fmaxf(largest, fmaxf(logits[4 * n + 2 * half], logits[4 * n + 2 * half + 1]));
-      }
-      largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, 2));
-      largest = fmaxf(sums[half].largest, largest * to_log2);
-      const float shift = largest == minus_infinity() ? 0 : largest;
-      before[half] = power_of_2(sums[half].largest - shift);
-      float sum = 0;
+      const int row = min(at.first + own_row + half * 8, at.rows - 1);
+      const std::int64_t place = call.kv.position(at.head, at.past + row / call.group);
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float& logit = logits[4 * n + 2 * half + e];
-          logit = power_of_2(fmaf(logit, to_log2, -shift));
-          sum += logit;
+          const int key = j * N + n * 8 + lane % 4 * 2 + e, slot = key < at.end ? at.slot(key) : -1;
+          const std::int64_t position = slot < 0 ? 0 : call.kv.position(at.head, slot);
+          const bool hidden = slot < 0 || position < place - call.left || position > place + call.right;
+          if (half == 0 && hidden) logits[4 * n + e] = minus_infinity();
+          if (half == 1 && hidden) logits[4 * n + 2 + e] = minus_infinity();
         }
       }
-      sums[half] = {largest, sums[half].sum * before[half] + sum};
+    }
+  };
+  const float to_log2 = (call.soft_cap > 0 ? call.soft_cap : call.scale) * log2_e;  // above 0
+  // Logits of tile j become weights; `before` is what the sums so far are to be multiplied with.
+  const auto weigh = [&](int j) {
+    if (call.soft_cap > 0) {
+      const float factor = call.scale / call.soft_cap;
+#pragma unroll
+      for (float& logit : logits) logit = tanhf(logit * factor);
+    }
+    if (always_masked || (j + 1) * N > at.listed) mask(j);
+    float largest[2] = {minus_infinity(), minus_infinity()}, shift[2], sum[2][2] = {};
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        largest[half] = fmaxf(largest[half], fmaxf(logits[4 * n + 2 * half], logits[4 * n + 2 * half + 1]));
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      largest[half] = fmaxf(largest[half], __shfl_xor_sync(all_lanes, largest[half], 1));
+      largest[half] = fmaxf(largest[half], __shfl_xor_sync(all_lanes, largest[half], 2));
+      largest[half] = fmaxf(sums[half].largest, largest[half] * to_log2);
+      shift[half] = largest[half] == minus_infinity() ? 0 : largest[half];
+      before[half] = power_of_2(sums[half].largest - shift[half]);
+    }
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& logit = logits[4 * n + 2 * half + e];
+          logit = power_of_2(fmaf(logit, to_log2, -shift[half]));
+          sum[half][e] += logit;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sums[half] = {largest[half], sums[half].sum * before[half] + (sum[half][0] + sum[half][1])};
     }
   };
   const auto round_weights = [&] {
@@ -195,22 +213,26 @@ __global__ void __launch_bounds__(SKIM_CUDA_SM90 ? warpgroup_tile<D>::threads : 
   };
 
   if (keys.begin < keys.end) {
-    multiply_keys(keys.begin);
+    multiply_keys();
     await_products<0>();
     weigh(keys.begin);
     round_weights();
+#pragma unroll 1
     for (int j = keys.begin; j + 1 < keys.end; ++j) {
-      multiply_keys(j + 1);
-      multiply_values(j);
+      const int stage = v_stage;
+      multiply_keys();
+      multiply_values();
       await_products<1>();
       weigh(j + 1);
       await_products<0>();
-      if (thread == 0) arrive(empty((j - keys.begin) % stages));
+      if (thread == 0) arrive(empty(stage));
+      if (!__all_sync(all_lanes, before[0] == 1 && before[1] == 1)) {  // seldom: the largest logits come early
 #pragma unroll
-      for (int i = 0; i < D / 2; ++i) values[i] *= before[i / 2 % 2];
+        for (int i = 0; i < D / 2; ++i) values[i] *= before[i / 2 % 2];
+      }
       round_weights();
     }
-    multiply_values(keys.end - 1);
+    multiply_values();
     await_products<0>();
   }
 

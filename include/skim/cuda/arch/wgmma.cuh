@@ -1,15 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Hopper's own instructions: matrix products of a warpgroup (`wgmma`), barriers that copies arrive at. Behind
-/// `__CUDA_ARCH_FEAT_SM90_ALL`, which -arch=sm_90a sets.
+/// \file Hopper's own instructions: matrix products of a warpgroup (`wgmma`), barriers that copies arrive at.
 #pragma once
 
 #include <skim/cuda/kernel/ptx.cuh>
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define SKIM_CUDA_SM90 1
-#else
-#define SKIM_CUDA_SM90 0
-#endif
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 

@@ -45,16 +45,6 @@ bool with_tensor_cores(const kv_view& kv, const Body& body) {
   return false;
 }
 
-/// Whether the current device has Hopper's instructions and the program code for them.
-template <class T, int D>
-bool has_warpgroups() {
-  cudaFuncAttributes of{};
-  const void* const kernel = reinterpret_cast<const void*>(&attend_by_warpgroups<T, D>);
-  const cudaError_t found = cudaFuncGetAttributes(&of, kernel);
-  if (found != cudaSuccess) static_cast<void>(cudaGetLastError());  // there is no device
-  return found == cudaSuccess && of.maxThreadsPerBlock >= warpgroup_tile<D>::threads;
-}
-
 /// Calls `body(kernel, tile)` for the kernel that takes a call.
 template <class Body>
 void with_kernel(const kv_view& kv, const Body& body) {
@@ -62,7 +52,7 @@ void with_kernel(const kv_view& kv, const Body& body) {
     using T = decltype(type);
     constexpr int D = dim.value;
     if constexpr (D == 64 || D == 128) {
-      if (has_warpgroups<T, D>()) return body(&attend_by_warpgroups<T, D>, warpgroup_tile<D>{});
+      if (has_hopper_code()) return body(&attend_by_warpgroups<T, D>, warpgroup_tile<D>{});
     }
     body(&attend_by_tensor_cores<T, D>, tensor_tile<D>{});
   });
@@ -102,6 +92,10 @@ struct attend_plan {
     call.scale = std::fabs(logit_scale(args));
     call.q_sign = logit_scale(args) < 0 ? -1.0f : 1.0f;
     call.soft_cap = args.soft_cap;
+    call.q_as_stored = call.q_type == kv.k.type && call.q_sign > 0 && call.q_row % 8 == 0 && call.q_head % 8 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(call.q) % 16 == 0;
+    call.out_in_pairs = call.out_type != element::f32 && call.out_row % 2 == 0 && call.out_head % 2 == 0 &&
+                        reinterpret_cast<std::uintptr_t>(call.out) % 4 == 0;
     call.Tq = static_cast<int>(rows);
     call.heads = static_cast<int>(kv.heads);
     call.group = static_cast<int>(G);

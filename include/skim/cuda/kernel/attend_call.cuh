@@ -30,6 +30,8 @@ struct attend_call {
   float scale, q_sign, soft_cap;  // scale above 0
   float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]
   element q_type, out_type;
+  bool q_as_stored;   // tensor cores multiply 16 bytes of q as they are
+  bool out_in_pairs;  // two 16-bit numbers of out, the first in an even column, may be stored together
   int Tq, heads, group, block_rows, tiles_of_block, splits;  // splits: the most that a tile has
   int tile_rows, tile_keys;
 };
@@ -77,6 +79,7 @@ SKIM_DEVICE uint4 pack_query(const attend_call& call, const row_tile& at, int ow
   const int row = min(at.first + own, at.rows - 1);
   const std::int64_t from = (at.first_token + row / call.group) * call.q_row +
                             (at.head * call.group + row % call.group) * call.q_head + column;
+  if (call.q_as_stored) return *reinterpret_cast<const uint4*>(call.q + from * static_cast<int>(sizeof(T)));
   std::uint32_t packed[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -147,8 +150,7 @@ SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row,
     const int column = n * 8 + quarter * 2;
     const float first = value(n, 0) * factor, second = value(n, 1) * factor;
     if (splits == 1) {
-      store(call.out, call.out_type, to + column, first);
-      store(call.out, call.out_type, to + column + 1, second);
+      store_pair(call.out, call.out_type, to + column, first, second, call.out_in_pairs);
     } else {
       *reinterpret_cast<float2*>(call.partial + partial * D + column) = make_float2(first, second);
     }
@@ -164,6 +166,8 @@ SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row,
 /// Merges the splits of each row, in order. A warp for a row of q and query head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) {
+  let_next_kernel_start();
+  await_kernel_before();
   const int lane = threadIdx.x % 32, query_heads = call.heads * call.group;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (Threads / 32) + threadIdx.x / 32;
   if (row >= static_cast<std::int64_t>(call.Tq) * query_heads) return;
@@ -197,12 +201,23 @@ __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) 
   const float* const values = call.partial + partial_at(call, token, query_head, 0) * Dv;
   for (int first = 0; first < Dv; first += 128) {
     float value[4] = {};
-    for (int split = 0; split < splits; ++split) {
-      const float weight = __shfl_sync(all_lanes, split < 32 ? weights[0] : weights[1], split % 32);
+    constexpr int together = 4;  // whose loads do not wait for each other
+    for (int begin = 0; begin < splits; begin += together) {
+      float parts[together][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int d = first + 32 * i + lane;
-        if (d < Dv) value[i] += weight * values[static_cast<std::int64_t>(split) * Dv + d];
+      for (int j = 0; j < together; ++j) {
+        const float* const from = values + static_cast<std::int64_t>(min(begin + j, splits - 1)) * Dv;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) parts[j][i] = from[min(first + 32 * i + lane, Dv - 1)];
+      }
+#pragma unroll
+      for (int j = 0; j < together; ++j) {
+        const int split = begin + j;
+        const float weight = __shfl_sync(all_lanes, split < 32 ? weights[0] : weights[1], split % 32);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (split < splits) value[i] += weight * parts[j][i];
+        }
       }
     }
 #pragma unroll

@@ -23,6 +23,17 @@ SKIM_DEVICE int sum_before(int count_of_warp, int* counts, int& all) {
   return before;
 }
 
+/// The list of a block that has nothing to choose.
+template <int Threads>
+SKIM_DEVICE void list_all(const quoka_call& call, const quoka_block& block, const index_lists& lists, int first_list,
+                          int first_thread = 0, int threads = Threads) {
+  const bool dense = (call.dense_blocks >> (block.list / call.heads) & 1u) != 0;
+  const int begin = dense ? 0 : block.first, thread = first_thread + static_cast<int>(threadIdx.x);
+  std::int32_t* const list = lists.row(first_list + block.list);
+  for (int i = thread; i < block.past - begin; i += threads) list[i] = begin + i;
+  if (thread == 0) lists.counts[first_list + block.list] = block.past - begin;
+}
+
 /// Writes the list of each block and KV head. A block for each list.
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
@@ -31,18 +42,14 @@ __global__ void __launch_bounds__(Threads)
   __shared__ int histogram[choosing::digits * 32], totals[choosing::digits];
   __shared__ int counts[choosing::warps];
   __shared__ unsigned found[2];
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   std::int32_t* const list = lists.row(first_list + block.list);
   const retention keep = call.keep.among(block.past);
   const int budget = static_cast<int>(keep.keys(block.past));
-  const bool dense = (call.dense_blocks >> (block.list / call.heads) & 1u) != 0;
-  if (block.reads_all) {
-    const int begin = dense ? 0 : block.first;
-    for (int i = thread; i < block.past - begin; i += Threads) list[i] = begin + i;
-    if (thread == 0) lists.counts[first_list + block.list] = block.past - begin;
-    return;
-  }
+  if (block.reads_all) return list_all<Threads>(call, block, lists, first_list);
 
   const float* const scores = call.scores + block.list * call.score_stride;
   const int sinks = block.first + static_cast<int>(keep.sinks), recent = block.past - static_cast<int>(keep.recent);

@@ -13,6 +13,13 @@
 
 #define SKIM_DEVICE __device__ __forceinline__
 
+/// Whether Hopper's own instructions may be used: -arch=sm_90a says so.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SKIM_CUDA_SM90 1
+#else
+#define SKIM_CUDA_SM90 0
+#endif
+
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 inline constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
@@ -38,6 +45,28 @@ SKIM_DEVICE void end_copies() {
 template <int Left>
 SKIM_DEVICE void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+
+/// Sixteen bytes of what no kernel of the chain writes, past the first cache.
+SKIM_DEVICE uint4 load_once(const void* from) {
+  uint4 to;
+  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+      : "l"(from));
+  return to;
+}
+
+/// What kernels earlier in a chain wrote is there.
+SKIM_DEVICE void await_kernel_before() {
+#if SKIM_CUDA_SM90
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// The next kernel of a chain may start, as far as there is room.
+SKIM_DEVICE void let_next_kernel_start() {
+#if SKIM_CUDA_SM90
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 /// Four 8 x 8 matrices of 16-bit numbers, of which lane l addresses row l % 8 of matrix l / 8.
@@ -68,6 +97,8 @@ struct tensor_type<bf16> {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const std::uint32_t*>(&both);
   }
+  static SKIM_DEVICE float low(std::uint32_t both) { return __uint_as_float(both << 16); }
+  static SKIM_DEVICE float high(std::uint32_t both) { return __uint_as_float(both & 0xffff0000u); }
 };
 template <>
 struct tensor_type<f16> {
@@ -81,6 +112,8 @@ struct tensor_type<f16> {
     const __half2 both = __floats2half2_rn(low, high);
     return *reinterpret_cast<const std::uint32_t*>(&both);
   }
+  static SKIM_DEVICE float low(std::uint32_t both) { return __low2float(*reinterpret_cast<const __half2*>(&both)); }
+  static SKIM_DEVICE float high(std::uint32_t both) { return __high2float(*reinterpret_cast<const __half2*>(&both)); }
 };
 
 /// 2 to the power of x, within 2 units in the last place; what is below 2^-126 is 0.
@@ -136,6 +169,16 @@ SKIM_DEVICE void store(void* data, element type, std::int64_t at, float value) {
   } else {
     static_cast<__nv_bfloat16*>(data)[at] = __float2bfloat16_rn(value);
   }
+}
+/// Two numbers side by side; `together`: in one piece of 32 bits, for 16-bit types.
+SKIM_DEVICE void store_pair(void* data, element type, std::int64_t at, float first, float second, bool together) {
+  if (together) {
+    *reinterpret_cast<std::uint32_t*>(static_cast<char*>(data) + 2 * at) =
+        type == element::f16 ? tensor_type<f16>::pack(first, second) : tensor_type<bf16>::pack(first, second);
+    return;
+  }
+  store(data, type, at, first);
+  store(data, type, at + 1, second);
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -39,6 +39,8 @@ __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
   using tile = needs_tile;
   extern __shared__ __align__(16) float floats[];
   __shared__ bool finite_row[tile::rows], finite_key[tile::keys];
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int first_row = blockIdx.x * tile::rows;
   if (!block.picks(call) || first_row >= block.rows) return;
@@ -122,6 +124,8 @@ __global__ void __launch_bounds__(Threads) find_features(const quoka_call call) 
   using tile = features_tile;
   extern __shared__ __align__(16) float rows[];
   __shared__ float scratch[Threads / 32];
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   if (!block.picks(call)) return;
   const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), thread = threadIdx.x;
@@ -203,6 +207,8 @@ __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, i
   constexpr int points = picking::points, own_points = points / 2;
   extern __shared__ __align__(16) float met[];         // [columns, points]
   float* const own = met + picking::columns * points;  // [columns, rows of the tile]
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * picking::rows, in_tile = threadIdx.x / 2, half = threadIdx.x % 2,
             row = begin + in_tile;
@@ -279,6 +285,8 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) pick_rows(const quoka_call call, int first, int count) {
   constexpr int segment = picking::segment;
   extern __shared__ __align__(16) float gains[];  // [segments, segment]
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   if (!block.picks(call)) return;
   const int segments = (block.rows + segment - 1) / segment, all = segments * segment;
@@ -341,13 +349,14 @@ __global__ void __launch_bounds__(Threads) average_members(const quoka_call call
   __shared__ int members[chunk];
   __shared__ float member_needs[chunk];
   __shared__ int count;
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int query = blockIdx.x, D = call.kv.k.dim, lane = threadIdx.x % 32;
   if (block.reads_all || query >= block.queries(call)) return;
   const bool as_they_are = block.takes_every_row(call);
   const std::int64_t at = static_cast<std::int64_t>(block.list) * call.rows;
   const int pick = as_they_are ? query : call.picked[static_cast<std::int64_t>(block.list) * call.n + query];
-  float* const to = query_row(call.queries, D, static_cast<std::int64_t>(block.list) * call.n + query);
   for (int begin = 0; begin < padded(D); begin += Threads) {
     const int d = begin + threadIdx.x;
     float sum = 0, weight = 0, picked_value = __int_as_float(0x7fc00000);
@@ -386,9 +395,7 @@ __global__ void __launch_bounds__(Threads) average_members(const quoka_call call
     });
     if (d >= padded(D)) continue;
     const float value = d >= D ? 0 : pick < 0 || weight <= 1e-6f ? picked_value : sum / weight;
-    to[d] = call.query_type == element::bf16  ? __bfloat162float(__float2bfloat16_rn(value))
-            : call.query_type == element::f16 ? __half2float(__float2half_rn(value))
-                                              : value;
+    store_query(call, block.list, query, d, value);
   }
 }
 

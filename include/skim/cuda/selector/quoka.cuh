@@ -2,10 +2,12 @@
 /// \file QUOKA on a GPU: what it takes, its scratch, its launches.
 #pragma once
 
+#include <skim/cuda/arch/choose_in_cluster.cuh>
 #include <skim/cuda/kernel/attend.cuh>
 #include <skim/cuda/kernel/choose.cuh>
 #include <skim/cuda/score_kernel.cuh>
 #include <skim/cuda/selector/needed_queries.cuh>
+#include <skim/cuda/selector/picked_queries.cuh>
 #include <skim/cuda/selector/quoka_moments.cuh>
 #include <skim/cuda/selector/quoka_score.cuh>
 
@@ -25,6 +27,20 @@ bool scores_by_tensor_cores(std::int64_t queries, kv_view kv, const Body& body) 
     if (taken) body(type, dim);
   });
   return taken;
+}
+
+/// Calls `body` likewise where tensor cores pick the queries too.
+template <class Body>
+bool picks_by_tensor_cores(const quoka_call& call, const kv_view& kv, const Body& body) {
+  const std::int64_t rows = std::int64_t{call.block_rows} * call.group;
+  if (!call.fragments || !call.needed || call.q_type != kv.k.type || call.q_row % 8 != 0 || call.q_head % 8 != 0 ||
+      reinterpret_cast<std::uintptr_t>(call.q) % 16 != 0 ||
+      !tensor_picking::takes(rows, call.group, call.n, kv.k.dim)) {
+    return false;
+  }
+  return scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
+    if constexpr (dim.value == 64 || dim.value == 128) body(type, dim);
+  });
 }
 
 /// The blocks of a sequence from `first_block` on, at most `blocks_together`, and their scratch.
@@ -58,16 +74,14 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.samples = static_cast<int>(policy.queries.samples);
   call.smooth = static_cast<int>(policy.smooth);
   call.needed = policy.queries.choice == query_choice::needed && policy.queries.n < greater(rows, 1) * G;
-  call.query_type =
-      sequence.kv.k.type == element::bf16 || scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {})
-          ? sequence.kv.k.type
-          : element::none;
+  const bool tensor = scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {});
+  call.query_type = sequence.kv.k.type == element::bf16 || tensor ? sequence.kv.k.type : element::none;
   call.keep = policy.keep;
-  call.pieces = static_cast<int>(moments_tile::pieces(longest));
+  const std::int64_t samples = moments_tile::most(longest);
+  using together = tensor_scores<64>;
+  call.pieces = static_cast<int>(tensor ? smaller(together::most_pieces, pieces(samples, together::samples))
+                                        : pieces(samples, moments_tile::samples));
   call.score_stride = pieces(longest, 64) * 64;
-  // Long enough that loading queries is little, short enough for four blocks on each of 132 processors.
-  const std::int64_t tiles = call.score_stride / 64 * call.blocks * call.heads / (4 * 132);
-  call.tiles_of_piece = static_cast<int>(greater(2, smaller(tiles, 32)));
   const std::int64_t lists = std::int64_t{call.blocks} * call.heads, own = lists * call.rows;
   call.needs = arena.take<float>(own);
   call.features = arena.take<float>(call.needed ? own * D : 0);
@@ -77,7 +91,10 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.queries = arena.take<float>(lists * call.n * padded(D));
   call.factors = arena.take<float>(lists * call.n);
   call.offsets = arena.take<float>(lists * call.n);
-  call.moments = arena.take<partial_moments>(lists * call.n * call.pieces);
+  char* const fragments = arena.take<char>(lists * whole_queries(call.n) * D * 2);
+  call.fragments = tensor ? fragments : nullptr;
+  // Room for either kernel: which it is depends on addresses too.
+  call.moments = arena.take<product_moments>(lists * call.n * pieces(samples, moments_tile::samples));
   call.raw = arena.take<float>(lists * call.score_stride);
   call.scores = arena.take<float>(lists * call.score_stride);
   return call;
@@ -138,17 +155,40 @@ struct score_kernel<quoka> {
     for (std::int64_t first = 0; first < blocks; first += detail::blocks_together) {
       skim::detail::arena arena(workspace);
       const detail::quoka_call call = detail::lay_out_quoka(policy, args, sequence, first, arena);
-      score(call, sequence.kv, launch);
-      const std::int64_t count = std::int64_t{call.blocks} * call.heads;
+      if (!detail::picks_by_tensor_cores(call, sequence.kv, [&](auto type, auto dim) {
+            pick_together<decltype(type), dim.value>(call, launch);
+          })) {
+        pick(call, launch);
+      }
+      const int first_list = static_cast<int>(list_row + first * call.heads);
+      const bool tensor = call.fragments && detail::scores_by_tensor_cores(call.n, sequence.kv, [&](auto type, auto dim) {
+        score_together<decltype(type), dim.value>(call, launch);
+      });
+      if (!tensor) score(call, launch);
+      if (detail::choose_by_clusters(call, lists, first_list, launch)) continue;
+      const std::int64_t count = lists_of(call);
+      launch(&detail::smooth_scores<256>, detail::pieces(call.score_stride, 256), count, 256, 0, call);
       launch(&detail::choose_highest<detail::choosing::threads>, 1, count, detail::choosing::threads, 0, call, lists,
-             static_cast<int>(list_row + first * call.heads));
+             first_list);
     }
   }
 
  private:
-  static void score(const detail::quoka_call& call, const kv_view& kv, detail::launcher& launch) {
+  static std::int64_t lists_of(const detail::quoka_call& call) { return std::int64_t{call.blocks} * call.heads; }
+
+  template <class T, int D>
+  static void pick_together(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
-    const std::int64_t lists = std::int64_t{call.blocks} * call.heads, D = kv.k.dim;
+    const std::int64_t rows = std::int64_t{call.block_rows} * call.group;
+    launch(&find_needs_by_tensor_cores<T, D>, pieces(rows, tensor_needs::rows), lists_of(call), tensor_needs::threads, 0,
+           call);
+    launch(&pick_by_tensor_cores<T, D>, 1, lists_of(call), tensor_picking::threads,
+           tensor_picking::bytes(rows, call.group, D), call);
+  }
+
+  static void pick(const detail::quoka_call& call, detail::launcher& launch) {
+    using namespace detail;
+    const std::int64_t lists = lists_of(call), D = call.kv.k.dim;
     if (call.needed) {
       launch(&find_needs<needs_tile::threads>, pieces(call.rows, needs_tile::rows), lists, needs_tile::threads,
              needs_tile::bytes(D), call);
@@ -167,20 +207,30 @@ struct score_kernel<quoka> {
       }
     }
     launch(&average_members<128>, call.n, lists, 128, 0, call);
+  }
+
+  template <class T, int D>
+  static void score_together(const detail::quoka_call& call, detail::launcher& launch) {
+    using namespace detail;
+    using tile = tensor_scores<D>;
+    launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads, tile::bytes(call.n), call);
+    std::int64_t together = smaller(call.blocks, tile::most_lists);  // as far as two blocks share a processor
+    while (together > 1 && tile::bytes(call.n, together) > most_shared_bytes / 2) --together;
+    // Two blocks on each of 132 processors, if there is work for so many.
+    const std::int64_t groups = pieces(call.blocks, together) * call.heads;
+    const std::int64_t wanted = greater(1, 2 * 132 / groups), most = pieces(call.score_stride, tile::warps * tile::keys);
+    launch(&score_by_tensor_cores<T, D>, smaller(wanted, most), groups, tile::threads, tile::bytes(call.n, together),
+           call, static_cast<int>(together));
+  }
+
+  static void score(const detail::quoka_call& call, detail::launcher& launch) {
+    using namespace detail;
+    const std::int64_t lists = lists_of(call), D = call.kv.k.dim;
     launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D),
            call);
     launch(&standardise<64>, 1, lists, 64, 0, call);
-    const bool taken = scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
-      using tile = tensor_scores<dim.value>;
-      launch(&score_by_tensor_cores<decltype(type), dim.value>,
-             pieces(call.score_stride, tile::keys * call.tiles_of_piece), lists, tile::threads, tile::bytes(call.n),
-             call);
-    });
-    if (!taken) {
-      launch(&score_plainly<plain_scores::threads>, pieces(call.score_stride, plain_scores::keys), lists,
-             plain_scores::threads, plain_scores::bytes(D), call);
-    }
-    launch(&smooth_scores<256>, pieces(call.score_stride, 256), lists, 256, 0, call);
+    launch(&score_plainly<plain_scores::threads>, pieces(call.score_stride, plain_scores::keys), lists,
+           plain_scores::threads, plain_scores::bytes(D), call);
   }
 };
 

@@ -13,9 +13,26 @@ SKIM_DEVICE float* query_row(float* queries, int D, std::int64_t row) {
   return queries + row * padded(D);
 }
 
-/// Sums over a piece of a query's products with sampled keys.
-struct partial_moments {
-  float count, mean, spread, squares;  // spread: sum of squared distances from the mean
+/// Moments of a query's products with some keys. spread: sum of squared distances from the mean.
+struct product_moments {
+  float count = 0, mean = 0, spread = 0;
+
+  SKIM_DEVICE void join(const product_moments& other) {
+    if (other.count == 0) return;
+    const float both = count + other.count, apart = other.mean - mean;
+    spread += other.spread + apart * apart * (count * other.count / both);
+    mean += apart * (other.count / both);
+    count = both;
+  }
+  /// What turns a product into a standardised one: factor 0 and offset -inf where the query does not score. Says whether it
+  /// does.
+  SKIM_DEVICE bool standardise(float& factor, float& offset) const {
+    const float deviation = count < 2 ? 0 : sqrtf(spread / (count - 1));
+    const bool scores = deviation > 1e-6f * sqrtf(spread / count + mean * mean);
+    factor = scores ? 1 / deviation : 0;
+    offset = scores ? -mean / deviation : minus_infinity();
+    return scores;
+  }
 };
 
 struct quoka_call {
@@ -26,15 +43,57 @@ struct quoka_call {
   element q_type;
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
   unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
-  int n, samples, smooth, rows, pieces, tiles_of_piece;   // rows: room for a block's G * Tq; pieces of moments
+  int n, samples, smooth, rows;                           // rows: room for a block's G * Tq
+  int pieces;                                             // of moments, at most
   bool needed;
   element query_type;  // that queries are rounded to; none: they stay f32
   retention keep;
   float *needs, *features, *distances, *queries, *factors, *offsets, *raw, *scores;
   int *nearest, *picked;
-  partial_moments* moments;
+  product_moments* moments;  // [lists, pieces, n]
+  char* fragments;           // queries once more, as matrix instructions want them: see `fragment_at`. Null: by none
   std::int64_t score_stride;
 };
+
+/// Queries that matrix instructions meet: 32 at a time.
+SKIM_HD SKIM_INLINE constexpr std::int64_t whole_queries(std::int64_t n) {
+  return (n + 31) / 32 * 32;
+}
+/// Dimensions that four lanes have of a row at a time, of each a quarter that lies together: 16 bytes where D allows it.
+SKIM_HD SKIM_INLINE constexpr int dims_at_once(int D) {
+  return D % 32 == 0 ? 32 : 16;
+}
+/// Where number d of a query stands: [D / dims, queries / 8, 32 lanes, dims / 4].
+SKIM_HD SKIM_INLINE constexpr int fragment_at(int query, int d, int D, int queries) {
+  const int dims = dims_at_once(D), part = dims / 4;
+  return ((d / dims * (queries / 8) + query / 8) * 32 + query % 8 * 4 + d % dims / part) * part + d % part;
+}
+
+/// Number d of a query, rounded to what keys are multiplied in; NaN where there is no query.
+SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d, float value) {
+  const int D = call.kv.k.dim, queries = static_cast<int>(whole_queries(call.n));
+  const float rounded = call.query_type == element::bf16  ? __bfloat162float(__float2bfloat16_rn(value))
+                        : call.query_type == element::f16 ? __half2float(__float2half_rn(value))
+                                                          : value;
+  query_row(call.queries, D, static_cast<std::int64_t>(list) * call.n + query)[d] = d < D ? rounded : 0;
+  if (!call.fragments) return;
+  store(call.fragments + static_cast<std::int64_t>(list) * queries * D * 2, call.query_type,
+        fragment_at(query, d, D, queries), value);
+}
+/// Two or four numbers from d on, a multiple of as many, of queries that are rounded to T.
+template <class T, int D, int Count>
+SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d, const float (&values)[Count]) {
+  const int queries = static_cast<int>(whole_queries(call.n));
+  float* const row = query_row(call.queries, D, static_cast<std::int64_t>(list) * call.n + query) + d;
+  auto* const fragment = reinterpret_cast<std::uint32_t*>(
+      call.fragments + (static_cast<std::int64_t>(list) * queries * D + fragment_at(query, d, D, queries)) * 2);
+#pragma unroll
+  for (int i = 0; i < Count; i += 2) {
+    const std::uint32_t both = tensor_type<T>::pack(values[i], values[i + 1]);
+    *reinterpret_cast<float2*>(row + i) = make_float2(tensor_type<T>::low(both), tensor_type<T>::high(both));
+    fragment[i / 2] = both;
+  }
+}
 
 /// One block of rows of one KV head; scratch of lists is laid out by `list`.
 struct quoka_block {

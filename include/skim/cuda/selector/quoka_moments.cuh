@@ -13,9 +13,9 @@ struct moments_tile {
   static constexpr std::size_t bytes(std::int64_t D) {
     return sizeof(float) * static_cast<std::size_t>(samples * shared_pitch(D));
   }
-  /// At most, behind `past` tokens or fewer: every 32nd, or all where that would be fewer than 32.
-  static constexpr std::int64_t pieces(std::int64_t past) {
-    return cuda::detail::pieces(greater(cuda::detail::pieces(past, 32), smaller(past, 16 + 31 * 32)), samples);
+  /// Samples behind `past` tokens or fewer, at most: every 32nd, or all where that would be fewer than 32.
+  static constexpr std::int64_t most(std::int64_t past) {
+    return greater(cuda::detail::pieces(past, 32), smaller(past, 16 + 31 * 32));
   }
 };
 
@@ -24,6 +24,8 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
   using tile = moments_tile;
   extern __shared__ __align__(16) float keys[];
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::samples, all = block.moment_count();
   if (block.reads_all || begin >= all) return;
@@ -33,7 +35,7 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
                       [&](int i) { return begin + i < all ? block.moment_slot(begin + i) : -1; });
   __syncthreads();
   const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
-  partial_moments* const to =
+  product_moments* const to =
       call.moments + (static_cast<std::int64_t>(block.list) * call.pieces + blockIdx.x) * call.n;
   for (int first = threadIdx.x / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
     float products[tile::queries_of_warp][tile::rounds] = {};
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
     }
 #pragma unroll
     for (int i = 0; i < tile::queries_of_warp; ++i) {
-      float count = 0, sum = 0, squares = 0, spread = 0;
+      float count = 0, sum = 0, spread = 0;
 #pragma unroll
       for (int j = 0; j < tile::rounds; ++j) {
         float& product = products[i][j];
@@ -63,7 +65,6 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
         if (isnan(product)) continue;
         count += 1;
         sum += product;
-        squares += product * product;
       }
       count = sum_of_warp(count);
       const float mean = sum_of_warp(sum) / fmaxf(count, 1);
@@ -72,45 +73,36 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
         if (!isnan(products[i][j])) spread += (products[i][j] - mean) * (products[i][j] - mean);
       }
       spread = sum_of_warp(spread);
-      squares = sum_of_warp(squares);
-      if (lane == 0 && first + i < n) to[first + i] = {count, mean, spread, squares};
+      if (lane == 0 && first + i < n) to[first + i] = {count, mean, spread};
     }
   }
 }
 
-/// Merges the pieces, in order: what turns a product into a standardised one. A query that does not score has factor 0 and
-/// offset -inf; where none does, the first offset is NaN. A block for each list.
+/// Merges the pieces, in order. Where no query scores, the first offset is NaN. A block for each list.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   if (block.reads_all) return;
   const int n = block.queries(call), all = block.moment_count();
   const std::int64_t list = block.list;
   bool some = false;
   for (int query = threadIdx.x; query < call.n; query += Threads) {
-    float count = 0, mean = 0, spread = 0, squares = 0;
+    product_moments own;
     const int pieces = query < n ? (all + moments_tile::samples - 1) / moments_tile::samples : 0;
     for (int first = 0; first < pieces; first += 8) {
-      partial_moments next[8];  // loads first: else they wait for each other
+      product_moments next[8];  // loads first: else they wait for each other
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         next[i] = call.moments[(list * call.pieces + min(first + i, pieces - 1)) * call.n + query];
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (first + i >= pieces || next[i].count == 0) continue;
-        const float both = count + next[i].count, apart = next[i].mean - mean;
-        spread += next[i].spread + apart * apart * (count * next[i].count / both);
-        mean += apart * (next[i].count / both);
-        squares += next[i].squares;
-        count = both;
+        if (first + i < pieces) own.join(next[i]);
       }
     }
-    const float deviation = count < 2 ? 0 : sqrtf(spread / (count - 1));
-    const bool scores = count >= 2 && deviation > 1e-6f * sqrtf(squares / count);
-    some |= scores;
-    call.factors[list * call.n + query] = scores ? 1 / deviation : 0;
-    call.offsets[list * call.n + query] = scores ? -mean / deviation : minus_infinity();
+    some |= own.standardise(call.factors[list * call.n + query], call.offsets[list * call.n + query]);
   }
   if (__syncthreads_or(some) == 0 && threadIdx.x == 0) call.offsets[list * call.n] = __int_as_float(0x7fc00000);
 }

@@ -3,7 +3,6 @@
 /// neighbours.
 #pragma once
 
-#include <skim/cuda/arch/sm80.cuh>
 #include <skim/cuda/selector/quoka_call.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
@@ -11,6 +10,12 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 /// Where raw scores go: beside the final ones where they are smoothed. By slot.
 SKIM_DEVICE float* raw_scores(const quoka_call& call, int list) {
   return call.raw + list * call.score_stride;
+}
+
+/// What a candidate scores before smoothing: NaN where that is not finite; where no query scores the newest highest.
+SKIM_DEVICE float raw_score(int past, int slot, float largest, bool some) {
+  if (!some) return static_cast<float>(slot + 1 - past);
+  return isfinite(largest) ? largest : __int_as_float(0x7fc00000);
 }
 
 /// Of any type and dimension, by multiply-adds. Grid: pieces of keys, lists.
@@ -26,6 +31,8 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) {
   using tile = plain_scores;
   extern __shared__ __align__(16) float keys[];
+  let_next_kernel_start();
+  await_kernel_before();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::keys;
   if (block.reads_all || begin >= block.past || begin + tile::keys <= block.first) return;
@@ -59,141 +66,314 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
   __syncthreads();
   if (thread >= tile::keys || begin + thread >= block.past) return;
   for (int warp = 0; warp < Threads / 32; ++warp) most = fmaxf(most, largest[warp * 32 + lane]);
-  raw_scores(call, block.list)[begin + thread] = isfinite(most) ? most : __int_as_float(0x7fc00000);
+  raw_scores(call, block.list)[begin + thread] = raw_score(block.past, begin + thread, most, !isnan(offsets[0]));
 }
 
-/// By tensor cores: so many queries at a time, in the cache's type.
-template <int D>
-struct tensor_scores {
-  static constexpr int queries = 64, keys = 64, threads = 128;
-  static constexpr int pitch = 2 * D + 16;
-
-  static constexpr std::size_t bytes(std::int64_t n) {
-    return static_cast<std::size_t>((round_up(n) + 2 * keys) * pitch + (2 * round_up(n) + 4 * keys) * 4);
-  }
-  static SKIM_HD constexpr std::int64_t round_up(std::int64_t n) { return (n + queries - 1) / queries * queries; }
+/// Part of a row that one lane has.
+template <int Dims>
+struct row_piece {
+  std::uint32_t words[Dims / 8];
 };
+SKIM_DEVICE void load_piece(row_piece<32>& to, const char* from) {
+  const uint4 four = load_once(from);
+  to = {{four.x, four.y, four.z, four.w}};
+}
+SKIM_DEVICE void load_piece(row_piece<16>& to, const char* from) {
+  const uint2 two = *reinterpret_cast<const uint2*>(from);
+  to = {{two.x, two.y}};
+}
 
-template <class T, int D>
-__global__ void __launch_bounds__(tensor_scores<D>::threads) score_by_tensor_cores(const quoka_call call) {
-  using tile = tensor_scores<D>;
-  using tensor = tensor_type<T>;
-  constexpr int N = tile::keys, pitch = tile::pitch, chunks = D / 8;
-  extern __shared__ __align__(16) char shared[];
-  const quoka_block block(call, blockIdx.y);
-  const int piece = call.tiles_of_piece * N, begin = blockIdx.x * piece, end = min(block.past, begin + piece);
-  if (block.reads_all || begin >= block.past || end <= block.first) return;
-  const int n = block.queries(call), all_queries = static_cast<int>(tile::round_up(n));
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  char* const keys = shared + all_queries * pitch;
-  float *const factors = reinterpret_cast<float*>(keys + 2 * N * pitch), *const offsets = factors + all_queries;
-  float* const largest = offsets + all_queries;  // [4 warps, N]
-  const std::uint32_t q_at = shared_address(shared), k_at = shared_address(keys);
+/// Keys of a warp and how it loads and multiplies them: by `mma.sync`, from memory straight into its registers.
+template <class T, int D, int Keys>
+class key_rows {
+ public:
+  static constexpr int dims = dims_at_once(D), chunks = D / dims, parts = Keys / 16;
 
-  const row_addresses keys_at(call.kv, call.kv.k, block.head, 0);
-  const auto copy_keys = [&](int tile_at, int first) {
+  /// Of key 8 i + lane / 4 the lane's quarter.
+  template <class Slot>
+  SKIM_DEVICE void load(const row_addresses& keys, const Slot& slot) {
 #pragma unroll
-    for (int i = thread; i < N * chunks; i += tile::threads) {
-      const int slot = first + i / chunks;
-      copy_16(k_at + (tile_at % 2 * N + i / chunks) * pitch + i % chunks * 16,
-              keys_at.row(min(slot, block.past - 1)) + i % chunks * 16, slot < block.past);
+    for (int i = 0; i < 2 * parts; ++i) {
+      const char* const row = keys.row(slot(8 * i + static_cast<int>(threadIdx.x) % 32 / 4));
+#pragma unroll
+      for (int c = 0; c < chunks; ++c) load_piece(rows_[i][c], row + 2 * dims * c);
     }
-    end_copies();
-  };
-  copy_keys(0, begin);
-  const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
-  for (int i = thread; i < all_queries * chunks; i += tile::threads) {
-    const float* const from = query_row(call.queries, D, first_query + min(i / chunks, n - 1)) + i % chunks * 8;
-    std::uint32_t packed[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) packed[j] = tensor::pack(from[2 * j], from[2 * j + 1]);
-    *reinterpret_cast<uint4*>(shared + i / chunks * pitch + i % chunks * 16) =
-        make_uint4(packed[0], packed[1], packed[2], packed[3]);
   }
-  for (int i = thread; i < all_queries; i += tile::threads) {
-    factors[i] = i < n ? call.factors[static_cast<std::int64_t>(block.list) * call.n + i] : 0;
-    offsets[i] = i < n ? call.offsets[static_cast<std::int64_t>(block.list) * call.n + i] : 0;
-  }
-
-  for (int t = 0; begin + t * N < end; ++t) {
-    if (begin + (t + 1) * N < end) {
-      copy_keys(t + 1, begin + (t + 1) * N);
-    } else {
-      end_copies();
-    }
-    await_copies<1>();
-    __syncthreads();
-    float most[N / 8][2];
+  /// sums [parts][tiles of 8 queries][4] of the queries from tile `first` on.
+  template <int Tiles>
+  SKIM_DEVICE void multiply(float (&sums)[parts][Tiles][4], const row_piece<dims>* fragments, int tiles,
+                            int first) const {
 #pragma unroll
-    for (int k = 0; k < N / 8; ++k) most[k][0] = most[k][1] = minus_infinity();
-    for (int first = warp * 16; first < all_queries; first += tile::queries) {
-      float products[N / 8][4] = {};
+    for (int c = 0; c < chunks; ++c) {
 #pragma unroll
-      for (int d = 0; d < D / 16; ++d) {
-        std::uint32_t a[4];
-        load_matrices(a, q_at + (first + lane % 16) * pitch + (2 * d + lane / 16) * 16);
+      for (int j = 0; j < Tiles; ++j) {
+        const row_piece<dims> query = fragments[(c * tiles + first + j) * 32 + threadIdx.x % 32];
 #pragma unroll
-        for (int k = 0; k < N / 16; ++k) {
-          std::uint32_t b[4];
-          load_matrices(b,
-                        k_at + (t % 2 * N + k * 16 + lane / 16 * 8 + lane % 8) * pitch + (2 * d + lane / 8 % 2) * 16);
-          tensor::multiply(products[2 * k], a, b[0], b[1]);
-          tensor::multiply(products[2 * k + 1], a, b[2], b[3]);
-        }
-      }
+        for (int i = 0; i < parts; ++i) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int query = first + half * 8 + lane / 4;
-        if (!(factors[query] > 0)) continue;
-#pragma unroll
-        for (int k = 0; k < N / 8; ++k) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            most[k][e] = fmaxf(most[k][e], products[k][2 * half + e] * factors[query] + offsets[query]);
+          for (int s = 0; s < dims / 16; ++s) {
+            const std::uint32_t key[4] = {rows_[2 * i][c].words[2 * s], rows_[2 * i + 1][c].words[2 * s],
+                                          rows_[2 * i][c].words[2 * s + 1], rows_[2 * i + 1][c].words[2 * s + 1]};
+            tensor_type<T>::multiply(sums[i][j], key, query.words[2 * s], query.words[2 * s + 1]);
           }
         }
       }
     }
-    __syncwarp();
+  }
+
+ private:
+  row_piece<dims> rows_[2 * parts][chunks];
+};
+
+/// Eight warps of so many keys at a time, all queries at once.
+template <int D>
+struct tensor_scores {
+  static constexpr int keys = D <= 128 ? 32 : 16, threads = 256, warps = threads / 32, tiles = 4;
+  /// Of moments four warps have 16 keys each at a time and 32 queries, the others the next 32.
+  static constexpr int samples = 64, most_pieces = 16;
+  /// Blocks of rows whose queries meet a key while it is there.
+  static constexpr int most_lists = 4;
+
+  static std::size_t bytes(std::int64_t n, std::int64_t lists = 1) {
+    return static_cast<std::size_t>(lists * whole_queries(n) * (2 * D + static_cast<std::int64_t>(sizeof(float2))));
+  }
+  /// Samples of one piece, of so many: by a block's own alone, so that its bits are its own.
+  static SKIM_DEVICE int samples_of_piece(int all) {
+    return max(1, (all + samples * most_pieces - 1) / (samples * most_pieces)) * samples;
+  }
+};
+
+/// Copies a list's queries to shared memory, 16 bytes at a time.
+template <int D>
+SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
+  const int bytes = static_cast<int>(whole_queries(call.n)) * D * 2;
+  const char* const from = call.fragments + static_cast<std::int64_t>(list) * bytes;
+#pragma unroll 4
+  for (int at = threadIdx.x * 16; at < bytes; at += tensor_scores<D>::threads * 16) {
+    copy_16(shared_address(to + at), from + at, true);
+  }
+  end_copies();
+  await_copies<0>();
+}
+
+/// As `find_moments`. Each piece is of whole turns of all warps. Grid: pieces, lists.
+template <class T, int D>
+__global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_tensor_cores(const quoka_call call) {
+  using tile = tensor_scores<D>;
+  using rows = key_rows<T, D, 16>;
+  constexpr int columns = 2 * tile::tiles, group = 8 * tile::tiles, key_warps = tile::samples / 16;
+  extern __shared__ __align__(16) char shared[];
+  __shared__ product_moments found[key_warps][2 * group];
+  let_next_kernel_start();
+  const quoka_block block(call, blockIdx.y);
+  const int all = block.moment_count(), piece = tile::samples_of_piece(all), begin = blockIdx.x * piece;
+  if (block.reads_all || begin >= all) return await_kernel_before();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % key_warps, half_of_block = threadIdx.x / 32 / key_warps;
+  const int quarter = lane % 4, end = min(begin + piece, all);
+  const row_addresses keys(call.kv, call.kv.k, block.head, rows::dims / 2 * quarter);
+  rows own;
+  const auto load = [&](int first) {
+    own.load(keys, [&](int i) { return block.moment_slot(min(first + 16 * warp + i, all - 1)); });
+  };
+  load(begin);
+  await_kernel_before();
+  copy_fragments<D>(call, block.list, shared);
+  __syncthreads();
+  const int queries = static_cast<int>(whole_queries(call.n)), n = block.queries(call);
+  for (int first_query = 0; first_query < queries; first_query += 2 * group) {
+    const int own_query = first_query + half_of_block * group;
+    float shift[columns], count[columns] = {}, sum[columns] = {}, squares[columns] = {};
+    for (int first = begin; own_query < queries && first < end; first += tile::samples) {
+      if (first > begin || first_query > 0) load(first);
+      float products[1][tile::tiles][4] = {};
+      own.multiply(products, reinterpret_cast<const row_piece<rows::dims>*>(shared), queries / 8, own_query / 8);
 #pragma unroll
-    for (int k = 0; k < N / 8; ++k) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-#pragma unroll
-        for (int step = 4; step < 32; step *= 2) {
-          most[k][e] = fmaxf(most[k][e], __shfl_xor_sync(all_lanes, most[k][e], step));
+      for (int i = 0; i < columns; ++i) {
+        if (first == begin) {  // squares of what is near 0 cancel least
+          shift[i] = __shfl_sync(all_lanes, products[0][i / 2][i % 2], quarter);
+          if (!isfinite(shift[i])) shift[i] = 0;
         }
-        if (lane < 4) largest[warp * N + k * 8 + lane * 2 + e] = most[k][e];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float apart = products[0][i / 2][2 * half + i % 2] - shift[i];
+          const bool valid = first + 16 * warp + 8 * half + lane / 4 < all && isfinite(apart);
+          count[i] += valid ? 1 : 0;
+          sum[i] += valid ? apart : 0;
+          squares[i] += valid ? apart * apart : 0;
+        }
       }
     }
-    __syncthreads();
-    const int slot = begin + t * N + thread;
-    if (thread < N && slot < end) {
-      const float all =
-          fmaxf(fmaxf(largest[thread], largest[N + thread]), fmaxf(largest[2 * N + thread], largest[3 * N + thread]));
-      raw_scores(call, block.list)[slot] = isfinite(all) ? all : __int_as_float(0x7fc00000);
+#pragma unroll
+    for (int i = 0; i < columns; ++i) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) {
+        count[i] += __shfl_xor_sync(all_lanes, count[i], step);
+        sum[i] += __shfl_xor_sync(all_lanes, sum[i], step);
+        squares[i] += __shfl_xor_sync(all_lanes, squares[i], step);
+      }
+      if (lane >= 4 || own_query >= queries) continue;
+      product_moments& to = found[warp][half_of_block * group + i / 2 * 8 + 2 * quarter + i % 2];
+      const float mean = count[i] > 0 ? sum[i] / count[i] : 0;
+      to.count = count[i];
+      to.mean = shift[i] + mean;
+      to.spread = fmaxf(squares[i] - sum[i] * mean, 0);
     }
+    __syncthreads();
+    const int query = first_query + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < 2 * group && query < n) {
+      product_moments of_piece;
+#pragma unroll
+      for (int i = 0; i < key_warps; ++i) of_piece.join(found[i][threadIdx.x]);
+      call.moments[(static_cast<std::int64_t>(block.list) * call.pieces + blockIdx.x) * call.n + query] = of_piece;
+    }
+    __syncthreads();
   }
 }
 
-/// The mean of a candidate's score and its neighbours'; those that are not finite have no part and are NaN. Where no query
-/// scores: by age, the newest highest. Grid: pieces of keys, lists.
-template <int Threads>
-__global__ void __launch_bounds__(Threads) smooth_scores(const quoka_call call) {
-  const quoka_block block(call, blockIdx.y);
-  const int slot = blockIdx.x * Threads + threadIdx.x;
-  if (block.reads_all || slot < block.first || slot >= block.past) return;
-  const bool some = !isnan(call.offsets[static_cast<std::int64_t>(block.list) * call.n]);
-  const auto raw = [&](int at) {
-    return some ? raw_scores(call, block.list)[at] : static_cast<float>(at + 1 - block.past);
-  };
+/// Factor and offset of each query of a list, in `factors`, from the moments of its pieces. Says whether some query of the
+/// thread's scores.
+template <int D>
+SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block, float2* factors) {
+  using tile = tensor_scores<D>;
+  const int piece = tile::samples_of_piece(block.moment_count()), pieces = (block.moment_count() + piece - 1) / piece;
+  const int queries = static_cast<int>(whole_queries(call.n)), n = block.queries(call), quarter = threadIdx.x % 4;
+  bool some = false;
+#pragma unroll 1
+  for (int begin = 0; begin < queries; begin += tile::threads / 4) {  // four threads for a query
+    const int query = begin + static_cast<int>(threadIdx.x) / 4;
+    product_moments part[tile::most_pieces / 4], all;
+#pragma unroll
+    for (int i = 0; i < tile::most_pieces / 4; ++i) {
+      const std::int64_t own = static_cast<std::int64_t>(block.list) * call.pieces + min(4 * i + quarter, pieces - 1);
+      part[i] = call.moments[own * call.n + min(query, n - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < tile::most_pieces / 4; ++i) {
+      if (4 * i + quarter < pieces) all.join(part[i]);
+    }
+#pragma unroll
+    for (int other = 1; other < 4; other *= 2) {
+      product_moments its;
+      its.count = __shfl_xor_sync(all_lanes, all.count, other);
+      its.mean = __shfl_xor_sync(all_lanes, all.mean, other);
+      its.spread = __shfl_xor_sync(all_lanes, all.spread, other);
+      all.join(its);
+    }
+    if (quarter != 0 || query >= queries) continue;
+    float2 own = make_float2(0, minus_infinity());
+    if (query < n) some |= all.standardise(own.x, own.y);
+    factors[query] = own;
+  }
+  return some;
+}
+
+/// Scores of keys for `together` blocks of rows, whose moments it merges first. Grid: pieces of keys, KV heads times groups
+/// of blocks.
+template <class T, int D>
+__global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
+    score_by_tensor_cores(const quoka_call call, int together) {
+  using tile = tensor_scores<D>;
+  using rows = key_rows<T, D, tile::keys>;
+  constexpr int parts = rows::parts, tiles = D < 128 ? 4 : 2;  // of queries at a time, as registers allow
+  extern __shared__ __align__(16) char shared[];
+  __shared__ int ends[tile::most_lists];  // 0 where there is nothing to choose
+  __shared__ bool scores[tile::most_lists];
+  let_next_kernel_start();
+  const int thread = threadIdx.x, lane = thread % 32, quarter = lane % 4;
+  const int queries = static_cast<int>(whole_queries(call.n));
+  const int head = blockIdx.y % call.heads, first_block = static_cast<int>(blockIdx.y) / call.heads * together;
+  const int lists = min(together, call.blocks - first_block);
+  const auto block_at = [&](int i) { return quoka_block(call, (first_block + i) * call.heads + head); };
+  float2* const factors = reinterpret_cast<float2*>(shared + lists * queries * D * 2);  // and offsets
+
+  const int end = block_at(lists - 1).past;  // the longest
+  const row_addresses keys(call.kv, call.kv.k, head, rows::dims / 2 * quarter);
+  const int step = static_cast<int>(gridDim.x) * tile::warps * tile::keys;
+  int first = (static_cast<int>(blockIdx.x) * tile::warps + thread / 32) * tile::keys +
+              block_at(0).first / tile::keys * tile::keys;
+  rows own;
+  const auto load = [&](int from) { own.load(keys, [&](int i) { return max(min(from + i, end - 1), 0); }); };
+  load(first);
+  await_kernel_before();
+#pragma unroll 1
+  for (int i = 0; i < lists; ++i) {
+    const quoka_block block = block_at(i);
+    bool some = false;
+    if (!block.reads_all) {
+      copy_fragments<D>(call, block.list, shared + i * queries * D * 2);
+      some = merge_moments<D>(call, block, factors + i * queries);
+    }
+    some = __syncthreads_or(some) != 0;
+    if (thread != 0) continue;
+    scores[i] = some;
+    ends[i] = block.reads_all ? 0 : block.past;
+  }
+  __syncthreads();
+
+#pragma unroll 1
+  for (; first < end; first += step) {
+#pragma unroll 1
+    for (int at = 0; at < lists; ++at) {
+      float most[2 * parts];
+#pragma unroll
+      for (float& each : most) each = minus_infinity();
+#pragma unroll 1
+      for (int begin = 0; begin < queries / 8; begin += tiles) {
+        float sums[parts][tiles][4] = {};
+        own.multiply(sums, reinterpret_cast<const row_piece<rows::dims>*>(shared + at * queries * D * 2), queries / 8,
+                     begin);
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+          const float4 own_factors =
+              *reinterpret_cast<const float4*>(factors + at * queries + (begin + j) * 8 + 2 * quarter);
+#pragma unroll
+          for (int i = 0; i < 2 * parts; ++i) {
+            const float(&products)[4] = sums[i / 2][j];
+            // What is not a number loses.
+            most[i] = fmaxf(most[i], fmaxf(fmaf(products[i % 2 * 2], own_factors.x, own_factors.y),
+                                           fmaf(products[i % 2 * 2 + 1], own_factors.z, own_factors.w)));
+          }
+        }
+      }
+      const int slot = first + 8 * quarter + lane / 4;
+      float score = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * parts; ++i) {
+        most[i] = fmaxf(most[i], __shfl_xor_sync(all_lanes, most[i], 1));
+        most[i] = fmaxf(most[i], __shfl_xor_sync(all_lanes, most[i], 2));
+        if (quarter == i) score = most[i];
+      }
+      if (quarter < 2 * parts && slot < ends[at]) {
+        raw_scores(call, (first_block + at) * call.heads + head)[slot] = raw_score(ends[at], slot, score, scores[at]);
+      }
+    }
+    load(first + step);
+  }
+}
+
+/// The mean of a candidate's raw score and its neighbours'; those that are not finite have no part and stay NaN.
+template <class Raw>
+SKIM_DEVICE float smoothed(const quoka_block& block, int smooth, int slot, const Raw& raw) {
   float sum = 0, count = 0;
-  for (int at = max(slot - call.smooth / 2, block.first); at <= min(slot + call.smooth / 2, block.past - 1); ++at) {
+  for (int at = max(slot - smooth / 2, block.first); at <= min(slot + smooth / 2, block.past - 1); ++at) {
     const float score = raw(at);
     sum += isfinite(score) ? score : 0;
     count += isfinite(score) ? 1 : 0;
   }
-  call.scores[block.list * call.score_stride + slot] = isfinite(raw(slot)) ? sum / count : __int_as_float(0x7fc00000);
+  return isfinite(raw(slot)) ? sum / count : __int_as_float(0x7fc00000);
+}
+
+/// Of each candidate. Grid: pieces of keys, lists.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) smooth_scores(const quoka_call call) {
+  let_next_kernel_start();
+  await_kernel_before();
+  const quoka_block block(call, blockIdx.y);
+  const int slot = blockIdx.x * Threads + threadIdx.x;
+  if (block.reads_all || slot < block.first || slot >= block.past) return;
+  const float* const raw = raw_scores(call, block.list);
+  call.scores[block.list * call.score_stride + slot] =
+      smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail
