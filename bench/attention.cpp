@@ -233,9 +233,15 @@ void add_methods(registrar& to, row r, const char* variant, const attention_rows
   r.name = name_of("dense", r, variant, 0, threads);
   to.add(skim::cpu::attention{skim::dense{}, Accumulate{}}, r);
   for (const std::int64_t budget : rows.budgets) {
-    for (const std::int64_t n : {64, 32}) {
-      r.name = name_of(n == 64 ? "quoka" : "quoka_32", r, variant, budget, threads);
-      to.add(skim::cpu::attention{skim::quoka{skim::queries::needed(n), skim::retention::preset(budget)}, Accumulate{}},
+    struct rule {
+      const char* name;
+      std::int64_t n, every;
+    };
+    for (const rule& of : {rule{"quoka", 48, 64}, rule{"quoka_64", 64, 128}, rule{"quoka_32", 32, 128}}) {
+      r.name = name_of(of.name, r, variant, budget, threads);
+      to.add(skim::cpu::attention{skim::quoka{skim::queries::needed(of.n),
+                                              skim::retention::preset(budget).for_every(of.every)},
+                                  Accumulate{}},
              r);
     }
     r.name = name_of("quoka_paper", r, variant, budget, threads);

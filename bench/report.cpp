@@ -99,7 +99,7 @@ std::string without(std::string name, const std::string& key) {
 
 /// The dense row that a sparse one is compared with: of the accumulate policy that is better here, whose row names none.
 std::string dense_name(std::string name) {
-  for (const char* method : {"/quoka/", "/quoka_32/", "/quoka_paper/", "/fastforward/"})
+  for (const char* method : {"/quoka/", "/quoka_64/", "/quoka_32/", "/quoka_paper/", "/fastforward/"})
     name = replaced(name, method, "/dense/");
   for (const char* policy : {"/dot_pairs/", "/widen_fma/"}) name = replaced(name, policy, "/");
   return without(without(name, "/budget:"), "/keep:");

@@ -60,7 +60,7 @@ int main() {
   skim::reference::attend(args, nullptr, {exact.data(), {Tq, Hq, D}});
   if (!run(skim::cpu::attention<>{}, args)) return 1;
   const double dense = nmse(out, exact);
-  const skim::quoka chooses_256{skim::queries::needed(64), skim::retention::preset(256)};
+  const skim::quoka chooses_256{skim::queries::needed(48), skim::retention::preset(256)};
   if (!run(skim::cpu::attention{chooses_256}, args)) return 1;
   const double sparse = nmse(out, exact);
   std::printf("all %d past keys: NMSE %.1e; QUOKA's 256: NMSE %.1e\n", static_cast<int>(Tk), dense, sparse);

@@ -163,7 +163,7 @@ void add_options(CLI::App& app, evaluation_line& line) {
          "table:budgets, table:bounded, table:neurons = those for a model of one's own.\n"
          "Else a part of each kind, joined by +. What a chunk reads:\n"
          "dense\n"
-         "quoka:n=64,budget=512 or fraction=0.25,sinks=4,recent=128,every=128,smooth=3,\n"
+         "quoka:n=48,budget=512 or fraction=0.25,sinks=4,recent=128,every=64,smooth=3,\n"
          "  score=standardised|cosine|dot,reduce=max|mean,dense_layers=0/7/8 (which read everything)\n"
          "quoka:queries=lowest_cosine|group_lowest_cosine|farthest_point|random|newest|all,n=16,\n"
          "  rows=group_means|own,seed=0, then as above but for budget=1024,sinks=0,recent=0,every=0,\n"
@@ -195,7 +195,7 @@ CLI::App* add_tuning(CLI::App& app, tuning_line& line) {
       "tune", "tries QUOKA's budgets and numbers of queries on a model and names the quickest that loses little");
   add_workload(*command, line);
   const CLI::Range counts(std::int64_t{1}, most_tokens);
-  command->add_option("--budgets", line.tuning.budgets, "past keys that every 128 rows read")
+  command->add_option("--budgets", line.tuning.budgets, "past keys that every 64 rows read")
       ->delimiter(',')
       ->check(counts);
   command->add_option("--queries", line.tuning.queries, "queries that score the keys")->delimiter(',')->check(counts);

@@ -62,7 +62,7 @@ skim::query_rule parse_queries(const parameters& given) {
                                                                                        : skim::query_rows::group_means;
   if (queries.choice == choice::all) given.refuse("n", "has no meaning with queries=all");
   if (queries.choice != choice::random) given.refuse("seed", "has a meaning with queries=random only");
-  queries.n = given.count("n", 1, needed ? 64 : 16);
+  queries.n = given.count("n", 1, needed ? skim::queries::needed().n : 16);
   queries.seed = static_cast<std::uint64_t>(given.count("seed", 0, 0));
   return queries;
 }

@@ -56,9 +56,9 @@ struct retention {
     return {0, fraction, sinks, recent};
   }
 
-  /// What QUOKA's own rule was measured with: 4 sinks and the newest 128 inside, a choice for every 128 rows.
-  SKIM_HD static constexpr retention preset(std::int64_t tokens) { return {tokens, 0, 4, 128, 128, -1, 0, true}; }
-  SKIM_HD static constexpr retention preset_share(double fraction) { return {0, fraction, 4, 128, 128, -1, 0, true}; }
+  /// What QUOKA's own rule was measured with: 4 sinks and the newest 128 inside, a choice for every 64 rows.
+  SKIM_HD static constexpr retention preset(std::int64_t tokens) { return {tokens, 0, 4, 128, 64, -1, 0, true}; }
+  SKIM_HD static constexpr retention preset_share(double fraction) { return {0, fraction, 4, 128, 64, -1, 0, true}; }
 
   /// The same, with other bounds below which blocks are dense: `retention::budget(512).dense_under(0)` never is.
   SKIM_HD constexpr retention dense_under(std::int64_t past, std::int64_t rows = 0) const {

@@ -205,6 +205,7 @@ TEST(gpu_quoka_picks, by_tensor_cores_follow_from_the_rows) {
                          {128, 130, 1100, 4, 64, 128, skim::element::f16},
                          {64, 97, 700, 5, 64, 0, skim::element::f16},
                          {64, 64, 900, 8, 33, 64, skim::element::bf16},
+                         {128, 70, 900, 8, 48, 64, skim::element::bf16},
                          {128, 300, 1200, 1, 17, 150, skim::element::f16},
                          {64, 100, 4700, 2, 4, 32, skim::element::bf16},
                          {128, 9, 300, 7, 5, 0, skim::element::bf16},
@@ -258,7 +259,7 @@ TEST_P(gpu_rule_goldens, at_most_three_in_a_thousand_keys_differ) {
   args.out = skim::tensor_view<void, 3>(out.data(), {q_view.extents[0], q_view.extents[1], q_view.extents[2]},
                                         skim::element::f32);
   const skim::cuda::attention<skim::quoka> op{
-      skim::quoka{queries::needed(GetParam().n), retention::preset(512).dense_under(0)}};
+      skim::quoka{queries::needed(GetParam().n), retention::preset(512).for_every(128).dense_under(0)}};
   guarded_device_memory workspace(op.workspace_bytes(args));
   selected_lists found(skim::list_rows(args, op.block_rows()), op.list_capacity(args), op.block_rows());
   ASSERT_TRUE(op.select(args, found.lists, workspace.get(), nullptr).ok());
@@ -318,7 +319,8 @@ TEST(gpu_quoka_graph, replays_with_the_bits_of_a_call) {
   NEEDS_A_GPU();
   const attention_case c = bf16_case(128, 128, 3000, 4);
   attention_inputs direct(c), captured(c);
-  const skim::cuda::attention<skim::quoka> op{skim::quoka{queries::needed(64), retention::preset(512).dense_under(0)}};
+  const skim::cuda::attention<skim::quoka> op{
+      skim::quoka{queries::needed(64), retention::preset(512).for_every(128).dense_under(0)}};
   guarded_device_memory workspace(op.workspace_bytes(direct.args()));
   const skim::cuda::launch_report first = op.run(direct.args(), workspace.get(), nullptr);
   ASSERT_TRUE(first.ok());

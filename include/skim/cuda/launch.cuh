@@ -59,6 +59,11 @@ inline bool has_hopper_code() {
   return known[device].load(std::memory_order_relaxed) > 0;
 }
 
+/// Shared memory that a block may ask for on the current device, at least.
+inline std::size_t shared_bytes_of_block() {
+  return has_hopper_code() ? std::size_t{224} * 1024 : most_shared_bytes;
+}
+
 /// A chain of launches, of which there are no more after the first error. On Hopper a kernel may start while the one before
 /// still runs: each waits by `await_kernel_before`, and until then reads nothing but what was there before the chain.
 class launcher {
@@ -75,8 +80,8 @@ class launcher {
 
   /// Of `cluster` blocks each along x: for Hopper only.
   template <class... Parameters, class... Arguments>
-  void in_clusters(int cluster, void (*kernel)(Parameters...), std::int64_t blocks_x, std::int64_t blocks_y, int threads,
-                   std::size_t shared_bytes, const Arguments&... arguments) {
+  void in_clusters(int cluster, void (*kernel)(Parameters...), std::int64_t blocks_x, std::int64_t blocks_y,
+                   int threads, std::size_t shared_bytes, const Arguments&... arguments) {
     if (error_ != cudaSuccess || blocks_x == 0 || blocks_y == 0) return;
     const void* const address = reinterpret_cast<const void*>(kernel);
     if (shared_bytes > 48 * 1024) {  // beyond that a kernel must be asked; allowed while a graph is captured

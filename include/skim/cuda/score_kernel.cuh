@@ -8,9 +8,9 @@
 namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
-/// Where `retention` says -1: from this past on the sparse path was faster than the dense one for 128 rows of 32 query and 8
-/// KV heads of 128 (one H200). With 512 rows it is from some 25000 on: say so by `dense_under`.
-inline constexpr dense_crossing measured_crossing{98304, 0};
+/// Where `retention` says -1: from this past on `quoka{}` was faster than the dense path for 128 rows of 32 query and 8 KV
+/// heads of 128 in bf16 (one H200). With 512 rows it is from some 12000 on: say so by `dense_under`.
+inline constexpr dense_crossing measured_crossing{20480, 0};
 
 }  // namespace detail
 

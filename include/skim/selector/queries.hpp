@@ -52,7 +52,7 @@ enum class query_rows : std::uint8_t {
 
 struct query_rule {
   query_choice choice = query_choice::needed;
-  std::int64_t n = 64;
+  std::int64_t n = 48;
   std::uint64_t seed = 0;
   query_rows rows = query_rows::own;
   std::int64_t samples = 64;  ///< `needed`: past keys that need is estimated from, at least; fewer than twice as many
@@ -72,7 +72,7 @@ struct query_rule {
 /// The rules by name: `queries::farthest_point(32)`.
 namespace queries {
 
-SKIM_HD constexpr query_rule needed(std::int64_t n = 64) {
+SKIM_HD constexpr query_rule needed(std::int64_t n = 48) {
   return {query_choice::needed, n};
 }
 SKIM_HD constexpr query_rule lowest_cosine(std::int64_t n = 16) {

@@ -27,8 +27,8 @@ enum class reduction : std::uint8_t {
 /// chooses anew. Keys that the mask hides from the whole block are no candidates; equal scores prefer the earlier position;
 /// -0 = +0; NaN ranks below -inf. Bias and slopes are not looked at.
 ///
-/// Ours (the default): `needed` queries, `standardised` scores, smoothed over 3 candidates, for every 128 rows, of which the
-/// first 4 and the newest 128 keys are part. In place of the paper's rule because that loses most answers on the models
+/// Ours (the default): `needed` queries, `standardised` scores, smoothed over 3 candidates, for every 64 rows; the first 4
+/// and the newest 128 keys are part of what they read. In place of the paper's rule because that loses most answers on the models
 /// it was measured on: heads of a group ask for different keys, and one loud query or a direction that all keys share
 /// drowns the rest.
 ///

@@ -49,8 +49,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1)
   using choosing = cluster_choosing;
   __shared__ __align__(16) unsigned histograms[2][choosing::bins], merged[choosing::bins / Blocks];
   __shared__ unsigned of_warps[choosing::warps], found[3], ends[2], totals;
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, rank = rank_in_cluster();
   if (block.reads_all) {

@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
   const std::uint32_t q_at = shared_address(shared), k_at = q_at + tile::rows * pitch, v_at = k_at + 2 * N * pitch;
   int* const slots = reinterpret_cast<int*>(shared + tile::slots_at);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
   const int split = blockIdx.x % call.splits;
   const tile_range keys = split_at(call, at, split);

@@ -33,8 +33,7 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   const auto v_full = [&](int stage) { return barriers + 8 * (stages + stage); };
   const auto empty = [&](int stage) { return barriers + 8 * (2 * stages + stage); };
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
   const int split = blockIdx.x % call.splits;
   const tile_range keys = split_at(call, at, split);
@@ -113,6 +112,12 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   for (float& value : values) value = 0;
   row_sums sums[2] = {{minus_infinity(), 0}, {minus_infinity(), 0}};
   const bool always_masked = call.kv.positions || call.left < at.past + at.Tq;
+  int key_end[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = min(at.first + own_row + half * 8, at.rows - 1) / call.group;
+    key_end[half] = call.right < at.Tq ? min(at.end, at.listed + token + 1 + static_cast<int>(call.right)) : at.end;
+  }
 
   // Matrices are told by addresses in units of 16 bytes in the low bits: those of later parts and stages are sums.
   const std::uint64_t q_rows = swizzled(base + (group - 1) * 64 * 128, 16, 1024);
@@ -170,7 +175,17 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
 #pragma unroll
       for (float& logit : logits) logit = tanhf(logit * factor);
     }
-    if (always_masked || (j + 1) * N > at.listed) mask(j);
+    if (always_masked) {
+      mask(j);
+    } else if ((j + 1) * N > at.listed) {  // of the call's own keys rows see those up to a place of their own
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (j * N + n * 8 + lane % 4 * 2 + i % 2 >= key_end[i / 2]) logits[4 * n + i] = minus_infinity();
+        }
+      }
+    }
     float largest[2] = {minus_infinity(), minus_infinity()}, shift[2], sum[2][2] = {};
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {

@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(Threads) attend_plainly(const attend_call call
   float* const largest = logits + M * N;   // [M], and the sums and factors behind it
   float *const sum = largest + M, *const factor = sum + M;
   int* const slots = reinterpret_cast<int*>(factor + M);
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
   const int split = blockIdx.x % call.splits;
   const tile_range keys = split_at(call, at, split);

@@ -31,7 +31,7 @@ struct attend_call {
   float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]
   element q_type, out_type;
   bool q_as_stored;   // tensor cores multiply 16 bytes of q as they are
-  bool out_in_pairs;  // two 16-bit numbers of out, the first in an even column, may be stored together
+  bool out_in_pairs;  // two 16-bit numbers of out, the first in an even column, can be stored together
   int Tq, heads, group, block_rows, tiles_of_block, splits;  // splits: the most that a tile has
   int tile_rows, tile_keys;
 };
@@ -142,32 +142,40 @@ SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row,
                            int quarter, const Value& value) {
   const int token = at.first_token + row / call.group, query_head = at.head * call.group + row % call.group;
   const std::int64_t partial = partial_at(call, token, query_head, split);
-  float factor = 1;
-  const float lse = splits == 1 ? finish_row(call, query_head, own, factor) : 0;
-  const std::int64_t to = token * call.out_row + query_head * call.out_head;
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n) {
-    const int column = n * 8 + quarter * 2;
-    const float first = value(n, 0) * factor, second = value(n, 1) * factor;
-    if (splits == 1) {
-      store_pair(call.out, call.out_type, to + column, first, second, call.out_in_pairs);
-    } else {
-      *reinterpret_cast<float2*>(call.partial + partial * D + column) = make_float2(first, second);
-    }
-  }
-  if (quarter != 0) return;
+  // One branch before all columns: code that runs once costs its way into the instruction cache.
   if (splits > 1) {
-    *reinterpret_cast<float2*>(call.partial_sums + 2 * partial) = make_float2(own.largest, own.sum);
-  } else if (call.lse) {
-    call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
+    float* const to = call.partial + partial * D + quarter * 2;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(value(n, 0), value(n, 1));
+    if (quarter == 0) {
+      *reinterpret_cast<float2*>(call.partial_sums + 2 * partial) = make_float2(own.largest, own.sum);
+    }
+    return;
   }
+  float factor;
+  const float lse = finish_row(call, query_head, own, factor);
+  const std::int64_t to = token * call.out_row + query_head * call.out_head + quarter * 2;
+  const auto store_all = [&](auto type) {
+    using T = decltype(type);
+    T* const out = reinterpret_cast<T*>(call.out) + to;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+      store_pair(out + 8 * n, value(n, 0) * factor, value(n, 1) * factor, call.out_in_pairs);
+  };
+  if (call.out_type == element::bf16) {
+    store_all(bf16{});
+  } else if (call.out_type == element::f16) {
+    store_all(f16{});
+  } else {
+    store_all(0.0f);
+  }
+  if (quarter == 0 && call.lse) call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
 }
 
 /// Merges the splits of each row, in order. A warp for a row of q and query head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) {
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const int lane = threadIdx.x % 32, query_heads = call.heads * call.group;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (Threads / 32) + threadIdx.x / 32;
   if (row >= static_cast<std::int64_t>(call.Tq) * query_heads) return;

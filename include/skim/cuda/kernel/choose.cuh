@@ -42,8 +42,7 @@ __global__ void __launch_bounds__(Threads)
   __shared__ int histogram[choosing::digits * 32], totals[choosing::digits];
   __shared__ int counts[choosing::warps];
   __shared__ unsigned found[2];
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   std::int32_t* const list = lists.row(first_list + block.list);

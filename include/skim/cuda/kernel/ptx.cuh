@@ -69,6 +69,12 @@ SKIM_DEVICE void let_next_kernel_start() {
 #endif
 }
 
+/// For kernels that read at once what the one before wrote.
+SKIM_DEVICE void start_in_chain() {
+  let_next_kernel_start();
+  await_kernel_before();
+}
+
 /// Four 8 x 8 matrices of 16-bit numbers, of which lane l addresses row l % 8 of matrix l / 8.
 SKIM_DEVICE void load_matrices(std::uint32_t (&to)[4], std::uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -170,15 +176,20 @@ SKIM_DEVICE void store(void* data, element type, std::int64_t at, float value) {
     static_cast<__nv_bfloat16*>(data)[at] = __float2bfloat16_rn(value);
   }
 }
-/// Two numbers side by side; `together`: in one piece of 32 bits, for 16-bit types.
-SKIM_DEVICE void store_pair(void* data, element type, std::int64_t at, float first, float second, bool together) {
+/// Two numbers side by side; `together`: in one piece, where their address allows it.
+SKIM_DEVICE void store_pair(float* to, float first, float second, bool) {
+  to[0] = first;
+  to[1] = second;
+}
+template <class T>
+SKIM_DEVICE void store_pair(T* to, float first, float second, bool together) {
+  const std::uint32_t both = tensor_type<T>::pack(first, second);
   if (together) {
-    *reinterpret_cast<std::uint32_t*>(static_cast<char*>(data) + 2 * at) =
-        type == element::f16 ? tensor_type<f16>::pack(first, second) : tensor_type<bf16>::pack(first, second);
-    return;
+    *reinterpret_cast<std::uint32_t*>(to) = both;
+  } else {
+    reinterpret_cast<std::uint16_t*>(to)[0] = static_cast<std::uint16_t>(both);
+    reinterpret_cast<std::uint16_t*>(to)[1] = static_cast<std::uint16_t>(both >> 16);
   }
-  store(data, type, at, first);
-  store(data, type, at + 1, second);
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

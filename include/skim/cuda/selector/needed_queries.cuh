@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
   using tile = needs_tile;
   extern __shared__ __align__(16) float floats[];
   __shared__ bool finite_row[tile::rows], finite_key[tile::keys];
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int first_row = blockIdx.x * tile::rows;
   if (!block.picks(call) || first_row >= block.rows) return;
@@ -124,8 +123,7 @@ __global__ void __launch_bounds__(Threads) find_features(const quoka_call call) 
   using tile = features_tile;
   extern __shared__ __align__(16) float rows[];
   __shared__ float scratch[Threads / 32];
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   if (!block.picks(call)) return;
   const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), thread = threadIdx.x;
@@ -207,8 +205,7 @@ __global__ void __launch_bounds__(Threads) measure_rows(const quoka_call call, i
   constexpr int points = picking::points, own_points = points / 2;
   extern __shared__ __align__(16) float met[];         // [columns, points]
   float* const own = met + picking::columns * points;  // [columns, rows of the tile]
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * picking::rows, in_tile = threadIdx.x / 2, half = threadIdx.x % 2,
             row = begin + in_tile;
@@ -285,8 +282,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) pick_rows(const quoka_call call, int first, int count) {
   constexpr int segment = picking::segment;
   extern __shared__ __align__(16) float gains[];  // [segments, segment]
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   if (!block.picks(call)) return;
   const int segments = (block.rows + segment - 1) / segment, all = segments * segment;
@@ -349,8 +345,7 @@ __global__ void __launch_bounds__(Threads) average_members(const quoka_call call
   __shared__ int members[chunk];
   __shared__ float member_needs[chunk];
   __shared__ int count;
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int query = blockIdx.x, D = call.kv.k.dim, lane = threadIdx.x % 32;
   if (block.reads_all || query >= block.queries(call)) return;

@@ -161,9 +161,10 @@ struct score_kernel<quoka> {
         pick(call, launch);
       }
       const int first_list = static_cast<int>(list_row + first * call.heads);
-      const bool tensor = call.fragments && detail::scores_by_tensor_cores(call.n, sequence.kv, [&](auto type, auto dim) {
-        score_together<decltype(type), dim.value>(call, launch);
-      });
+      const bool tensor =
+          call.fragments && detail::scores_by_tensor_cores(call.n, sequence.kv, [&](auto type, auto dim) {
+            score_together<decltype(type), dim.value>(call, launch);
+          });
       if (!tensor) score(call, launch);
       if (detail::choose_by_clusters(call, lists, first_list, launch)) continue;
       const std::int64_t count = lists_of(call);
@@ -180,8 +181,8 @@ struct score_kernel<quoka> {
   static void pick_together(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
     const std::int64_t rows = std::int64_t{call.block_rows} * call.group;
-    launch(&find_needs_by_tensor_cores<T, D>, pieces(rows, tensor_needs::rows), lists_of(call), tensor_needs::threads, 0,
-           call);
+    launch(&find_needs_by_tensor_cores<T, D>, pieces(rows, tensor_needs::rows), lists_of(call), tensor_needs::threads,
+           0, call);
     launch(&pick_by_tensor_cores<T, D>, 1, lists_of(call), tensor_picking::threads,
            tensor_picking::bytes(rows, call.group, D), call);
   }
@@ -218,7 +219,8 @@ struct score_kernel<quoka> {
     while (together > 1 && tile::bytes(call.n, together) > most_shared_bytes / 2) --together;
     // Two blocks on each of 132 processors, if there is work for so many.
     const std::int64_t groups = pieces(call.blocks, together) * call.heads;
-    const std::int64_t wanted = greater(1, 2 * 132 / groups), most = pieces(call.score_stride, tile::warps * tile::keys);
+    const std::int64_t wanted = greater(1, 2 * 132 / groups),
+                       most = pieces(call.score_stride, tile::warps * tile::keys);
     launch(&score_by_tensor_cores<T, D>, smaller(wanted, most), groups, tile::threads, tile::bytes(call.n, together),
            call, static_cast<int>(together));
   }

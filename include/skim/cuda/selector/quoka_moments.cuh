@@ -24,8 +24,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
   using tile = moments_tile;
   extern __shared__ __align__(16) float keys[];
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::samples, all = block.moment_count();
   if (block.reads_all || begin >= all) return;
@@ -81,8 +80,7 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
 /// Merges the pieces, in order. Where no query scores, the first offset is NaN. A block for each list.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   if (block.reads_all) return;
   const int n = block.queries(call), all = block.moment_count();

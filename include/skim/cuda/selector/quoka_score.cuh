@@ -31,8 +31,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) {
   using tile = plain_scores;
   extern __shared__ __align__(16) float keys[];
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int begin = blockIdx.x * tile::keys;
   if (block.reads_all || begin >= block.past || begin + tile::keys <= block.first) return;
@@ -143,7 +142,7 @@ struct tensor_scores {
   }
 };
 
-/// Copies a list's queries to shared memory, 16 bytes at a time.
+/// Starts to copy a list's queries to shared memory, 16 bytes at a time.
 template <int D>
 SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
   const int bytes = static_cast<int>(whole_queries(call.n)) * D * 2;
@@ -153,7 +152,6 @@ SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
     copy_16(shared_address(to + at), from + at, true);
   }
   end_copies();
-  await_copies<0>();
 }
 
 /// As `find_moments`. Each piece is of whole turns of all warps. Grid: pieces, lists.
@@ -178,6 +176,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_
   load(begin);
   await_kernel_before();
   copy_fragments<D>(call, block.list, shared);
+  await_copies<0>();
   __syncthreads();
   const int queries = static_cast<int>(whole_queries(call.n)), n = block.queries(call);
   for (int first_query = 0; first_query < queries; first_query += 2 * group) {
@@ -308,6 +307,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
     scores[i] = some;
     ends[i] = block.reads_all ? 0 : block.past;
   }
+  await_copies<0>();
   __syncthreads();
 
 #pragma unroll 1
@@ -366,8 +366,7 @@ SKIM_DEVICE float smoothed(const quoka_block& block, int smooth, int slot, const
 /// Of each candidate. Grid: pieces of keys, lists.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) smooth_scores(const quoka_call call) {
-  let_next_kernel_start();
-  await_kernel_before();
+  start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int slot = blockIdx.x * Threads + threadIdx.x;
   if (block.reads_all || slot < block.first || slot >= block.past) return;
