@@ -131,14 +131,14 @@ TEST(CudaCheck, SplitsFollowFromTheShape) {
   EXPECT_EQ(splits_of(1, 1, 0), 1);
 }
 
-/// Moments of blocks with a shorter past than the longest need no more pieces than the longest's scratch has.
-TEST(CudaCheck, PiecesOfMomentsNeverShrinkWithThePast) {
+/// Moments of blocks with a shorter past than the longest have no more samples than the longest's scratch has room for.
+TEST(CudaCheck, SamplesOfMomentsNeverShrinkWithThePast) {
   using skim::cuda::detail::moments_tile;
   std::int64_t most = 0;
   for (std::int64_t past = 0; past < 5000; ++past) {
     const std::int64_t sampled = past > 16 ? (past - 17) / 32 + 1 : 0, samples = sampled >= 32 ? sampled : past;
-    most = std::max(most, (samples + moments_tile::samples - 1) / moments_tile::samples);
-    ASSERT_GE(moments_tile::pieces(past), most) << past;
+    most = std::max(most, samples);
+    ASSERT_GE(moments_tile::most(past), most) << past;
   }
 }
 
