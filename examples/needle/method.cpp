@@ -13,7 +13,8 @@ namespace {
 constexpr const char* select_rows[] = {
     "dense",
     "quoka:budget=512",
-    "quoka:n=32,budget=512",
+    "quoka:n=64,every=128,budget=512",
+    "quoka:n=32,every=128,budget=512",
     "quoka:queries=all,budget=512",
     "quoka:queries=lowest_cosine,n=16,budget=512",
     "quoka:queries=group_lowest_cosine,n=16,budget=512",

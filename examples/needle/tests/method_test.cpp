@@ -146,10 +146,11 @@ TEST(method, tables_are_all_their_rows) {
   };
   const std::vector<std::string> select = texts({"table:select"}), evict = texts({"table:evict"}),
                                  ffn = texts({"table:ffn"});
-  ASSERT_EQ(select.size(), 14u);
+  ASSERT_EQ(select.size(), 15u);
   EXPECT_EQ(select[0], "dense");
   EXPECT_EQ(select[1], "quoka:budget=512");
-  EXPECT_EQ(select[12], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
+  EXPECT_EQ(select[2], "quoka:n=64,every=128,budget=512");
+  EXPECT_EQ(select[13], "quoka:queries=farthest_point,n=32,budget=512,recent=128,sinks=4");
   ASSERT_EQ(evict.size(), 12u);
   EXPECT_EQ(evict[0], "dense");
   EXPECT_EQ(evict[1], "standard:budget=1024");

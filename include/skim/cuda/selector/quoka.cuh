@@ -104,7 +104,9 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
 
 /// The library's own rule: `needed` queries, or all of a head's own rows, and `standardised` scores. As on the CPU, but that
 /// keys in f16 meet queries rounded to f16, that sums are ordered otherwise, and that squares of queries must not overflow
-/// f32. Without stored positions, which may be in any order.
+/// f32. Where tensor cores pick (`tensor_picking::takes`), distances of features are made of products of rows as they are
+/// stored: off by 2^-24 (D / 8 + 16) times 16 |x|^2 / spread^2 of the longest row, so that rows must not have nearly all in
+/// common. Without stored positions, which may be in any order.
 template <>
 struct score_kernel<quoka> {
   static report check(const quoka& policy, const attention_args& args) {
