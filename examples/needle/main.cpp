@@ -405,6 +405,7 @@ void run(const evaluation_line& line) {
 }
 
 void run(const tuning_line& line) {
+  if (!line.settings.timed) throw error("tune looks for the quickest method: --untimed leaves nothing to compare");
   const double share = line.tuning.share;
   run(
       line, tuning_methods(line.tuning), [](const auto&...) {},

@@ -7,7 +7,7 @@
 namespace needle {
 
 struct tuning_settings {
-  std::vector<std::int64_t> budgets = {256, 512, 1024, 2048}, queries = {16, 32, 64, 128};
+  std::vector<std::int64_t> budgets = {256, 512, 1024, 2048}, queries = {16, 32, 48, 64, 128};
   double share = 0.99;  ///< of dense attention's right answers, that a setting must keep
 };
 

@@ -27,8 +27,8 @@ inline std::string broken_gguf_invariant(const void* bytes, std::size_t size) {
     const char* const data = static_cast<const char*>(each.data);
     if (data < begin || each.bytes > size || data > begin + size - each.bytes) return "a tensor lies outside";
     for (std::size_t i = 0; i < each.bytes; ++i) sum += static_cast<unsigned char>(data[i]);
-    std::int64_t values = 1;
-    for (const std::int64_t extent : each.shape) values *= extent;
+    std::int64_t values = 1;  // extents from the last on, as in the file: behind one of 0 others may be of any size
+    for (auto extent = each.shape.rbegin(); extent != each.shape.rend(); ++extent) values *= *extent;
     if (each.format &&
         static_cast<std::size_t>(values / each.format->block_values * each.format->block_bytes) != each.bytes)
       return "a tensor's size is not its shape's";
