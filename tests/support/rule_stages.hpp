@@ -167,7 +167,8 @@ struct own_rule_check {
       const auto bound = [&](std::size_t r) {
         double error = 0;
         for (const std::int64_t c : before) error = std::max(error, distance_error(y, r, static_cast<std::size_t>(c)));
-        return before.empty() ? 4 * sum_error() * (gain[r] + common * stages.needs[r]) : error * stages.needs[r] + 4 * f32_roundoff * gain[r];
+        return before.empty() ? 4 * sum_error() * (gain[r] + common * stages.needs[r])
+                              : error * stages.needs[r] + 4 * f32_roundoff * gain[r];
       };
       std::vector<bool> now(y.size(), false);
       double least = std::numeric_limits<double>::infinity(), least_error = 0;
