@@ -32,7 +32,8 @@ bool scores_by_tensor_cores(std::int64_t queries, kv_view kv, const Body& body) 
 /// Calls `body` likewise where tensor cores pick the queries too.
 template <class Body>
 bool picks_by_tensor_cores(const quoka_call& call, const kv_view& kv, const Body& body) {
-  const std::int64_t rows = std::int64_t{call.block_rows} * call.group;
+  // By what a block may have, not by what a short call's has: so its bits are those that it has in a longer call.
+  const std::int64_t rows = (call.keep.every > 0 ? call.keep.every : call.block_rows) * call.group;
   if (!call.fragments || !call.needed || call.q_type != kv.k.type || call.q_row % 8 != 0 || call.q_head % 8 != 0 ||
       reinterpret_cast<std::uintptr_t>(call.q) % 16 != 0 ||
       !tensor_picking::takes(rows, call.group, call.n, kv.k.dim)) {
