@@ -28,9 +28,9 @@ enum class reduction : std::uint8_t {
 /// -0 = +0; NaN ranks below -inf. Bias and slopes are not looked at.
 ///
 /// Ours (the default): `needed` queries, `standardised` scores, smoothed over 3 candidates, for every 64 rows; the first 4
-/// and the newest 128 keys are part of what they read. In place of the paper's rule because that loses most answers on the models
-/// it was measured on: heads of a group ask for different keys, and one loud query or a direction that all keys share
-/// drowns the rest.
+/// and the newest 128 keys are part of what they read. In place of the paper's rule because that loses most answers on the
+/// models it was measured on: heads of a group ask for different keys, and one loud query or a direction that all keys
+/// share drowns the rest.
 ///
 /// `standardised`: m and s are the mean and the standard deviation (divisor count - 1) of c . k over the candidates 16, 48,
 /// 80, ... in order of position, or over all where that is fewer than 32. A query whose s is at most 1e-6 of the root mean
