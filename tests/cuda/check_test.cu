@@ -89,7 +89,7 @@ TEST(CudaCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
   EXPECT_EQ(refusal_of(op.select(args, lists, memory.get(), nullptr)).substr(0, 12), "bad extent: ");
   lists.block_rows = 7;
   EXPECT_EQ(refusal_of(op.select(args, lists, memory.get(), nullptr)),
-            "value out of range: lists.block_rows is 7, expected 128");
+            "value out of range: lists.block_rows is 7, expected " + std::to_string(op.block_rows()));
 }
 
 /// What is asked for before there is memory serves caches at any address.

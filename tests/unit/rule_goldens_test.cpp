@@ -117,7 +117,7 @@ TEST_P(RuleGoldens, StagesOfTheKernel) {
   const skim::attention_args call = args();
   const skim::attention_sequence block = skim::sequence_at(call, 0);
   std::size_t different = 0, all = 0;
-  const skim::cpu::attention op{skim::quoka{rule_}};
+  const skim::cpu::attention op{skim::quoka{rule_, skim::retention::preset(512).for_every(128)}};
   skim_test::aligned_memory workspace(op.workspace_bytes(call, 1));
   std::vector<std::int32_t> found(static_cast<std::size_t>(call.kv.heads * op.list_capacity(call))),
       counts(static_cast<std::size_t>(call.kv.heads));
