@@ -22,7 +22,7 @@ std::string last_problem() {
 int open_unnamed(const std::filesystem::path& directory) {
   const int file = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (file >= 0) return file;
-  std::string name = (directory / "needle.XXXXXX").string();  // mkstemp asks for six X and fills them in
+  std::string name = (directory / ("needle." + std::string(6, 'X'))).string();  // mkstemp fills them in
   const int named = ::mkstemp(name.data());
   if (named >= 0) ::unlink(name.c_str());
   return named;
