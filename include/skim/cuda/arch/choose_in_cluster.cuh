@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1)
   const quoka_block block(call, blockIdx.y);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, rank = rank_in_cluster();
   if (block.reads_all) {
-    return list_all<choosing::threads>(call, block, lists, first_list, rank * choosing::threads,
-                                       Blocks * choosing::threads);
+    return list_all(quoka_rows{call, lists, first_list}.row(blockIdx.y), rank * choosing::threads + thread,
+                    Blocks * choosing::threads);
   }
   const retention keep = call.keep.among(block.past);
   const int sinks = block.first + static_cast<int>(keep.sinks), recent = block.past - static_cast<int>(keep.recent);

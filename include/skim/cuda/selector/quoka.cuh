@@ -172,8 +172,8 @@ struct score_kernel<quoka> {
       if (detail::choose_by_clusters(call, lists, first_list, launch)) continue;
       const std::int64_t count = lists_of(call);
       launch(&detail::smooth_scores<256>, detail::pieces(call.score_stride, 256), count, 256, 0, call);
-      launch(&detail::choose_highest<detail::choosing::threads>, 1, count, detail::choosing::threads, 0, call, lists,
-             first_list);
+      launch(&detail::choose_highest<detail::choosing::threads, detail::quoka_rows>, 1, count,
+             detail::choosing::threads, 0, detail::quoka_rows{call, lists, first_list});
     }
   }
 
