@@ -2,6 +2,8 @@
 // skim::cuda behind functions that Python can call, so that peers are timed on the same tensors in the same process.
 // Caches [tokens, Hk, D] and queries [Tq, Hq, D] in bf16, all contiguous.
 #include <skim/cuda/attention.cuh>
+#include <skim/cuda/ffn.cuh>
+#include <skim/cuda/neuron_selector/fastforward.cuh>
 #include <skim/cuda/selector/quoka.cuh>
 
 namespace {
@@ -39,6 +41,41 @@ int error_of(const skim::cuda::launch_report& report) {
 
 }  // namespace
 
+/// Rows of a layer in bf16: x, gate, up, down, FastForward's query, w1, w2, c1 and c2, and the output, all contiguous.
+struct ffn_layer {
+  const void *x, *gate, *up, *down, *query, *w1, *w2, *c1, *c2;
+  void* out;
+  std::int64_t M, d, f, rank, C, block;
+  double share;
+
+  skim::ffn_args args() const {
+    skim::ffn_args call;
+    call.x = matrix(x, M, d);
+    call.gate = matrix(gate, f, d);
+    call.up = matrix(up, f, d);
+    call.down = matrix(down, f, d);
+    call.out = {out, {M, d}, skim::element::bf16};
+    call.block_tokens = block;
+    call.first_block = 1;  // no block is an edge of the prompt
+    return call;
+  }
+  skim::cuda::ffn<skim::fastforward> op() const {
+    skim::fastforward policy;
+    policy.keep = skim::neuron_retention::share(share);
+    policy.predictor.query = {query, {d}, skim::element::bf16};
+    policy.predictor.w1 = matrix(w1, d, rank);
+    policy.predictor.w2 = matrix(w2, rank, f);
+    policy.compensator.c1 = matrix(c1, d, C);
+    policy.compensator.c2 = matrix(c2, C, d);
+    return {policy};
+  }
+
+ private:
+  static skim::tensor_view<const void, 2> matrix(const void* data, std::int64_t rows, std::int64_t columns) {
+    return {data, {rows, columns}, skim::element::bf16};
+  }
+};
+
 #define SHAPE std::int64_t Tq, std::int64_t Tk, std::int64_t Hq, std::int64_t Hk, std::int64_t D
 #define TENSORS const void *q, const void *k, const void *v, void *out
 
@@ -75,6 +112,34 @@ int skim_attend(TENSORS, SHAPE, std::int64_t every, std::int64_t budget, std::in
   const skim::memory scratch{workspace, static_cast<std::size_t>(bytes)};
   return error_of(skim::cuda::attend{}.run(arguments(q, k, v, out, Tq, Tk, Hq, Hk, D),
                                            lists_in(lists, Tq, Hk, every, budget), scratch, stream));
+}
+
+std::int64_t skim_ffn_workspace(const ffn_layer* layer) {
+  return static_cast<std::int64_t>(layer->op().workspace_bytes(layer->args()));
+}
+
+/// `step`: 0 all, 1 scores, 2 their choice, 3 the chosen neurons, 4 all neurons. `scores` [blocks, f]; `lists`: counts, then
+/// rows of f.
+int skim_ffn(const ffn_layer* layer, int step, float* scores, std::int32_t* lists, void* workspace, std::int64_t bytes,
+             cudaStream_t stream) {
+  const skim::ffn_args args = layer->args();
+  const auto op = layer->op();
+  const skim::memory scratch{workspace, static_cast<std::size_t>(bytes)};
+  const std::int64_t blocks = block_count(args);
+  const skim::tensor_view<float, 2> view(scores, {blocks, layer->f});
+  const skim::index_lists own{lists + blocks, lists, blocks, layer->f};
+  switch (step) {
+    case 0:
+      return error_of(op.run(args, scratch, stream));
+    case 1:
+      return error_of(op.score(args, view, scratch, stream));
+    case 2:
+      return error_of(op.choose(args, view, own, stream));
+    case 3:
+      return error_of(op.compute(args, own, scratch, stream));
+    default:
+      return error_of(skim::cuda::ffn<>{}.run(args, scratch, stream));
+  }
 }
 
 }  // extern "C"

@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel that the library can launch, for a compiler to look at.
 #include <skim/cuda/attention.cuh>
+#include <skim/cuda/ffn.cuh>
+#include <skim/cuda/neuron_selector/fastforward.cuh>
 #include <skim/cuda/selector/quoka.cuh>
 
 skim::report every_kernel(const skim::attention_args& args, skim::memory workspace, cudaStream_t stream) {
   const skim::cuda::attention<skim::dense> dense;
   const skim::cuda::attention op{skim::quoka{}};
   if (!dense.run(args, workspace, stream)) return {};
+  return op.run(args, workspace, stream);
+}
+
+skim::report every_kernel(const skim::ffn_args& args, skim::tensor_view<float, 2> scores, skim::memory workspace,
+                          cudaStream_t stream) {
+  const skim::cuda::ffn<> dense;
+  const skim::cuda::ffn op{skim::fastforward{}};
+  if (!dense.score(args, scores, workspace, stream)) return {};
   return op.run(args, workspace, stream);
 }

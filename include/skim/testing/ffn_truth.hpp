@@ -14,10 +14,19 @@ namespace skim { inline namespace v0_2 { namespace testing {
 /// of absolute products of a neuron's gate and up projections, those are off by n(d) P and n(d) Q, and the activation by
 /// its slope (at most 1.13; relu_squared: twice the argument) times the former and 4e-7 (|act| + |argument|) of its own.
 /// A neuron's value is off by what these make of the product; an output by the sum of that times |down|, and by
-/// n(K) sum_j |value_j down_j|.
+/// n(K) sum_j |value_j down_j|. Where values are stored between the products in a type of their own, `factor` counts in the
+/// first only, and in the second that type's roundoff and half of its smallest step.
 struct ffn_truth {
   std::int64_t M = 0, d = 0;
   std::vector<double> out, bound;
+
+  /// Adds what other neurons contribute to the same sums.
+  void join(const ffn_truth& other) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] += other.out[i];
+      bound[i] += other.bound[i];
+    }
+  }
 
   /// Adds what a compensator contributes to an output that was stored as `type`.
   void add(const ffn_truth& other, element type) {
@@ -39,6 +48,20 @@ struct uncertain {
 inline double sum_error(const arithmetic& rounding, std::int64_t products) {
   return rounding.sum * (32 + static_cast<double>(products) / 16) + rounding.factor;
 }
+
+/// How values meet the second product: what they are stored as (none: `factor` is their rounding), and how many products
+/// its sums have besides.
+struct value_rounding {
+  element stored = element::none;
+  std::int64_t more = 0;
+
+  arithmetic of_sums(const arithmetic& rounding) const {
+    return {rounding.sum, stored == element::none ? rounding.factor : roundoff(stored)};
+  }
+  uncertain keep(uncertain value) const {
+    return {value.value, value.error + (stored == element::none ? 0 : smallest_step(stored))};
+  }
+};
 
 inline uncertain activated(activation act, uncertain x) {
   const double size = std::fabs(x.value), value = activate(act, x.value);
@@ -89,12 +112,13 @@ inline ffn_truth zero_truth(const tensor_view<const void, 2>& out) {
 
 /// The FFN of some neurons.
 inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::int32_t>& neurons,
-                                 const arithmetic& rounding = {}) {
+                                 const arithmetic& rounding = {}, const detail::value_rounding& values = {}) {
   ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::vector<double> x = detail::widened(args.x), up = detail::widened(args.up);
   const std::vector<double> gate = detail::widened(args.gate), down = detail::widened(args.down);
-  const double sum_of_neurons = detail::sum_error(rounding, static_cast<std::int64_t>(neurons.size()));
+  const double sum_of_neurons =
+      detail::sum_error(values.of_sums(rounding), static_cast<std::int64_t>(neurons.size()) + values.more);
   for (std::int64_t t = 0; t < truth.M; ++t) {
     for (const std::int32_t neuron : neurons) {
       const std::size_t row = static_cast<std::size_t>(neuron) * d, token = static_cast<std::size_t>(t);
@@ -105,7 +129,7 @@ inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::in
       } else {
         z = detail::activated(args.act, z);
       }
-      detail::add_neuron(truth, t, z, down.data() + row, sum_of_neurons);
+      detail::add_neuron(truth, t, values.keep(z), down.data() + row, sum_of_neurons);
     }
   }
   return truth;
@@ -127,18 +151,20 @@ inline ffn_truth multiply_exactly(const linear_args& args, const arithmetic& rou
 
 /// What a compensator adds.
 inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensator& compensator,
-                                    const arithmetic& rounding = {}) {
+                                    const arithmetic& rounding = {}, const detail::value_rounding& values = {}) {
   ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::size_t width = static_cast<std::size_t>(compensator.c1.extents[1]);
   const std::vector<double> x = detail::widened(args.x), c1 = detail::widened(compensator.c1);
   const std::vector<double> c2 = detail::widened(compensator.c2);
-  const double sum_of_hidden = detail::sum_error(rounding, static_cast<std::int64_t>(width));
+  const double sum_of_hidden =
+      detail::sum_error(values.of_sums(rounding), static_cast<std::int64_t>(width) + values.more);
   for (std::int64_t t = 0; t < truth.M; ++t) {
     for (std::size_t j = 0; j < width; ++j) {
       const detail::uncertain hidden =
           detail::projection(x, static_cast<std::size_t>(t), d, c1.data() + j, width, rounding);
-      detail::add_neuron(truth, t, detail::activated(compensator.act, hidden), c2.data() + j * d, sum_of_hidden);
+      detail::add_neuron(truth, t, values.keep(detail::activated(compensator.act, hidden)), c2.data() + j * d,
+                         sum_of_hidden);
     }
   }
   return truth;
