@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The example engine beside llama.cpp, on the same files: the same tokens, the same perplexity, and with weights in f32 and
-// f16 the same greedy tokens behind the beginnings of eight chapters. Arguments: a novel, models of quantised weights.
+// f16 the same greedy tokens behind the beginnings of eight chapters. By weights in f16 llama.cpp rounds activations to f16
+// too, and parts from itself where two tokens are nearly as likely: there its greedy tokens are those of the same numbers
+// stored in f32. Arguments: a novel, models of quantised weights.
 #include "engine.hpp"
 #include "host.hpp"
 #include "opened.hpp"
@@ -90,9 +92,11 @@ double loss(const float* logits, std::int64_t vocabulary, llama_token token) {
 
 class comparison {
  public:
-  comparison(const std::string& path, const std::string& novel) : engine_(needle::open_model(path)) {
-    theirs_.reset(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
-    if (!theirs_) throw std::runtime_error(path + " cannot be loaded");
+  /// `reference_path`: what llama.cpp reads.
+  comparison(const std::string& path, const std::string& reference_path, const std::string& novel)
+      : engine_(needle::open_model(path)) {
+    theirs_.reset(llama_model_load_from_file(reference_path.c_str(), llama_model_default_params()));
+    if (!theirs_) throw std::runtime_error(reference_path + " cannot be loaded");
     const llama_vocab* const vocab = llama_model_get_vocab(theirs_.get());
     const tokens all = prefill::tokenised(vocab, novel, false);
     expect(engine_.words->encode(novel) == all, path + ": " + std::to_string(all.size()) + " tokens of the text");
@@ -183,11 +187,14 @@ int main(int argc, char** argv) try {
   llama_backend_init();
   const std::string novel = needle::text_in(argv[1]);
   for (int i = 2; i < argc; ++i) {
-    comparison(argv[i], novel).perplexities(apart_quantised);
-    for (const auto& [type, name] : {std::pair{LLAMA_FTYPE_ALL_F32, "f32"}, {LLAMA_FTYPE_MOSTLY_F16, "f16"}}) {
-      comparison wide(widened(argv[i], type, name), novel);
-      wide.perplexities(apart_wide);
-      wide.greedy_tokens();
+    const std::string given = argv[i], f32 = widened(given, LLAMA_FTYPE_ALL_F32, "f32"),
+                      f16 = widened(given, LLAMA_FTYPE_MOSTLY_F16, "f16");
+    comparison(given, given, novel).perplexities(apart_quantised);
+    comparison(f16, f16, novel).perplexities(apart_wide);
+    for (const auto& [path, in_f32] : {std::pair{f32, f32}, {f16, widened(f16, LLAMA_FTYPE_ALL_F32, "f32")}}) {
+      comparison same(path, in_f32, novel);
+      same.perplexities(apart_wide);
+      same.greedy_tokens();
     }
   }
   std::printf(all_good ? "all good\n" : "FAILED\n");

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel that the library can launch, for a compiler to look at.
 #include <skim/cuda/attention.cuh>
+#include <skim/cuda/eviction.cuh>
+#include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/keydiff.cuh>
 #include <skim/cuda/ffn.cuh>
 #include <skim/cuda/neuron_selector/fastforward.cuh>
 #include <skim/cuda/selector/quoka.cuh>
@@ -18,4 +21,12 @@ skim::report every_kernel(const skim::ffn_args& args, skim::tensor_view<float, 2
   const skim::cuda::ffn op{skim::fastforward{}};
   if (!dense.score(args, scores, workspace, stream)) return {};
   return op.run(args, workspace, stream);
+}
+
+skim::report every_kernel(const skim::eviction_args& args, const skim::index_lists& lists, skim::memory state,
+                          skim::memory workspace, cudaStream_t stream) {
+  const skim::cuda::eviction fast{skim::fast_caote{skim::keydiff<>{}}};
+  const skim::cuda::eviction weighted{skim::caote{skim::keydiff<>{}}};
+  if (!fast.run(args, lists, state, workspace, stream)) return {};
+  return weighted.run(args, lists, state, workspace, stream);
 }

@@ -207,10 +207,14 @@ struct scores_memory {
   }
 };
 
+#if !defined(SKIM_TEST_EVICTION)  // a back-end's operation, which waits for its steps
+#define SKIM_TEST_EVICTION skim::cpu::eviction
+#endif
+
 /// One layer's eviction and its memory, step by step on the calling thread.
 template <class Policy>
 struct eviction_run {
-  skim::cpu::eviction<Policy> op;
+  SKIM_TEST_EVICTION<Policy> op;
   skim::eviction_args args;
   aligned_memory state, workspace;
   std::vector<std::int32_t> lengths;

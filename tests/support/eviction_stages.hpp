@@ -139,29 +139,25 @@ void expect_observed_weights(const Policy& policy, eviction_run<Policy>& run) {
   }
 }
 
-inline void expect_observed(const skim::h2o& policy, eviction_run<skim::h2o>& run) {
-  expect_observed_weights(policy, run);
-}
-inline void expect_observed(const skim::tova& policy, eviction_run<skim::tova>& run) {
-  expect_observed_weights(policy, run);
-}
-inline void expect_observed(const skim::snapkv& policy, eviction_run<skim::snapkv>& run) {
+/// Policies that `weighing` knows. Templates: a back-end without them compiles the rest.
+template <class Policy>
+using if_weighing = decltype(weighing(std::declval<const Policy&>()));
+
+template <class Policy, class = if_weighing<Policy>>
+void expect_observed(const Policy& policy, eviction_run<Policy>& run) {
   expect_observed_weights(policy, run);
 }
 
-inline bounded_values exact_scores(const skim::h2o& policy, eviction_run<skim::h2o>& run, std::int64_t head) {
-  const std::vector<double> exact = reference::score(policy, run.args.kv, head, observed_weights(policy, run, head));
-  return {exact, std::vector<double>(exact.size(), 0.0)};
-}
-inline bounded_values exact_scores(const skim::tova& policy, eviction_run<skim::tova>& run, std::int64_t head) {
-  const std::vector<double> exact = reference::score(policy, run.args.kv, head, observed_weights(policy, run, head));
-  return {exact, std::vector<double>(exact.size(), 0.0)};
-}
-inline bounded_values exact_scores(const skim::snapkv& policy, eviction_run<skim::snapkv>& run, std::int64_t head) {
+template <class Policy, class = if_weighing<Policy>>
+bounded_values exact_scores(const Policy& policy, eviction_run<Policy>& run, std::int64_t head) {
   bounded_values scores;
   scores.exact = reference::score(policy, run.args.kv, head, observed_weights(policy, run, head));
   for (const double x : scores.exact) {
-    scores.bounds.push_back(f32_roundoff * static_cast<double>(policy.pool + 1) * x + 0x1p-149);
+    double bound = 0;
+    if constexpr (std::is_same_v<Policy, skim::snapkv>) {
+      bound = f32_roundoff * static_cast<double>(policy.pool + 1) * x + 0x1p-149;
+    }
+    scores.bounds.push_back(bound);
   }
   return scores;
 }

@@ -2,7 +2,7 @@
 /// \file Smoothed evictions: the mean of what the bare policy scores, in order of position, before the ends are protected.
 
 #include "support/attention_sample.hpp"
-#include "support/eviction_small.hpp"
+#include "support/expect_smoothed.hpp"
 
 #include <skim/evictor/standard.hpp>
 #include <skim/reference/eviction.hpp>
@@ -16,36 +16,7 @@ using skim::compaction;
 using skim::retention;
 namespace reference = skim::reference;
 
-constexpr std::int64_t budget = 40;
-
-/// `make(keep, smooth)` gives the policy. Its scores are those of the bare one, unprotected, smoothed; what stays follows.
-template <class Make>
-void expect_smoothed(const eviction_case& c, const Make& make) {
-  SCOPED_TRACE(testing::Message() << c);
-  eviction_inputs inputs(c);
-  const skim::eviction_args args = inputs.args();
-  const retention ends = retention::budget(budget, 4, 10);
-  for (const std::int64_t width : {3, 5, 63}) {
-    const auto policy = make(ends, width);
-    const auto lists = lists_of(policy, eviction_inputs(c).args());
-    for (std::int64_t head = 0; head < args.kv.heads; ++head) {
-      SCOPED_TRACE(testing::Message() << "width " << width << ", head " << head);
-      const auto bare = scores_of(make(retention::budget(budget), 1), args, head);
-      const auto exact = reference::smoothed_by_position(args.kv, head, bare, width);
-      const auto got = scores_of(policy, args, head);
-      double largest = 0;
-      for (const double x : bare) largest = std::max(largest, std::fabs(x));
-      for (std::size_t slot = 0; slot < exact.size(); ++slot) {
-        ASSERT_NEAR(got[slot], exact[slot], static_cast<double>(width + 2) * f32_roundoff * largest) << "slot " << slot;
-      }
-      if (args.share_heads) continue;
-      const bool later = skim::prefers_later<decltype(make(ends, width))>;
-      const auto kept =
-          reference::keep_tokens(args.kv, head, ends, got, later ? reference::ties::later : reference::ties::earlier);
-      EXPECT_EQ(lists[static_cast<std::size_t>(head)], kept);
-    }
-  }
-}
+constexpr std::int64_t budget = smoothed_budget;
 
 void expect_every_policy(const eviction_case& c) {
   expect_smoothed(c, [](const retention& keep, std::int64_t width) { return skim::keydiff<>{keep, {}, width}; });

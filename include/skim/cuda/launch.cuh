@@ -113,6 +113,13 @@ class launcher {
     error_ = cudaLaunchKernelExC(&config, address, pointers);
   }
 
+  /// Zeros.
+  void clear(void* data, std::size_t bytes) {
+    if (error_ != cudaSuccess || bytes == 0) return;
+    error_ = cudaMemsetAsync(data, 0, bytes, stream_);
+    first_ = true;  // a kernel waits for it as for what was there before
+  }
+
   cudaError_t error() const { return error_; }
 
  private:

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file The slots of highest score on Hopper: as kernel/choose.cuh, by a cluster of blocks that hold all scores in registers
-/// and smooth them as they read them.
+/// \file The slots of highest score on Hopper: as kernel/choose.cuh, by a cluster of blocks that hold all ranks in registers.
 #pragma once
 
 #include <skim/cuda/arch/cluster.cuh>
 #include <skim/cuda/kernel/choose.cuh>
-#include <skim/cuda/selector/quoka_score.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
@@ -41,69 +39,26 @@ SKIM_DEVICE unsigned sum_before_thread(unsigned own, unsigned* of_warps, unsigne
   return through - own + (warp > 0 ? of_warps[warp - 1] : 0);
 }
 
-/// Writes the list of each block and KV head from raw scores. A cluster for each list; `Each` slots of a thread lie together.
-template <int Each, int Blocks>
-__global__ void __launch_bounds__(cluster_choosing::threads, 1)
-    choose_in_cluster(const quoka_call call, const index_lists lists, int first_list) {
+/// What the blocks of a cluster share.
+struct cluster_memory {
+  using own = cluster_choosing;
+  unsigned histograms[2][own::bins], of_warps[own::warps], found[3], ends[2], totals;
+};
+
+/// Of the ranks in [low, last] `taken` are, and all above; there are `equals` of them, which differ only where all are taken.
+struct cluster_cut {
+  unsigned low, last;
+  int taken, equals;
+};
+
 #if SKIM_CUDA_SM90
+
+/// Finds the cut below the `wanted` highest of the cluster's ranks, 0 and the highest number aside.
+template <int Blocks, int Each>
+SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wanted, cluster_memory& memory,
+                                       unsigned* merged) {
   using choosing = cluster_choosing;
-  __shared__ __align__(16) unsigned histograms[2][choosing::bins], merged[choosing::bins / Blocks];
-  __shared__ unsigned of_warps[choosing::warps], found[3], ends[2], totals;
-  start_in_chain();
-  const quoka_block block(call, blockIdx.y);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, rank = rank_in_cluster();
-  if (block.reads_all) {
-    return list_all(quoka_rows{call, lists, first_list}.row(blockIdx.y), rank * choosing::threads + thread,
-                    Blocks * choosing::threads);
-  }
-  const retention keep = call.keep.among(block.past);
-  const int sinks = block.first + static_cast<int>(keep.sinks), recent = block.past - static_cast<int>(keep.recent);
-  const int first = block.first / 4 * 4 + (rank * choosing::threads + thread) * Each;
-
-  // Ranks of the thread's slots: 0 of what is no candidate, the highest of what is kept whatever it scores.
-  unsigned own[Each];
-  {
-    const float* const raw = raw_scores(call, block.list);
-    const int last = static_cast<int>(call.score_stride) - 1;
-    constexpr int at_once = Each < 16 ? Each : Each < 20 ? 16 : 4;
-#pragma unroll
-    for (int part = 0; part < Each; part += at_once) {
-      asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
-      const int from = first + part;
-      float scores[at_once + 2];  // and a neighbour on either side
-      scores[0] = raw[min(max(from - 1, 0), last)];
-      scores[at_once + 1] = raw[min(from + at_once, last)];
-      if constexpr (at_once % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < at_once; i += 4) {
-          const float4 four = load_4(raw + min(from + i, last - 3));
-          scores[i + 1] = four.x;
-          scores[i + 2] = four.y;
-          scores[i + 3] = four.z;
-          scores[i + 4] = four.w;
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) scores[i + 1] = raw[min(from + i, last)];
-      }
-#pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        const int slot = from + i;
-        float score = scores[i + 1];
-        if (call.smooth == 3) {
-          score = smoothed(block, 3, slot, [&](int at) {
-            return at < slot ? scores[i] : at > slot ? scores[i + 2] : scores[i + 1];
-          });
-        } else if (slot >= block.first && slot < block.past) {
-          score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
-        }
-        own[part + i] = slot < block.first || slot >= block.past ? 0
-                        : slot < sinks || slot >= recent         ? ~0u
-                                                                 : rank_bits(score);
-      }
-    }
-  }
-
   // The ends of what is to be ranked spread it over the bins.
   unsigned low = ~0u, high = 0;
 #pragma unroll
@@ -115,16 +70,16 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1)
   low = __reduce_min_sync(all_lanes, low);
   high = __reduce_max_sync(all_lanes, high);
   if (lane == 0) {
-    histograms[0][warp] = low;
-    histograms[0][32 + warp] = high;
+    memory.histograms[0][warp] = low;
+    memory.histograms[0][32 + warp] = high;
   }
   __syncthreads();
   if (warp == 0) {
-    low = __reduce_min_sync(all_lanes, histograms[0][lane]);
-    high = __reduce_max_sync(all_lanes, histograms[0][32 + lane]);
+    low = __reduce_min_sync(all_lanes, memory.histograms[0][lane]);
+    high = __reduce_max_sync(all_lanes, memory.histograms[0][32 + lane]);
     if (lane == 0) {
-      ends[0] = low;
-      ends[1] = high;
+      memory.ends[0] = low;
+      memory.ends[1] = high;
     }
   }
   await_cluster();
@@ -132,20 +87,19 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1)
   high = 0;
 #pragma unroll
   for (int i = 0; i < Blocks; ++i) {
-    const uint2 its =
-        make_uint2(load_from(address_in(shared_address(ends), i)), load_from(address_in(shared_address(ends + 1), i)));
-    low = min(low, its.x);
-    high = max(high, its.y);
+    const std::uint32_t ends = shared_address(memory.ends);
+    low = min(low, load_from(address_in(ends, i)));
+    high = max(high, load_from(address_in(ends + 4, i)));
   }
 #pragma unroll
-  for (int i = thread; i < choosing::bins; i += choosing::threads) histograms[0][i] = histograms[1][i] = 0;
+  for (int i = thread; i < choosing::bins; i += choosing::threads)
+    memory.histograms[0][i] = memory.histograms[1][i] = 0;
   __syncthreads();
 
-  // Of the ranks in [low, last] so many are taken, in the order of slots, and all above.
-  unsigned wanted = static_cast<unsigned>(keep.keys(block.past) - keep.sinks - keep.recent), last = high;
+  unsigned last = high;
   if (wanted == 0) low = last = ~0u - 1;
   for (int shift = max(0, 32 - __clz(high - low) - choosing::bin_bits), pass = 0; wanted > 0; ++pass) {
-    unsigned* const histogram = histograms[pass % 2];
+    unsigned* const histogram = memory.histograms[pass % 2];
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
       if (own[i] >= low && own[i] <= last) atomicAdd(&histogram[(own[i] - low) >> shift], 1u);
@@ -166,60 +120,121 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1)
     await_cluster();
     const int bin = choosing::bins - 2 - 2 * thread;
     const uint2 both = load_2_from(address_in(shared_address(merged + bin % share), bin / share));
-    const unsigned above = sum_before_thread(both.x + both.y, of_warps, &totals);
+    const unsigned above = sum_before_thread(both.x + both.y, memory.of_warps, &memory.totals);
     if (above < wanted && wanted <= above + both.x + both.y) {
       const bool lower = wanted > above + both.y;
-      found[0] = static_cast<unsigned>(bin + (lower ? 0 : 1));
-      found[1] = wanted - above - (lower ? both.y : 0);
-      found[2] = lower ? both.x : both.y;
+      memory.found[0] = static_cast<unsigned>(bin + (lower ? 0 : 1));
+      memory.found[1] = wanted - above - (lower ? both.y : 0);
+      memory.found[2] = lower ? both.x : both.y;
     }
-    for (int i = thread; i < choosing::bins; i += choosing::threads) histograms[(pass + 1) % 2][i] = 0;
+    for (int i = thread; i < choosing::bins; i += choosing::threads) memory.histograms[(pass + 1) % 2][i] = 0;
     __syncthreads();
-    low += found[0] << shift;
-    last = low + ((1u << shift) - 1);
-    wanted = found[1];
-    if (found[2] == wanted || shift == 0) break;
+    low += memory.found[0] << shift;
+    last = low + min((1u << shift) - 1, ~0u - 1 - low);  // ages come close to the highest number
+    wanted = memory.found[1];
+    const unsigned equals = memory.found[2];
+    if (equals == wanted || shift == 0) return {low, last, static_cast<int>(wanted), static_cast<int>(equals)};
     shift = max(0, shift - choosing::bin_bits);
     __syncthreads();
+  }
+  return {low, last, 0, 0};
+}
+
+#endif  // SKIM_CUDA_SM90
+
+/// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; `Each` slots of a thread lie together,
+/// whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the highest number of what is
+/// kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1] from the newest.
+template <int Each, int Blocks, class Rows>
+__global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluster(const Rows rows) {
+#if SKIM_CUDA_SM90
+  using choosing = cluster_choosing;
+  __shared__ __align__(16) cluster_memory memory;
+  __shared__ __align__(16) unsigned merged[choosing::bins / Blocks];
+  start_in_chain();
+  const int at = blockIdx.y, thread = threadIdx.x, rank = rank_in_cluster();
+  const score_row row = rows.row(at);
+  if (row.count >= row.end - row.begin) {
+    return list_all(row, rank * choosing::threads + thread, Blocks * choosing::threads);
+  }
+  const int first = row.begin / 4 * 4 + (rank * choosing::threads + thread) * Each;
+  unsigned own[Each];
+  // Ranks by age of the slots that `admitted(i)`.
+  const auto load_ages = [&](bool newest, const auto& admitted) {
+#pragma unroll
+    for (int i = 0; i < Each; ++i) {
+      const int slot = first + i;
+      const bool exists = slot >= row.begin && slot < row.end && admitted(i);
+      own[i] = exists ? age_of(rows.position(at, slot), newest) : 0;
+    }
+  };
+  unsigned ages[2] = {~0u, ~0u};
+  if constexpr (Rows::by_position) {
+#pragma unroll 1
+    for (int newest = 0; newest < 2; ++newest) {
+      const int count = newest ? row.newest : row.lowest;
+      if (count == 0) continue;
+      load_ages(newest != 0, [](int) { return true; });
+      ages[newest] = cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), memory, merged).low;
+      await_cluster();
+    }
+  } else {
+    if (row.lowest > 0) ages[0] = age_of(rows.position(at, row.begin + row.lowest - 1), false);
+    if (row.newest > 0) ages[1] = age_of(rows.position(at, row.end - row.newest), true);
+  }
+  rows.load_ranks(at, row, first, ages, own);
+  cluster_cut cut =
+      cut_in_cluster<Blocks>(own, static_cast<unsigned>(row.count - row.lowest - row.newest), memory, merged);
+  // Of several equals the first slots would be taken: where those are not the wanted positions, these are settled first.
+  if ((Rows::by_position || row.later) && cut.taken < cut.equals) {
+    unsigned above = 0;
+#pragma unroll
+    for (int i = 0; i < Each; ++i) above |= own[i] > cut.last ? 1u << i : 0;
+    load_ages(row.later, [&](int i) { return own[i] >= cut.low && own[i] <= cut.last; });
+    await_cluster();
+    const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(cut.taken), memory, merged).low;
+#pragma unroll
+    for (int i = 0; i < Each; ++i) own[i] = (above >> i & 1u) != 0 || (own[i] != 0 && own[i] >= age) ? ~0u : 0;
+    cut = {~0u - 1, ~0u - 1, 0, 0};
   }
 
   // Ascending: counts of both kinds share a number, each below 2^16.
   unsigned kinds = 0;
 #pragma unroll
-  for (int i = 0; i < Each; ++i) kinds += own[i] > last ? 1u << 16 : own[i] >= low ? 1u : 0u;
-  const unsigned before = sum_before_thread(kinds, of_warps, &totals);
+  for (int i = 0; i < Each; ++i) kinds += own[i] > cut.last ? 1u << 16 : own[i] >= cut.low ? 1u : 0u;
+  const unsigned before = sum_before_thread(kinds, memory.of_warps, &memory.totals);
   await_cluster();
   unsigned above = before >> 16, equal = before & 0xffffu;
 #pragma unroll
   for (int i = 0; i < Blocks; ++i) {
-    const unsigned its = load_from(address_in(shared_address(&totals), i));
+    const unsigned its = load_from(address_in(shared_address(&memory.totals), i));
     above += i < rank ? its >> 16 : 0;
     equal += i < rank ? its & 0xffffu : 0;
   }
-  std::int32_t* const list = lists.row(first_list + block.list);
+  const unsigned taken = static_cast<unsigned>(cut.taken);
+  std::int32_t* const list = rows.row(at).list;  // found again: until here there are no registers for it
 #pragma unroll
   for (int i = 0; i < Each; ++i) {
-    const bool is_above = own[i] > last, is_equal = !is_above && own[i] >= low && own[i] != 0;
-    if (is_above || (is_equal && equal < wanted)) list[above + min(equal, wanted)] = first + i;
+    const bool is_above = own[i] > cut.last, is_equal = !is_above && own[i] >= cut.low && own[i] != 0;
+    if (is_above || (is_equal && equal < taken)) list[above + min(equal, taken)] = first + i;
     above += is_above ? 1 : 0;
     equal += is_equal ? 1 : 0;
   }
-  if (rank == 0 && thread == 0) {
-    lists.counts[first_list + block.list] = static_cast<std::int32_t>(keep.keys(block.past));
-  }
+  if (rank == 0 && thread == 0) *rows.row(at).length = rows.row(at).count;
   await_cluster();  // others may still read this block's shared memory
 #endif
 }
 
-/// Launches it. Says whether it could.
-inline bool choose_by_clusters(const quoka_call& call, const index_lists& lists, int first_list, launcher& launch) {
+/// Launches it for `count` rows of at most so many slots. Says whether it could.
+template <class Rows>
+bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count, launcher& launch) {
   using choosing = cluster_choosing;
-  const int blocks = launch.hopper() ? choosing::blocks(call.score_stride) : 0;
+  const int blocks = launch.hopper() ? choosing::blocks(slots) : 0;
   if (blocks == 0) return false;
-  const std::int64_t each = pieces(call.score_stride, std::int64_t{blocks} * choosing::threads);
+  const std::int64_t each = pieces(slots, std::int64_t{blocks} * choosing::threads);
   const auto with = [&](auto of_thread, auto cluster) {
-    launch.in_clusters(cluster.value, &choose_in_cluster<of_thread.value, cluster.value>, cluster.value,
-                       std::int64_t{call.blocks} * call.heads, choosing::threads, 0, call, lists, first_list);
+    launch.in_clusters(cluster.value, &choose_in_cluster<of_thread.value, cluster.value, Rows>, cluster.value, count,
+                       choosing::threads, 0, rows);
   };
   constexpr std::integral_constant<int, 4> four{};
   constexpr std::integral_constant<int, 8> eight{};

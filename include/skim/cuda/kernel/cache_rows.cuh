@@ -43,11 +43,14 @@ struct cache_rows {
   SKIM_DEVICE const char* row(const stored_rows& of, int head, int slot) const {
     return of.data + offset(of, head, slot) * of.element_bytes;
   }
-  SKIM_DEVICE float scale(const stored_rows& of, int head, int slot) const {
-    if (!of.scales) return 1;
-    if (!table) return of.scales[metadata_row(slot) * of.scale_row + head * of.scale_head];
+  /// Where there are scales.
+  SKIM_DEVICE const float* scale_at(const stored_rows& of, int head, int slot) const {
+    if (!table) return of.scales + metadata_row(slot) * of.scale_row + head * of.scale_head;
     const int page = slot / page_size;
-    return of.scales[table[page] * of.scale_page + (slot - page * page_size) * of.scale_row + head * of.scale_head];
+    return of.scales + table[page] * of.scale_page + (slot - page * page_size) * of.scale_row + head * of.scale_head;
+  }
+  SKIM_DEVICE float scale(const stored_rows& of, int head, int slot) const {
+    return of.scales ? *scale_at(of, head, slot) : 1;
   }
 };
 

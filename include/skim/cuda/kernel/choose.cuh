@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cuda/kernel/cache_rows.cuh>
+#include <skim/cuda/launch.cuh>
 #include <skim/math/order.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
@@ -102,6 +103,16 @@ SKIM_DEVICE rank_cut find_cut(const Ranks& ranks_of, int aligned, int end, int c
   return {rank, left, static_cast<int>(memory.equals)};
 }
 
+/// Positions, which differ, as ranks: the newest highest, or the oldest.
+SKIM_DEVICE unsigned age_of(int position, bool newest) {
+  const unsigned age = static_cast<unsigned>(position) + 1;
+  return newest ? age : ~age;
+}
+/// The rank of a slot: the highest of one that is kept whatever it scores, since it is at least so old or so new.
+SKIM_DEVICE unsigned rank_of(float score, int position, const unsigned (&ages)[2]) {
+  return age_of(position, false) >= ages[0] || age_of(position, true) >= ages[1] ? ~0u : rank_bits(score);
+}
+
 /// The list of a row that has nothing to choose.
 SKIM_DEVICE void list_all(const score_row& row, int thread, int threads) {
   for (int i = thread; i < row.end - row.begin; i += threads) row.list[i] = row.begin + i;
@@ -128,11 +139,7 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
       ranks[i] = own < from || own >= to ? 0 : rank(i, own);
     }
   };
-  // Ranks by age: of positions, which differ, the highest or the lowest first.
-  const auto age = [&](int slot, bool newest) {
-    const unsigned position = static_cast<unsigned>(rows.position(at, slot)) + 1;
-    return newest ? position : ~position;
-  };
+  const auto age = [&](int slot, bool newest) { return age_of(rows.position(at, slot), newest); };
   const auto cut_by_age = [&](bool newest, int count, const auto& admitted) {
     const auto ages = [&](unsigned(&ranks)[8], int slot, int step) {
       for_slots(ranks, slot, step, row.begin, row.end,
@@ -145,10 +152,10 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
     if (!rows.by_position) return age(newest ? row.end - count : row.begin + count - 1, newest);
     return cut_by_age(newest, count, [](int) { return true; });
   };
-  const unsigned oldest = age_of_end(false, row.lowest), newest = age_of_end(true, row.newest);
-  const auto rank_of = [&](int slot, float score) {
-    const bool kept = (row.lowest > 0 && age(slot, false) >= oldest) || (row.newest > 0 && age(slot, true) >= newest);
-    return kept ? ~0u : rank_bits(score);
+  const unsigned ages[2] = {age_of_end(false, row.lowest), age_of_end(true, row.newest)};
+  const bool has_ends = row.lowest + row.newest > 0;
+  const auto rank = [&](int slot, float score) {
+    return has_ends ? rank_of(score, rows.position(at, slot), ages) : rank_bits(score);
   };
   const auto ranks_within = [&](unsigned(&ranks)[8], int slot, int step, int from, int to) {
     float values[8];
@@ -161,7 +168,7 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) values[i] = row.scores[min(slot + (i < 4 ? i : step + i - 4), last)];
     }
-    for_slots(ranks, slot, step, from, to, [&](int i, int own) { return rank_of(own, values[i]); });
+    for_slots(ranks, slot, step, from, to, [&](int i, int own) { return rank(own, values[i]); });
   };
   const auto ranks_of = [&](unsigned(&ranks)[8], int slot, int step) {
     ranks_within(ranks, slot, step, row.begin, row.end);
@@ -171,7 +178,7 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
   int ties = cut.taken;
   unsigned tied = 0;  // the age of the last of them that is taken
   if ((rows.by_position || row.later) && cut.taken < cut.equals) {
-    const auto equal = [&](int slot) { return rank_of(slot, row.scores[slot]) == cut.rank; };
+    const auto equal = [&](int slot) { return rank(slot, row.scores[slot]) == cut.rank; };
     tied = cut_by_age(row.later, cut.taken, equal);
     ties = cut.equals;
   }
@@ -238,6 +245,11 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
     }
   }
   if (thread == 0) *row.length = row.count;
+}
+
+template <class Rows>
+void choose_by_blocks(const Rows& rows, std::int64_t count, launcher& launch) {
+  launch(&choose_highest<choosing::threads, Rows>, 1, count, choosing::threads, 0, rows);
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -129,10 +129,23 @@ SKIM_DEVICE float power_of_2(float x) {
   return y;
 }
 
-SKIM_DEVICE float sum_of_warp(float value) {
+/// Sum over the warp's lanes, the same in all, always in the same order.
+template <class T>
+SKIM_DEVICE T sum_of_warp(T value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
   return value;
+}
+/// Sum over the block's threads likewise. `of_warps [Threads / 32]` is shared.
+template <int Threads, class T>
+SKIM_DEVICE T sum_of_block(T value, T* of_warps) {
+  value = sum_of_warp(value);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  T sum = 0;
+  for (int warp = 0; warp < Threads / 32; ++warp) sum += of_warps[warp];
+  __syncthreads();
+  return sum;
 }
 SKIM_DEVICE float largest_of_warp(float value) {
 #pragma unroll

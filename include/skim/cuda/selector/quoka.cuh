@@ -169,11 +169,11 @@ struct score_kernel<quoka> {
             score_together<decltype(type), dim.value>(call, launch);
           });
       if (!tensor) score(call, launch);
-      if (detail::choose_by_clusters(call, lists, first_list, launch)) continue;
       const std::int64_t count = lists_of(call);
+      const detail::quoka_rows rows{call, lists, first_list};
+      if (detail::choose_by_clusters(rows, call.score_stride, count, launch)) continue;
       launch(&detail::smooth_scores<256>, detail::pieces(call.score_stride, 256), count, 256, 0, call);
-      launch(&detail::choose_highest<detail::choosing::threads, detail::quoka_rows>, 1, count,
-             detail::choosing::threads, 0, detail::quoka_rows{call, lists, first_list});
+      detail::choose_by_blocks(rows, count, launch);
     }
   }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <skim/cuda/kernel/attend_call.cuh>
-#include <skim/cuda/kernel/choose.cuh>
 #include <skim/retention.hpp>
 #include <skim/selector/quoka.hpp>
 
@@ -132,34 +131,6 @@ struct quoka_block {
     const int sampled = count > 16 ? (count - 17) / 32 + 1 : 0;
     return first + (sampled >= 32 ? 16 + 32 * i : i);
   }
-};
-
-/// The lists of a call, as `choose_highest` wants them.
-struct quoka_rows {
-  static constexpr bool by_position = false;
-
-  quoka_call call;
-  index_lists lists;
-  int first_list;
-
-  SKIM_DEVICE score_row row(int list) const {
-    const quoka_block block(call, list);
-    const bool dense = (call.dense_blocks >> (list / call.heads) & 1u) != 0;
-    const retention keep = call.keep.among(block.past);
-    score_row row{};
-    row.scores = call.scores + list * call.score_stride;
-    row.stride = static_cast<int>(call.score_stride);
-    row.by_four = true;
-    row.begin = dense ? 0 : block.first;
-    row.end = block.past;
-    row.count = block.reads_all ? block.past : static_cast<int>(keep.keys(block.past));
-    row.lowest = static_cast<int>(keep.sinks);
-    row.newest = static_cast<int>(keep.recent);
-    row.list = lists.row(first_list + list);
-    row.length = lists.counts + first_list + list;
-    return row;
-  }
-  SKIM_DEVICE int position(int, int slot) const { return slot; }
 };
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -375,4 +375,75 @@ __global__ void __launch_bounds__(Threads) smooth_scores(const quoka_call call) 
       smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
 }
 
+/// The lists of a call, as `choose_highest` and `choose_in_cluster` want them: this one smooths raw scores as it reads them.
+struct quoka_rows {
+  static constexpr bool by_position = false;
+
+  quoka_call call;
+  index_lists lists;
+  int first_list;
+
+  SKIM_DEVICE score_row row(int list) const {
+    const quoka_block block(call, list);
+    const bool dense = (call.dense_blocks >> (list / call.heads) & 1u) != 0;
+    const retention keep = call.keep.among(block.past);
+    score_row row{};
+    row.scores = call.scores + list * call.score_stride;
+    row.stride = static_cast<int>(call.score_stride);
+    row.by_four = true;
+    row.begin = dense ? 0 : block.first;
+    row.end = block.past;
+    row.count = block.reads_all ? block.past : static_cast<int>(keep.keys(block.past));
+    row.lowest = static_cast<int>(keep.sinks);
+    row.newest = static_cast<int>(keep.recent);
+    row.list = lists.row(first_list + list);
+    row.length = lists.counts + first_list + list;
+    return row;
+  }
+  SKIM_DEVICE int position(int, int slot) const { return slot; }
+
+  template <int Each>
+  SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
+                              unsigned (&ranks)[Each]) const {
+    const quoka_block block(call, list);
+    const float* const raw = raw_scores(call, list);
+    const int last = row.stride - 1;
+    constexpr int at_once = Each < 16 ? Each : Each < 20 ? 16 : 4;
+#pragma unroll
+    for (int part = 0; part < Each; part += at_once) {
+      asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
+      const int from = first + part;
+      float scores[at_once + 2];  // and a neighbour on either side
+      scores[0] = raw[min(max(from - 1, 0), last)];
+      scores[at_once + 1] = raw[min(from + at_once, last)];
+      if constexpr (at_once % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < at_once; i += 4) {
+          const float4 four = load_4(raw + min(from + i, last - 3));
+          scores[i + 1] = four.x;
+          scores[i + 2] = four.y;
+          scores[i + 3] = four.z;
+          scores[i + 4] = four.w;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < at_once; ++i) scores[i + 1] = raw[min(from + i, last)];
+      }
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = from + i;
+        float score = scores[i + 1];
+        if (call.smooth == 3) {
+          score = smoothed(block, 3, slot, [&](int at) {
+            return at < slot ? scores[i] : at > slot ? scores[i + 2] : scores[i + 1];
+          });
+        } else if (slot >= row.begin && slot < row.end) {
+          score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
+        }
+        ranks[part + i] = slot < row.begin || slot >= row.end ? 0 : rank_of(score, slot, ages);
+      }
+    }
+  }
+};
+
 }}}}  // namespace skim::v0_2::cuda::detail
