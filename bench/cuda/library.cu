@@ -119,7 +119,7 @@ std::int64_t skim_ffn_workspace(const ffn_layer* layer) {
 }
 
 /// `step`: 0 all, 1 scores, 2 their choice, 3 the chosen neurons, 4 all neurons. `scores` [blocks, f]; `lists`: counts, then
-/// rows of f.
+/// rows, with room for rows of f.
 int skim_ffn(const ffn_layer* layer, int step, float* scores, std::int32_t* lists, void* workspace, std::int64_t bytes,
              cudaStream_t stream) {
   const skim::ffn_args args = layer->args();
@@ -127,7 +127,7 @@ int skim_ffn(const ffn_layer* layer, int step, float* scores, std::int32_t* list
   const skim::memory scratch{workspace, static_cast<std::size_t>(bytes)};
   const std::int64_t blocks = block_count(args);
   const skim::tensor_view<float, 2> view(scores, {blocks, layer->f});
-  const skim::index_lists own{lists + blocks, lists, blocks, layer->f};
+  const skim::index_lists own{lists + blocks, lists, blocks, op.list_capacity(args)};
   switch (step) {
     case 0:
       return error_of(op.run(args, scratch, stream));

@@ -2,7 +2,7 @@
 /// \file The FFN operation on a GPU: `cuda::ffn<NeuronSelector>`.
 #pragma once
 
-#include <skim/cuda/kernel/choose.cuh>
+#include <skim/cuda/arch/choose_in_cluster.cuh>
 #include <skim/cuda/kernel/ffn.cuh>
 #include <skim/cuda/kernel/predict.cuh>
 #include <skim/cuda/neuron_selector/all_neurons.cuh>
@@ -171,8 +171,8 @@ struct ffn {
   static void choose_lists(const detail::ffn_runs& runs, const float* scores, std::int64_t stride, bool by_four, int f,
                            const index_lists& lists, detail::launcher& launch) {
     using namespace detail;
-    launch(&choose_highest<choosing::threads, neuron_rows>, 1, runs.lists, choosing::threads, 0,
-           neuron_rows{scores, stride, by_four, f, lists, runs});
+    const neuron_rows rows{scores, stride, by_four, f, lists, runs};
+    if (!choose_by_clusters(rows, f, runs.lists, launch)) choose_by_blocks(rows, runs.lists, launch);
   }
 
   std::size_t bytes_needed(const ffn_args& args) const {

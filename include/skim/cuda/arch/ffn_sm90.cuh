@@ -119,6 +119,11 @@ class ffn_stages {
   int stage_ = 0, phase_ = 0;
 };
 
+/// As `copy_16`, and the 256 bytes around it to the second cache: of rows that are read on, or in pieces of so many.
+SKIM_DEVICE void gather_16(std::uint32_t to, const void* from, bool given) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(given ? 16 : 0));
+}
+
 /// For the two warpgroups that multiply.
 SKIM_DEVICE void await_consumers() {
   asm volatile("bar.sync 1, 256;" ::: "memory");
@@ -148,16 +153,12 @@ SKIM_DEVICE void multiply_terms(ffn_stages<warpgroup_ffn::by_terms>& stages, flo
   });
 }
 
-/// Copies 16-byte piece `thread % 16` of rows of 128 columns: eight rows at once. `row_of(i)`: null for zeros.
-template <class RowOf>
-SKIM_DEVICE void copy_terms(std::uint32_t to, const char* nothing, const RowOf& row_of) {
+/// Copies 16-byte piece `thread % 16` of rows of 128 columns, eight rows at once; `rows` point to them, or are null: zeros.
+SKIM_DEVICE void copy_terms(std::uint32_t to, const char* const (&rows)[ffn_tile::step / 8]) {
   const int chunk = threadIdx.x % 16, first = threadIdx.x / 16;
   const std::uint32_t own = to + chunk / 8 * (ffn_tile::step * 128) + first * 128 + ((chunk % 8 ^ first % 8) << 4);
 #pragma unroll
-  for (int i = 0; i < ffn_tile::step / 8; ++i) {
-    const char* const row = row_of(i);
-    copy_16(own + i * 8 * 128, row ? row : nothing, row != nullptr);
-  }
+  for (int i = 0; i < ffn_tile::step / 8; ++i) gather_16(own + i * 8 * 128, rows[i], rows[i] != nullptr);
 }
 
 #endif  // SKIM_CUDA_SM90
@@ -194,15 +195,19 @@ __global__ void __launch_bounds__(warpgroup_ffn::threads, 1)
     if (thread < 128) {
       asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
       const int column = first + thread % 16 * 8;
-      const char* const from = call.c1 + column * element_bytes;
-      const bool given = column < call.C;
+      const char* const from = call.c1 + (thread / 16 * call.c1_row + column) * element_bytes;
+      const std::int64_t eight_rows = 8 * call.c1_row * element_bytes;
+      const int left = column < call.C ? call.d - thread / 16 : 0;
       fill_stages(
           ring, steps, x_map, first_row, 0,
           [&](std::uint32_t to, int step) {
-            const int d = step * ffn_tile::step + thread / 16;
-            copy_terms(to, call.c1, [&](int i) {
-              return given && d + 8 * i < call.d ? from + (d + 8 * i) * call.c1_row * element_bytes : nullptr;
-            });
+            const char* const first_of_step = from + step * (ffn_tile::step / 8) * eight_rows;
+            const char* rows[ffn_tile::step / 8];
+#pragma unroll
+            for (int i = 0; i < ffn_tile::step / 8; ++i) {
+              rows[i] = step * ffn_tile::step + 8 * i < left ? first_of_step + i * eight_rows : nullptr;
+            }
+            copy_terms(to, rows);
           },
           [] {});
       await_kernel_before();
@@ -253,7 +258,7 @@ __global__ void __launch_bounds__(warpgroup_ffn::threads, 1)
           const bool given = step * ffn_tile::step + chunk * 8 < call.d;
 #pragma unroll
           for (int i = 0; i < Columns / 16; ++i) {
-            copy_16(to + own + i * 16 * 128, from[i] + (given ? step * 128 : 0), given);
+            gather_16(to + own + i * 16 * 128, from[i] + (given ? step * 128 : 0), given);
           }
         },
         [] {});
@@ -294,31 +299,52 @@ __global__ void __launch_bounds__(warpgroup_ffn::threads, 1)
   if (thread < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
     const int column = first + thread % 16 * 8;
-    const bool given = column < call.d;
-    const char *const down = call.down + column * element_bytes, *const c2 = call.c2 + column * element_bytes;
-    // A step ahead, so that lists are read while copies are under way.
-    constexpr int rows = ffn_tile::step / 8;
-    int listed[rows];
+    // Addresses of rows go through shared memory behind the stages, 16 steps at a time and as many ahead.
+    constexpr int rows = ffn_tile::step / 8, steps_at_once = 16, each = steps_at_once * ffn_tile::step / 128;
+    static_assert(warpgroup_ffn::stages(warpgroup_ffn::by_terms) * warpgroup_ffn::by_terms +
+                          2 * steps_at_once * ffn_tile::step * static_cast<int>(sizeof(char*)) <=
+                      warpgroup_ffn::most_bytes,
+                  "there is room for addresses");
+    const char** const addresses =
+        reinterpret_cast<const char**>(raw + (ring.stage(ring.stages) - shared_address(raw)));
+    int ahead[each];
     const auto look_up = [&](int step) {
-      const int own = (begin + step) * ffn_tile::step + thread / 16;
 #pragma unroll
-      for (int i = 0; i < rows; ++i) listed[i] = own + 8 * i < at.count ? at.neuron(own + 8 * i) : -1;
+      for (int i = 0; i < each; ++i) {
+        const int own = (begin + step) * ffn_tile::step + thread + 128 * i;
+        ahead[i] = own < at.count ? at.neuron(own) : own - at.padded;  // a row of the compensator's, if it is one
+      }
+    };
+    const auto share_addresses = [&](int step) {
+      const char** const to = addresses + step / steps_at_once % 2 * (steps_at_once * ffn_tile::step);
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        const int own = (begin + step) * ffn_tile::step + thread + 128 * i;
+        const bool given = own < at.count || (own >= at.padded && own < at.padded + at.C);
+        const std::int64_t row = ahead[i];
+        const char* const address = own < at.count ? call.down + row * call.down_row * element_bytes
+                                                   : call.c2 + row * call.c2_row * element_bytes;
+        to[thread + 128 * i] = given ? address : nullptr;
+      }
+      asm volatile("bar.sync 2, 128;" ::: "memory");
     };
     look_up(0);
     fill_stages(
         ring, end - begin, values_map, at.first, begin * ffn_tile::step,
         [&](std::uint32_t to, int step) {
-          const int own = (begin + step) * ffn_tile::step + thread / 16 - at.padded;
-          if (own < 0) {
-            copy_terms(to, call.down, [&](int i) {
-              return given && listed[i] >= 0 ? down + listed[i] * call.down_row * element_bytes : nullptr;
-            });
-          } else {
-            copy_terms(to, call.down, [&](int i) {
-              return given && own + 8 * i < at.C ? c2 + (own + 8 * i) * call.c2_row * element_bytes : nullptr;
-            });
+          if (step % steps_at_once == 0) {
+            share_addresses(step);
+            look_up(step + steps_at_once);
           }
-          look_up(step + 1);
+          const char* const* const own = addresses + step % (2 * steps_at_once) * ffn_tile::step + thread / 16;
+          const char* from[rows];
+#pragma unroll
+          for (int i = 0; i < rows; ++i) from[i] = own[8 * i];
+#pragma unroll
+          for (int i = 0; i < rows; ++i) {
+            from[i] = from[i] && column < call.d ? from[i] + column * element_bytes : nullptr;
+          }
+          copy_terms(to, from);
         },
         [] {
           await_kernel_before();

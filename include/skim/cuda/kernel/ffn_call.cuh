@@ -140,23 +140,25 @@ SKIM_DEVICE void write_values(const ffn_call& call, const ffn_rows& at, activati
                               int first, int last, int count, int column, int thread, int threads) {
   const int pairs = (last - first) / 2;
   char* const to = call.values + (at.first * call.values_row + column) * static_cast<int>(sizeof(T));
+  for (int pair = thread % 32; pair < pairs; pair += 32) {
+    const int left = count - first - 2 * pair;
 #pragma unroll 4
-  for (int i = thread; i < at.rows * pairs; i += threads) {
-    const int row = i / pairs, pair = i - row * pairs, left = count - first - 2 * pair;
-    float value[2] = {0, 0};
-    if (left > 0) {
-      if constexpr (Gated) {
-        const float4 both = *reinterpret_cast<const float4*>(sums + row * pitch + 4 * pair);
-        value[0] = activate(act, both.x) * both.y;
-        value[1] = left > 1 ? activate(act, both.z) * both.w : 0;
-      } else {
-        const float2 both = *reinterpret_cast<const float2*>(sums + row * pitch + 2 * pair);
-        value[0] = activate(act, both.x);
-        value[1] = left > 1 ? activate(act, both.y) : 0;
+    for (int row = thread / 32; row < at.rows; row += threads / 32) {
+      float value[2] = {0, 0};
+      if (left > 0) {
+        if constexpr (Gated) {
+          const float4 both = *reinterpret_cast<const float4*>(sums + row * pitch + 4 * pair);
+          value[0] = activate(act, both.x) * both.y;
+          value[1] = left > 1 ? activate(act, both.z) * both.w : 0;
+        } else {
+          const float2 both = *reinterpret_cast<const float2*>(sums + row * pitch + 2 * pair);
+          value[0] = activate(act, both.x);
+          value[1] = left > 1 ? activate(act, both.y) : 0;
+        }
       }
+      *reinterpret_cast<std::uint32_t*>(to + (row * call.values_row + 2 * pair) * static_cast<int>(sizeof(T))) =
+          tensor_type<T>::pack(value[0], value[1]);
     }
-    *reinterpret_cast<std::uint32_t*>(to + (row * call.values_row + 2 * pair) * static_cast<int>(sizeof(T))) =
-        tensor_type<T>::pack(value[0], value[1]);
   }
 }
 
@@ -210,20 +212,19 @@ SKIM_DEVICE bool join_segments(const ffn_call& call, float (&sums)[Sums], int un
   if (*last == 0) return false;
   __threadfence();
 #pragma unroll
-  for (int i = 0; i < Sums / 4; ++i) {
-    float4 sum = __ldcg(all + i * Threads + thread);
-#pragma unroll 4
-    for (int s = 1; s < segments; ++s) {
-      const float4 more = __ldcg(all + s * each + i * Threads + thread);
-      sum.x += more.x;
-      sum.y += more.y;
-      sum.z += more.z;
-      sum.w += more.w;
+  for (float& sum : sums) sum = 0;
+#pragma unroll 1
+  for (int s = 0; s < segments; ++s) {  // all loads of a segment are under way at once
+    float4 more[Sums / 4];
+#pragma unroll
+    for (int i = 0; i < Sums / 4; ++i) more[i] = __ldcg(all + s * each + i * Threads + thread);
+#pragma unroll
+    for (int i = 0; i < Sums / 4; ++i) {
+      sums[4 * i] += more[i].x;
+      sums[4 * i + 1] += more[i].y;
+      sums[4 * i + 2] += more[i].z;
+      sums[4 * i + 3] += more[i].w;
     }
-    sums[4 * i] = sum.x;
-    sums[4 * i + 1] = sum.y;
-    sums[4 * i + 2] = sum.z;
-    sums[4 * i + 3] = sum.w;
   }
   return true;
 }

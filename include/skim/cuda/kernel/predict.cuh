@@ -9,13 +9,14 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 struct predict_call {
   static constexpr int threads = 256, row_threads = 128;
-  static constexpr int slice = 64;            // columns of x that a block of `mix_rows` takes
-  static constexpr int neurons = 128;         // that a block of `score_neurons` takes
-  static constexpr int hidden_at_once = 512;  // hidden units in shared memory
+  static constexpr int slice = 64;     // columns of x that a block of `mix_rows` takes
+  static constexpr int neurons = 128;  // that a block of `score_neurons` takes
 
   const char *x, *query, *w1, *w2;
   std::int64_t x_row, w1_row, w2_row;
-  element x_type, query_type, w1_type, w2_type;
+  bool x_wide, query_wide, w1_wide,
+      w2_wide;  // eight elements from a multiple of eight on lie at a multiple of 16 bytes
+  element query_type;
   int d, f, rank, slices;
   float scale;
   float *logits, *parts, *hidden;  // [rows], [lists, slices, rank], [lists, rank]
@@ -25,106 +26,199 @@ struct predict_call {
   ffn_runs runs;
 };
 
-/// The sum over a block's threads of up to 1024, in order of its warps. `of_warps [32]` is shared.
-template <int Threads>
-SKIM_DEVICE float sum_over_block(float value, float* of_warps) {
-  value = sum_of_warp(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0;
+/// Eight elements that lie together, zeros beyond the `left` that there are.
+template <class T>
+struct eight {
+  uint4 words[sizeof(T) / 2];
+
+  SKIM_DEVICE void load(const T* from, std::int64_t left, bool wide) {
+    if (wide && left >= 8) {
 #pragma unroll
-  for (int warp = 0; warp < Threads / 32; ++warp) sum += of_warps[warp];
-  return sum;
+      for (int i = 0; i < static_cast<int>(sizeof(T) / 2); ++i) words[i] = reinterpret_cast<const uint4*>(from)[i];
+      return;
+    }
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = i < left ? detail::load(from, i) : 0;
+    if constexpr (sizeof(T) == 2) {
+      using tensor = tensor_type<T>;
+      words[0] = make_uint4(tensor::pack(values[0], values[1]), tensor::pack(values[2], values[3]),
+                            tensor::pack(values[4], values[5]), tensor::pack(values[6], values[7]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        words[i] = make_uint4(__float_as_uint(values[4 * i]), __float_as_uint(values[4 * i + 1]),
+                              __float_as_uint(values[4 * i + 2]), __float_as_uint(values[4 * i + 3]));
+      }
+    }
+  }
+  SKIM_DEVICE void clear() {
+#pragma unroll
+    for (uint4& word : words) word = make_uint4(0, 0, 0, 0);
+  }
+  SKIM_DEVICE void widen(float (&to)[8]) const {
+    if constexpr (sizeof(T) == 2) {
+      using tensor = tensor_type<T>;
+      const std::uint32_t pairs[4] = {words[0].x, words[0].y, words[0].z, words[0].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[2 * i] = tensor::low(pairs[i]);
+        to[2 * i + 1] = tensor::high(pairs[i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        to[4 * i] = __uint_as_float(words[i].x);
+        to[4 * i + 1] = __uint_as_float(words[i].y);
+        to[4 * i + 2] = __uint_as_float(words[i].z);
+        to[4 * i + 3] = __uint_as_float(words[i].w);
+      }
+    }
+  }
+};
+
+/// sums += factor * values.
+template <class T>
+SKIM_DEVICE void add_eight(float (&sums)[8], float factor, const eight<T>& values) {
+  float own[8];
+  values.widen(own);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sums[i] = fmaf(factor, own[i], sums[i]);
 }
 
 /// logits [rows] = x . query / sqrt(d). A block for each row.
-template <int Threads>
+template <class X, int Threads>
 __global__ void __launch_bounds__(Threads) find_row_logits(const predict_call call) {
-  __shared__ float of_warps[32];
+  __shared__ float of_warps[Threads / 32];
   start_in_chain();
   const int thread = threadIdx.x;
   const std::int64_t row = blockIdx.x;
   if (row == 0) {
     for (int i = thread; i < call.runs.lists; i += Threads) call.arrivals[i] = 0;
   }
-  float sum = 0;
-  with_type(call.x, call.x_type, [&](const auto* x) {
-    x += row * call.x_row;
-    with_type(call.query, call.query_type, [&](const auto* query) {
-#pragma unroll 8
-      for (int d = thread; d < call.d; d += Threads) sum += load(x, d) * load(query, d);
-    });
+  float sums[8] = {};
+  const X* const x = reinterpret_cast<const X*>(call.x) + row * call.x_row;
+  with_type(call.query, call.query_type, [&](const auto* query) {
+    using Query = std::remove_const_t<std::remove_pointer_t<decltype(query)>>;
+#pragma unroll 4
+    for (int d = 8 * thread; d < call.d; d += 8 * Threads) {
+      eight<X> left;
+      eight<Query> right;
+      left.load(x + d, call.d - d, call.x_wide);
+      right.load(query + d, call.d - d, call.query_wide);
+      float a[8], b[8];
+      left.widen(a);
+      right.widen(b);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[i] = fmaf(a[i], b[i], sums[i]);
+    }
   });
-  sum = sum_over_block<Threads>(sum, of_warps);
-  if (thread == 0) call.logits[row] = call.scale * sum;
+  float sum = sum_of_warp(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+  if (thread % 32 == 0) of_warps[thread / 32] = sum;
+  __syncthreads();
+  if (thread > 0) return;
+#pragma unroll
+  for (int warp = 1; warp < Threads / 32; ++warp) sum += of_warps[warp];
+  call.logits[row] = call.scale * sum;
 }
 
 /// Of each block's mean row, by the softmax of its logits, 64 columns and what they add to the hidden units; who comes last
-/// adds up the parts, in order. Grid: slices of x, lists.
-template <int Threads>
+/// adds up the parts, in order. Grid: slices of x, lists. x and w1 are older than the chain: their loads are under way
+/// before the wait.
+template <class X, class W1, int Threads>
 __global__ void __launch_bounds__(Threads) mix_rows(const predict_call call) {
-  constexpr int slice = predict_call::slice, groups = Threads / slice;
-  __shared__ float of_warps[32], weights[Threads], mean[groups][slice];
+  constexpr int slice = predict_call::slice, warps = Threads / 32, units = 256;
+  constexpr int row_groups = Threads / (slice / 8), at_once = 4, terms = slice / warps;
+  __shared__ float partial[warps][units], mean[slice];
   __shared__ int last;
-  start_in_chain();
-  const int thread = threadIdx.x, list = blockIdx.y, first = blockIdx.x * slice;
+  let_next_kernel_start();
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int list = blockIdx.y, first = blockIdx.x * slice;
   int neurons;
   const row_range block = block_of_list(call.runs, call.runs.first_list + list, neurons);
+  const int column = first + thread % (slice / 8) * 8, group = thread / (slice / 8);
+  eight<X> rows[at_once];
+  const auto load_rows = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int row = begin + group + row_groups * i;
+      if (row < block.rows) {
+        rows[i].load(reinterpret_cast<const X*>(call.x) + (block.first + row) * call.x_row + column, call.d - column,
+                     call.x_wide);
+      } else {
+        rows[i].clear();
+      }
+    }
+  };
+  eight<W1> weights[terms];
+  const auto load_weights = [&](int begin) {
+    const int unit = begin + lane * 8;
+#pragma unroll
+    for (int i = 0; i < terms; ++i) {
+      const int term = first + warp * terms + i;
+      if (term < call.d && unit < call.rank) {
+        weights[i].load(reinterpret_cast<const W1*>(call.w1) + term * call.w1_row + unit, call.rank - unit,
+                        call.w1_wide);
+      } else {
+        weights[i].clear();
+      }
+    }
+  };
+  load_rows(0);
+  load_weights(0);
+  await_kernel_before();
+
+  // Each warp for itself: nobody waits.
   const float* const logits = call.logits + block.first;
-  float largest = minus_infinity();
-  for (int row = thread; row < block.rows; row += Threads) {
+  float largest = minus_infinity(), total = 0;
+  for (int row = lane; row < block.rows; row += 32) {
     if (isfinite(logits[row])) largest = fmaxf(largest, logits[row]);
   }
   largest = largest_of_warp(largest);
-  if (thread % 32 == 0) of_warps[thread / 32] = largest;
-  __syncthreads();
-#pragma unroll
-  for (int warp = 0; warp < Threads / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
-  float total = 0;
-  for (int row = thread; row < block.rows; row += Threads) {
+  for (int row = lane; row < block.rows; row += 32) {
     total += isfinite(logits[row]) ? expf(logits[row] - largest) : 0;
   }
-  total = sum_over_block<Threads>(total, of_warps);
-
-  float sum = 0;
-  const int column = min(first + thread % slice, call.d - 1), group = thread / slice;
-  for (int begin = 0; begin < block.rows; begin += Threads) {
-    const int count = min(Threads, block.rows - begin);
-    const float logit = thread < count ? logits[begin + thread] : minus_infinity();
-    __syncthreads();
-    weights[thread] = isfinite(logit) ? expf(logit - largest) / total : 0;
-    __syncthreads();
-    with_type(call.x, call.x_type, [&](const auto* x) {
-      x += (block.first + begin) * call.x_row + column;
-#pragma unroll 8
-      for (int row = group; row < count; row += groups) {
-        const float value = load(x, row * call.x_row), weight = weights[row];
-        sum = weight == 0 ? sum : sum + weight * value;  // the value of a row that is lost may be a NaN
-      }
-    });
+  total = sum_of_warp(total);
+  float sums[8] = {};
+  for (int begin = 0; begin < block.rows; begin += at_once * row_groups) {
+    if (begin > 0) load_rows(begin);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int row = begin + group + row_groups * i;
+      const float logit = row < block.rows ? logits[row] : minus_infinity();
+      if (isfinite(logit)) add_eight(sums, expf(logit - largest) / total, rows[i]);
+    }
   }
-  mean[group][thread % slice] = sum;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    sums[i] += __shfl_xor_sync(all_lanes, sums[i], 8);
+    sums[i] += __shfl_xor_sync(all_lanes, sums[i], 16);
+    if (lane < 8) partial[warp][lane * 8 + i] = sums[i];
+  }
   __syncthreads();
   if (thread < slice) {
-    for (int other = 1; other < groups; ++other) sum += mean[other][thread];
-    mean[0][thread] = first + thread < call.d ? sum : 0;
+    float sum = 0;
+#pragma unroll
+    for (int other = 0; other < warps; ++other) sum += partial[other][thread];
+    mean[thread] = sum;
   }
-  __syncthreads();
 
   float* const parts = call.parts + static_cast<std::int64_t>(list) * call.slices * call.rank;
-  const int count = min(slice, call.d - first);
-  for (int unit = thread; unit < call.rank; unit += Threads) {
-    float part = 0;
-    with_type(call.w1, call.w1_type, [&](const auto* w1) {
-      w1 += first * call.w1_row + unit;
-#pragma unroll 16
-      for (int i = 0; i < slice; ++i) {
-        const float weight = load(w1, min(i, count - 1) * call.w1_row), factor = mean[0][i];
-        part = factor == 0 ? part : part + factor * weight;
-      }
-    });
-    __stcg(parts + static_cast<std::int64_t>(blockIdx.x) * call.rank + unit, part);
+  for (int begin = 0; begin < call.rank; begin += units) {
+    if (begin > 0) load_weights(begin);
+    __syncthreads();
+    float own[8] = {};
+#pragma unroll
+    for (int i = 0; i < terms; ++i) add_eight(own, mean[warp * terms + i], weights[i]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) partial[warp][lane * 8 + i] = own[i];
+    __syncthreads();
+    for (int unit = thread; unit < units && begin + unit < call.rank; unit += Threads) {
+      float sum = 0;
+#pragma unroll
+      for (int other = 0; other < warps; ++other) sum += partial[other][unit];
+      __stcg(parts + static_cast<std::int64_t>(blockIdx.x) * call.rank + begin + unit, sum);
+    }
   }
   __threadfence();
   __syncthreads();
@@ -134,80 +228,80 @@ __global__ void __launch_bounds__(Threads) mix_rows(const predict_call call) {
   __threadfence();
   for (int unit = thread; unit < call.rank; unit += Threads) {
     float hidden = 0;
-#pragma unroll 16
+#pragma unroll 32
     for (int i = 0; i < call.slices; ++i) hidden += __ldcg(parts + static_cast<std::int64_t>(i) * call.rank + unit);
     call.hidden[static_cast<std::int64_t>(list) * call.rank + unit] = hidden < 0 ? 0 : hidden;
   }
 }
 
-/// Two elements side by side, of which the second may be missing; `together`: in one piece.
-SKIM_DEVICE float2 load_pair(const float* from, bool second, bool) {
-  return make_float2(from[0], second ? from[1] : 0);
-}
-template <class T>
-SKIM_DEVICE float2 load_pair(const T* from, bool second, bool together) {
-  if (together) {
-    const std::uint32_t both = *reinterpret_cast<const std::uint32_t*>(from);
-    return make_float2(tensor_type<T>::low(both), tensor_type<T>::high(both));
-  }
-  return make_float2(load(from, 0), second ? load(from, 1) : 0);
-}
-
-/// Scores of 128 neurons for `Lists` blocks. Grid: pieces of neurons, groups of lists.
-template <int Threads, int Lists>
-__global__ void __launch_bounds__(Threads) score_neurons(const predict_call call) {
-  constexpr int neurons = predict_call::neurons, groups = Threads / (neurons / 2),
-                at_once = predict_call::hidden_at_once;
-  __shared__ float hidden[Lists][at_once];
-  __shared__ float2 parts[groups][Lists][neurons / 2];
-  start_in_chain();
-  const int thread = threadIdx.x, pair = thread % (neurons / 2), group = thread / (neurons / 2);
+/// Scores of 128 neurons for `Lists` blocks. Grid: pieces of neurons, groups of lists. w2 is older than the chain: its loads
+/// are under way before the wait.
+template <class W2, int Lists, int Threads>
+__global__ void __launch_bounds__(Threads, sizeof(W2) == 2 ? 2 : 1) score_neurons(const predict_call call) {
+  constexpr int neurons = predict_call::neurons, warps = Threads / 32, groups = Threads / (neurons / 8);
+  constexpr int at_once = sizeof(W2) == 2 ? 16 : 8, units = groups * at_once;
+  __shared__ float hidden[Lists][units], partial[warps][Lists][neurons];
+  let_next_kernel_start();
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, group = thread / (neurons / 8);
   const int first_list = blockIdx.y * Lists, lists = min(Lists, call.runs.lists - first_list);
-  const int neuron = blockIdx.x * neurons + 2 * pair, own = min(neuron, call.f - 1);
-  const bool second = neuron + 1 < call.f;
-  const bool together = second && (call.w2_row % 2 == 0) && reinterpret_cast<std::uintptr_t>(call.w2) % 4 == 0;
-  float2 sums[Lists] = {};
-  for (int begin = 0; begin < call.rank; begin += at_once) {
-    const int count = min(at_once, call.rank - begin);
+  const int first = blockIdx.x * neurons, neuron = first + thread % (neurons / 8) * 8;
+  eight<W2> weights[at_once];
+  const auto load_weights = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int unit = begin + group + groups * i;
+      if (unit < call.rank && neuron < call.f) {
+        weights[i].load(reinterpret_cast<const W2*>(call.w2) + unit * call.w2_row + neuron, call.f - neuron,
+                        call.w2_wide);
+      } else {
+        weights[i].clear();
+      }
+    }
+  };
+  load_weights(0);
+  await_kernel_before();
+  float sums[Lists][8] = {};
+  for (int begin = 0; begin < call.rank; begin += units) {
+    if (begin > 0) load_weights(begin);
     __syncthreads();
-    for (int i = thread; i < Lists * count; i += Threads) {
-      const int list = i / count, unit = i - list * count;
-      hidden[list][unit] =
-          list < lists ? call.hidden[static_cast<std::int64_t>(first_list + list) * call.rank + begin + unit] : 0;
+    for (int i = thread; i < Lists * units; i += Threads) {
+      const int list = i / units, unit = begin + i % units;
+      hidden[list][i % units] = list < lists && unit < call.rank
+                                    ? call.hidden[static_cast<std::int64_t>(first_list + list) * call.rank + unit]
+                                    : 0;
     }
     __syncthreads();
-    with_type(call.w2, call.w2_type, [&](const auto* w2) {
-      w2 += begin * call.w2_row + own;
-#pragma unroll 16
-      for (int unit = group; unit < count; unit += groups) {
-        const float2 weight = load_pair(w2 + unit * call.w2_row, second, together);
 #pragma unroll
-        for (int list = 0; list < Lists; ++list) {
-          const float factor = hidden[list][unit];
-          sums[list].x = factor == 0 ? sums[list].x : sums[list].x + factor * weight.x;
-          sums[list].y = factor == 0 ? sums[list].y : sums[list].y + factor * weight.y;
-        }
+    for (int i = 0; i < at_once; ++i) {
+      float own[8];
+      weights[i].widen(own);
+#pragma unroll
+      for (int list = 0; list < Lists; ++list) {
+        const float factor = hidden[list][group + groups * i];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sums[list][j] = fmaf(factor, own[j], sums[list][j]);
       }
-    });
+    }
   }
 #pragma unroll
-  for (int list = 0; list < Lists; ++list) parts[group][list][pair] = sums[list];
+  for (int list = 0; list < Lists; ++list) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float sum = sums[list][j] + __shfl_xor_sync(all_lanes, sums[list][j], 16);
+      if (lane < 16) partial[warp][list][j * 16 + lane] = sum;
+    }
+  }
   __syncthreads();
   for (int i = thread; i < lists * neurons; i += Threads) {
-    const int list = i / neurons, at = i % neurons;
+    const int list = i / neurons, own = i % neurons;
     float sum = 0;
 #pragma unroll
-    for (int other = 0; other < groups; ++other) {
-      const float2 part = parts[other][list][at / 2];
-      sum += at % 2 == 0 ? part.x : part.y;
-    }
-    if (blockIdx.x * neurons + at < call.f) {
-      call.scores[(first_list + list) * call.score_row + blockIdx.x * neurons + at] = sum;
-    }
+    for (int other = 0; other < warps; ++other) sum += partial[other][list][own % 8 * 16 + own / 8];
+    if (first + own < call.f) call.scores[(first_list + list) * call.score_row + first + own] = sum;
   }
 }
 
-/// Scores of which each list takes the highest, as `choose_highest` wants them.
+/// Scores of which each list takes the highest, as `choose_highest` and `choose_in_cluster` want them.
 struct neuron_rows {
   static constexpr bool by_position = false;
 
@@ -232,6 +326,27 @@ struct neuron_rows {
     return row;
   }
   SKIM_DEVICE int position(int, int slot) const { return slot; }
+
+  template <int Each>
+  SKIM_DEVICE void load_ranks(int, const score_row& row, int begin, const unsigned (&)[2],
+                              unsigned (&ranks)[Each]) const {
+    float own[Each];
+    if (Each % 4 == 0 && row.by_four) {
+#pragma unroll
+      for (int i = 0; i + 3 < Each; i += 4) {
+        const float4 four = load_4(row.scores + min(begin + i, row.stride - 4));
+        own[i] = four.x;
+        own[i + 1] = four.y;
+        own[i + 2] = four.z;
+        own[i + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Each; ++i) own[i] = row.scores[min(begin + i, row.end - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < Each; ++i) ranks[i] = begin + i < row.end ? rank_bits(own[i]) : 0;
+  }
 };
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -38,20 +38,40 @@ struct score_kernel<fastforward> {
     call.scores = scores;
     call.score_row = stride;
     call.runs = runs;
+    call.x_wide = wide(args.x.data, args.x.type, call.x_row);
     constexpr int threads = predict_call::threads, row_threads = predict_call::row_threads;
-    launch(&find_row_logits<row_threads>, greater(runs.rows, 1), 1, row_threads, 0, call);
-    launch(&mix_rows<threads>, call.slices, runs.lists, threads, 0, call);
     const std::int64_t tiles = pieces(call.f, predict_call::neurons);
-    if (runs.lists == 1) {
-      launch(&score_neurons<threads, 1>, tiles, 1, threads, 0, call);
-    } else {
-      launch(&score_neurons<threads, 8>, tiles, pieces(runs.lists, 8), threads, 0, call);
-    }
+    with_stored(args.x.type, [&](auto x_element) {
+      using X = decltype(x_element);
+      launch(&find_row_logits<X, row_threads>, greater(runs.rows, 1), 1, row_threads, 0, call);
+      with_stored(policy.predictor.w1.type, [&](auto element) {
+        launch(&mix_rows<X, decltype(element), threads>, call.slices, runs.lists, threads, 0, call);
+      });
+    });
+    with_stored(policy.predictor.w2.type, [&](auto element) {
+      using W2 = decltype(element);
+      if (runs.lists == 1) {
+        launch(&score_neurons<W2, 1, threads>, tiles, 1, threads, 0, call);
+      } else {
+        launch(&score_neurons<W2, 4, threads>, tiles, pieces(runs.lists, 4), threads, 0, call);
+      }
+    });
   }
 
  private:
   static std::int64_t most_lists(const ffn_args& args) {
     return detail::smaller(block_count(args), detail::ffn_runs::most_lists);
+  }
+
+  /// Calls `body(T{})` for the type that kernels load.
+  template <class Body>
+  static void with_stored(element type, const Body& body) {
+    if (type == element::bf16) return body(bf16{});
+    if (type == element::f16) return body(f16{});
+    body(0.0f);
+  }
+  static bool wide(const void* data, element type, std::int64_t stride) {
+    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * bytes_of(type, 1) % 16 == 0;
   }
 
   static detail::predict_call lay_out(const fastforward& policy, const ffn_args& args, std::int64_t rows,
@@ -64,10 +84,10 @@ struct score_kernel<fastforward> {
     call.x_row = args.x.strides[0];
     call.w1_row = parts.w1.strides[0];
     call.w2_row = parts.w2.strides[0];
-    call.x_type = args.x.type;
     call.query_type = parts.query.type;
-    call.w1_type = parts.w1.type;
-    call.w2_type = parts.w2.type;
+    call.query_wide = wide(parts.query.data, parts.query.type, 0);
+    call.w1_wide = wide(parts.w1.data, parts.w1.type, call.w1_row);
+    call.w2_wide = wide(parts.w2.data, parts.w2.type, call.w2_row);
     call.d = static_cast<int>(args.x.extents[1]);
     call.f = static_cast<int>(args.up.extents[0]);
     call.rank = static_cast<int>(parts.w1.extents[1]);
