@@ -91,7 +91,9 @@ struct ffn {
       }
       skim::detail::arena products(rest);
       const detail::ffn_scratch scratch(args, compensator(), longest, products);
-      detail::compute_runs(args, compensator(), runs, lists, longest, scratch, launch);
+      index_lists known = lists;
+      known.counts = nullptr;  // as long as the policy says
+      detail::compute_runs(args, compensator(), runs, known, longest, scratch, launch);
     });
     answer.error = launch.error();
     return answer;

@@ -80,19 +80,28 @@ struct ffn_rows {
   SKIM_DEVICE int neuron(int i) const { return list ? __ldcg(list + i) : i; }
 };
 
-/// Tile `tile` of rows. Reads its list's length.
-SKIM_DEVICE ffn_rows rows_of_tile(const ffn_call& call, int tile) {
+/// Where tile `tile` of rows lies.
+struct tile_place {
+  int run, block, first, rows;
+};
+SKIM_DEVICE tile_place place_of_tile(const ffn_call& call, int tile) {
   int at = 0;
   while (at + 1 < call.runs.count && tile >= call.runs.run[at + 1].first_tile) ++at;
   const ffn_run& run = call.runs.run[at];
   const int own = tile - run.first_tile, block = own / run.tiles_of_block;
   const int before = (own - block * run.tiles_of_block) * ffn_tile::rows, first = block * run.block_rows + before;
+  return {at, block, run.first_row + first, min(min(ffn_tile::rows, run.block_rows - before), run.rows - first)};
+}
+/// With what it computes. Reads its list's length, where that is not known.
+SKIM_DEVICE ffn_rows rows_of_tile(const ffn_call& call, int tile) {
+  const tile_place place = place_of_tile(call, tile);
+  const ffn_run& run = call.runs.run[place.run];
   ffn_rows rows;
-  rows.first = run.first_row + first;
-  rows.rows = min(min(ffn_tile::rows, run.block_rows - before), run.rows - first);
-  const std::int64_t list = run.first_list + block;
+  rows.first = place.first;
+  rows.rows = place.rows;
+  const std::int64_t list = run.first_list + place.block;
   rows.list = run.lists > 0 ? call.indices + list * call.list_capacity : nullptr;
-  rows.count = run.lists > 0 ? __ldcg(call.counts + list) : call.f;
+  rows.count = run.lists == 0 ? call.f : call.counts ? __ldcg(call.counts + list) : run.neurons;
   rows.padded = (rows.count + ffn_tile::step - 1) / ffn_tile::step * ffn_tile::step;
   rows.C = run.compensated ? call.C : 0;
   return rows;
