@@ -143,7 +143,7 @@ struct scored_tokens {
 
 TEST(gpu_chooses, by_blocks_and_by_clusters_what_the_reference_keeps) {
   NEEDS_A_GPU();
-  for (const std::int64_t n : {2, 37, 1000, 5000, 20000, 70000, 100000, 170000}) {
+  for (const std::int64_t n : {2, 37, 1000, 5000, 20000, 70000, 100000, 131072, 170000}) {
     for (const bool later : {false, true}) {
       for (const bool ordered : {false, true}) {
         scored_tokens tokens(n, ordered);

@@ -10,8 +10,11 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 struct cluster_choosing {
   static constexpr int threads = 1024, warps = threads / 32, bins = 2 * threads, bin_bits = 11;
 
-  /// Blocks of a cluster for so many slots, of which a thread holds 16 of four blocks, 20 of eight; 0 where that are too many.
-  static int blocks(std::int64_t slots) { return slots <= 4 * 16 * threads ? 4 : slots <= 8 * 20 * threads ? 8 : 0; }
+  /// Blocks of a cluster for so many slots, of which a thread holds 16 of four blocks, of eight 20 or, by
+  /// stored positions, 16; 0 where that are too many.
+  static int blocks(std::int64_t slots, bool by_position) {
+    return slots <= 4 * 16 * threads ? 4 : slots <= 8 * (by_position ? 16 : 20) * threads ? 8 : 0;
+  }
 };
 
 /// Of the sum of `own` over the block's threads what comes before each; the whole is left in `*all`. `of_warps [warps]`.
@@ -37,6 +40,18 @@ SKIM_DEVICE unsigned sum_before_thread(unsigned own, unsigned* of_warps, unsigne
   }
   __syncthreads();
   return through - own + (warp > 0 ? of_warps[warp - 1] : 0);
+}
+
+/// The same for numbers that all lanes of a warp have, over the block's warps.
+SKIM_DEVICE unsigned sum_before_warp(unsigned own, unsigned* of_warps, unsigned* all) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (lane == 0) of_warps[warp] = own;
+  __syncthreads();
+  const unsigned its = of_warps[lane];
+  const unsigned before = __reduce_add_sync(all_lanes, lane < warp ? its : 0), sum = __reduce_add_sync(all_lanes, its);
+  __syncthreads();
+  if (threadIdx.x == 0) *all = sum;
+  return before;
 }
 
 /// What the blocks of a cluster share.
@@ -142,9 +157,10 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
 
 #endif  // SKIM_CUDA_SM90
 
-/// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; `Each` slots of a thread lie together,
-/// whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the highest number of what is
-/// kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1] from the newest.
+/// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; a thread has `Each` slots from `first`
+/// on, 32 apart, whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the highest
+/// number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1]
+/// from the newest.
 template <int Each, int Blocks, class Rows>
 __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluster(const Rows rows) {
 #if SKIM_CUDA_SM90
@@ -157,13 +173,16 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
   if (row.count >= row.end - row.begin) {
     return list_all(row, rank * choosing::threads + thread, Blocks * choosing::threads);
   }
-  const int first = row.begin / 4 * 4 + (rank * choosing::threads + thread) * Each;
+  const int lane = thread % 32, warp = rank * choosing::warps + thread / 32;
+  const int first = row.begin / 4 * 4 + warp * 32 * Each + lane;
   unsigned own[Each];
   // Ranks by age of the slots that `admitted(i)`.
   const auto load_ages = [&](bool newest, const auto& admitted) {
+    const score_row row = rows.row(at);  // found again, as below: in between there are no registers for it
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
-      const int slot = first + i;
+      if (i % 4 == 0) asm volatile("" ::: "memory");  // no more loads before: there are no registers for them
+      const int slot = first + 32 * i;
       const bool exists = slot >= row.begin && slot < row.end && admitted(i);
       own[i] = exists ? age_of(rows.position(at, slot), newest) : 0;
     }
@@ -175,7 +194,8 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
       const int count = newest ? row.newest : row.lowest;
       if (count == 0) continue;
       load_ages(newest != 0, [](int) { return true; });
-      ages[newest] = cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), memory, merged).low;
+      const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), memory, merged).low;
+      (newest ? ages[1] : ages[0]) = age;
       await_cluster();
     }
   } else {
@@ -186,11 +206,11 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
   cluster_cut cut =
       cut_in_cluster<Blocks>(own, static_cast<unsigned>(row.count - row.lowest - row.newest), memory, merged);
   // Of several equals the first slots would be taken: where those are not the wanted positions, these are settled first.
-  if ((Rows::by_position || row.later) && cut.taken < cut.equals) {
+  if ((Rows::by_position || rows.row(at).later) && cut.taken < cut.equals) {
     unsigned above = 0;
 #pragma unroll
     for (int i = 0; i < Each; ++i) above |= own[i] > cut.last ? 1u << i : 0;
-    load_ages(row.later, [&](int i) { return own[i] >= cut.low && own[i] <= cut.last; });
+    load_ages(rows.row(at).later, [&](int i) { return own[i] >= cut.low && own[i] <= cut.last; });
     await_cluster();
     const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(cut.taken), memory, merged).low;
 #pragma unroll
@@ -198,27 +218,37 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     cut = {~0u - 1, ~0u - 1, 0, 0};
   }
 
-  // Ascending: counts of both kinds share a number, each below 2^16.
+  // Ascending, warp by warp: counts of both kinds share a number, each below 2^16 in a block.
   unsigned kinds = 0;
 #pragma unroll
-  for (int i = 0; i < Each; ++i) kinds += own[i] > cut.last ? 1u << 16 : own[i] >= cut.low ? 1u : 0u;
-  const unsigned before = sum_before_thread(kinds, memory.of_warps, &memory.totals);
+  for (int i = 0; i < Each; ++i) {
+    asm volatile("");  // one after another: there are no registers for all
+    const unsigned above = __ballot_sync(all_lanes, own[i] > cut.last);
+    const unsigned equal = __ballot_sync(all_lanes, own[i] >= cut.low && own[i] <= cut.last);
+    kinds += static_cast<unsigned>(__popc(above)) << 16 | static_cast<unsigned>(__popc(equal));
+  }
+  const unsigned before = sum_before_warp(kinds, memory.of_warps, &memory.totals);
   await_cluster();
-  unsigned above = before >> 16, equal = before & 0xffffu;
+  int place = static_cast<int>(before >> 16), equals = static_cast<int>(before & 0xffffu);
 #pragma unroll
   for (int i = 0; i < Blocks; ++i) {
     const unsigned its = load_from(address_in(shared_address(&memory.totals), i));
-    above += i < rank ? its >> 16 : 0;
-    equal += i < rank ? its & 0xffffu : 0;
+    place += i < rank ? static_cast<int>(its >> 16) : 0;
+    equals += i < rank ? static_cast<int>(its & 0xffffu) : 0;
   }
-  const unsigned taken = static_cast<unsigned>(cut.taken);
-  std::int32_t* const list = rows.row(at).list;  // found again: until here there are no registers for it
+  place += min(equals, cut.taken);
+  std::int32_t* const list = rows.row(at).list;
+  const unsigned lower = (1u << lane) - 1;
 #pragma unroll
   for (int i = 0; i < Each; ++i) {
-    const bool is_above = own[i] > cut.last, is_equal = !is_above && own[i] >= cut.low && own[i] != 0;
-    if (is_above || (is_equal && equal < taken)) list[above + min(equal, taken)] = first + i;
-    above += is_above ? 1 : 0;
-    equal += is_equal ? 1 : 0;
+    asm volatile("");
+    const bool is_equal = own[i] >= cut.low && own[i] <= cut.last;
+    const unsigned alike = __ballot_sync(all_lanes, is_equal);
+    const bool taken = own[i] > cut.last || (is_equal && equals + __popc(alike & lower) < cut.taken);
+    const unsigned takers = __ballot_sync(all_lanes, taken);
+    if (taken) list[place + __popc(takers & lower)] = first + 32 * i;
+    place += __popc(takers);
+    equals += __popc(alike);
   }
   if (rank == 0 && thread == 0) *rows.row(at).length = rows.row(at).count;
   await_cluster();  // others may still read this block's shared memory
@@ -229,7 +259,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 template <class Rows>
 bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count, launcher& launch) {
   using choosing = cluster_choosing;
-  const int blocks = launch.hopper() ? choosing::blocks(slots) : 0;
+  const int blocks = launch.hopper() ? choosing::blocks(slots, Rows::by_position) : 0;
   if (blocks == 0) return false;
   const std::int64_t each = pieces(slots, std::int64_t{blocks} * choosing::threads);
   const auto with = [&](auto of_thread, auto cluster) {
@@ -239,11 +269,8 @@ bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count
   constexpr std::integral_constant<int, 4> four{};
   constexpr std::integral_constant<int, 8> eight{};
   if (blocks == 8) {
-    if (each <= 16) {
-      with(std::integral_constant<int, 16>{}, eight);
-    } else {
-      with(std::integral_constant<int, 20>{}, eight);
-    }
+    if (each <= 16) return with(std::integral_constant<int, 16>{}, eight), true;
+    if constexpr (!Rows::by_position) with(std::integral_constant<int, 20>{}, eight);
   } else if (each <= 1) {
     with(std::integral_constant<int, 1>{}, four);
   } else if (each <= 2) {

@@ -100,31 +100,51 @@ __global__ void __launch_bounds__(Threads) weigh_tokens(const caote_call own, co
 }
 
 /// Sums of weighted values, or of values that count alike, over pieces of the slots; rows with an infinity or NaN are left
-/// out.
-template <int Threads>
-__global__ void __launch_bounds__(Threads) sum_values(const caote_call own) {
-  constexpr int rows = value_sums::rows;
-  __shared__ float factors[rows];
+/// out. A warp for each row, of which a lane has `Each` numbers at a time; longer rows are gone through once more for each
+/// `32 Each` numbers.
+template <int Threads, int Each>
+__global__ void __launch_bounds__(Threads, 3) sum_values(const caote_call own) {
+  constexpr int warps = Threads / 32, at_once = 4, columns = 32 * Each;
+  __shared__ float sums[warps][columns];
   start_in_chain();
   const cache_rows& kv = own.call.kv;
-  const int head = blockIdx.y, n = kv.length(head), first = blockIdx.x * rows, count = min(rows, n - first);
+  const int head = blockIdx.y, n = kv.length(head), first = blockIdx.x * value_sums::rows, D = kv.v.dim;
+  const int count = min(value_sums::rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float share = 1 / static_cast<float>(max(n, 1));
-  for (int r = threadIdx.x / 32; r < count; r += Threads / 32) {
-    const char* const row = kv.row(kv.v, head, first + r);
-    const float weight = own.weighted ? own.score(head, first + r) : share, scale = kv.scale(kv.v, head, first + r);
-    float spoilt = 0;
-    for (int d = threadIdx.x % 32; d < kv.v.dim; d += 32) spoilt += load(row, kv.v.type, d) * scale * 0;
-    spoilt = sum_of_warp(spoilt);
-    if (threadIdx.x % 32 == 0) factors[r] = weight > 0 && spoilt == 0 ? weight * scale : 0;
-  }
-  __syncthreads();
-  float* const to = own.partial + (static_cast<std::int64_t>(head) * own.pieces + blockIdx.x) * kv.v.dim;
-  for (int d = threadIdx.x; d < kv.v.dim; d += Threads) {
-    float sum = 0;
-    for (int r = 0; r < count; ++r) {
-      if (factors[r] != 0) sum += load(kv.row(kv.v, head, first + r), kv.v.type, d) * factors[r];
+  float* const to = own.partial + (static_cast<std::int64_t>(head) * own.pieces + blockIdx.x) * D;
+  for (int begin = 0; begin < D; begin += columns) {
+    float sum[Each] = {};
+    for (int r = warp; r < count; r += at_once * warps) {
+      float values[at_once][Each], factors[at_once];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + min(r + i * warps, count - 1);
+        const char* const row = kv.row(kv.v, head, slot);
+        const float weight = own.weighted ? own.score(head, slot) : share;
+        factors[i] = r + i * warps < count && weight > 0 ? weight * kv.scale(kv.v, head, slot) : 0;
+#pragma unroll
+        for (int j = 0; j < Each; ++j) values[i][j] = load(row, kv.v.type, min(begin + lane + 32 * j, D - 1));
+        bool finite = true;
+        for (int d = lane; D > columns && d < D; d += 32) finite &= isfinite(load(row, kv.v.type, d));
+#pragma unroll
+        for (int j = 0; j < Each; ++j) finite &= isfinite(values[i][j]);
+        if (!__all_sync(all_lanes, finite) || !isfinite(factors[i])) factors[i] = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+#pragma unroll
+        for (int j = 0; j < Each; ++j) sum[j] += factors[i] != 0 ? values[i][j] * factors[i] : 0;
+      }
     }
-    to[d] = sum;
+#pragma unroll
+    for (int j = 0; j < Each; ++j) sums[warp][lane + 32 * j] = sum[j];
+    __syncthreads();
+    for (int d = threadIdx.x; d < columns && begin + d < D; d += Threads) {
+      float all = 0;
+      for (int w = 0; w < warps; ++w) all += sums[w][d];
+      to[begin + d] = all;
+    }
+    __syncthreads();
   }
 }
 
@@ -178,7 +198,7 @@ struct caote_kernel {
     own.weighted = Weighted;
     if (own.protects) find_order(call, own.order, launch);
     launch(&weigh_tokens<1024, Base>, 1, call.heads, 1024, 0, own, policy.base);
-    launch(&sum_values<value_sums::threads>, own.pieces, call.heads, value_sums::threads, 0, own);
+    launch(&sum_values<value_sums::threads, 4>, own.pieces, call.heads, value_sums::threads, 0, own);
     launch(&find_centers<128>, detail::pieces(args.kv.v.dim, 128), call.heads, 128, 0, own);
     stream(own, launch);
   }

@@ -2,99 +2,15 @@
 /// \file KeyDiff on a GPU: the sum of unit keys is kept, so that scoring is one read of K.
 #pragma once
 
-#include <skim/cuda/kernel/stream_rows.cuh>
+#include <skim/cuda/evictor/keydiff_score.cuh>
 #include <skim/cuda/score_kernel.cuh>
 #include <skim/evictor/keydiff.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
-/// Whether 1 / |row| is a factor for f32: squares and products of such rows neither overflow nor vanish.
-SKIM_DEVICE bool is_usable(float inverse_length) {
-  return inverse_length >= 1e-18f && inverse_length < 1e15f;
-}
-
-/// What makes a row a unit row: a power of two where its size is unusual, then a factor; 0 for zeros, NaN for a row that is
-/// not finite.
-struct unit_factors {
-  int exponent;
-  float inverse;
-
-  SKIM_DEVICE float operator()(float x) const { return (exponent == 0 ? x : scalbnf(x, exponent)) * inverse; }
-};
-
-/// By a warp.
-SKIM_DEVICE unit_factors scale_to_one(const cache_rows& kv, const stored_rows& of, int head, int slot) {
-  const char* const row = kv.row(of, head, slot);
-  const float scale = kv.scale(of, head, slot);
-  float largest = 0, spoilt = 0;
-  for (int d = threadIdx.x % 32; d < of.dim; d += 32) {
-    const float x = load(row, of.type, d) * scale;
-    largest = fmaxf(largest, fabsf(x));
-    spoilt += x * 0;
-  }
-  if (!(sum_of_warp(spoilt) == 0)) return {0, __int_as_float(0x7fc00000)};
-  largest = largest_of_warp(largest);
-  if (largest == 0) return {0, 0};
-  const int exponent = -ilogbf(largest);
-  float squares = 0;
-  for (int d = threadIdx.x % 32; d < of.dim; d += 32) {
-    const float x = scalbnf(load(row, of.type, d) * scale, exponent);
-    squares += x * x;
-  }
-  return {exponent, 1 / sqrtf(sum_of_warp(squares))};
-}
-
-struct keydiff_call {
-  eviction_call call;
-  std::int64_t* unit_sums;  // [Hk, D]: of unit keys, in fixed point of 2^-30
-  float* anchors;           // [Hk, padded(D)], of length -1
-  float* scores;            // [Hk, stride]
-  std::int64_t score_stride;
-
-  SKIM_DEVICE float* anchor(int head) const { return anchors + head * padded(call.kv.k.dim); }
-  SKIM_DEVICE float& score(int head, int slot) const { return scores[head * score_stride + slot]; }
-  SKIM_DEVICE float inverse_length(int head, int slot, float squares) const {
-    if (call.inverse_norms) return *call.norm(head, slot);
-    return squares == 0 ? 0 : 1 / sqrtf(squares);
-  }
-};
-
-/// What `stream_rows` asks: the dot product with the anchor and, where no norms are stored, a key's squares.
-template <bool Norms>
-struct keydiff_scores : keydiff_call {
-  static constexpr int sums = Norms ? 1 : 2;
-
-  SKIM_HD SKIM_INLINE const stored_rows& rows_of() const { return call.kv.k; }
-  SKIM_DEVICE const float* other(int head) const { return anchor(head); }
-  SKIM_DEVICE void add(float (&to)[sums], float x, float, float of_anchor) const {
-    to[0] += x * of_anchor;
-    if constexpr (!Norms) to[1] += x * x;
-  }
-  SKIM_DEVICE float inverse(int head, int slot, float scale, const float (&found)[sums]) const {
-    if constexpr (Norms) return *call.norm(head, slot);
-    return inverse_length(head, slot, found[sums - 1] * scale * scale);
-  }
-  SKIM_DEVICE bool usual(int head, int slot, float scale, const float (&found)[sums]) const {
-    return is_usable(inverse(head, slot, scale, found));
-  }
-  SKIM_DEVICE void put(int head, int slot, float scale, const float (&found)[sums]) const {
-    score(head, slot) = found[0] * scale * inverse(head, slot, scale, found);
-  }
-  SKIM_DEVICE void put_unusual(int head, int slot) const {
-    const stored_rows& of = call.kv.k;
-    const unit_factors unit = scale_to_one(call.kv, of, head, slot);
-    const char* const row = call.kv.row(of, head, slot);
-    const float scale = call.kv.scale(of, head, slot);
-    float sum = 0;
-    for (int d = threadIdx.x % 32; d < of.dim; d += 32) sum += unit(load(row, of.type, d) * scale) * anchor(head)[d];
-    sum = sum_of_warp(sum);
-    if (threadIdx.x % 32 == 0) score(head, slot) = sum;
-  }
-};
-
 struct unit_keys {
-  static constexpr int threads = 256, rows = 32;
+  static constexpr int threads = 256, rows = 8;    // one for each warp
   static constexpr std::int64_t most_blocks = 64;  // of a head
 };
 
@@ -140,11 +56,15 @@ __global__ void __launch_bounds__(Threads) add_unit_keys(const keydiff_call own,
     }
     __syncthreads();
     for (int d = threadIdx.x; d < kv.k.dim; d += Threads) {
-      long long sum = 0;
-      for (int r = 0; r < count; ++r) {
-        const float x = load(kv.row(kv.k, head, slots[r]), kv.k.type, d) * kv.scale(kv.k, head, slots[r]);
-        sum += Sign * fixed_point(units[r](x));
+      float values[unit_keys::rows];
+#pragma unroll
+      for (int r = 0; r < unit_keys::rows; ++r) {
+        const int slot = slots[min(r, count - 1)];
+        values[r] = load(kv.row(kv.k, head, slot), kv.k.type, d) * kv.scale(kv.k, head, slot);
       }
+      long long sum = 0;
+#pragma unroll
+      for (int r = 0; r < unit_keys::rows; ++r) sum += r < count ? Sign * fixed_point(units[r](values[r])) : 0;
       atomicAdd(reinterpret_cast<unsigned long long*>(own.unit_sums) + static_cast<std::int64_t>(head) * kv.k.dim + d,
                 static_cast<unsigned long long>(sum));
     }
@@ -166,7 +86,17 @@ __global__ void __launch_bounds__(Threads) find_anchors(const keydiff_call own) 
   for (int d = threadIdx.x; d < D; d += Threads) squares += mean(d) * mean(d);
   squares = sum_of_block<Threads>(squares, of_warps);
   const double inverse = squares == 0 ? 0 : -1 / sqrt(squares);
-  for (int d = threadIdx.x; d < D; d += Threads) anchor[d] = static_cast<float>(mean(d) * inverse);
+  for (int d = threadIdx.x; d < D; d += Threads) {
+    const float own_part = static_cast<float>(mean(d) * inverse);
+    anchor[d] = own_part;
+    const element type = own.call.kv.k.type;
+    float rest = own_part;
+    for (int part = 0; own.parts && part < anchor_parts; ++part, rest *= part_step(type)) {
+      const std::int64_t at = (static_cast<std::int64_t>(head) * anchor_parts + part) * D + d;
+      store(own.parts, type, at, rest);
+      rest -= load(own.parts, type, at);
+    }
+  }
 }
 
 }  // namespace detail
@@ -185,7 +115,7 @@ struct score_kernel<keydiff<Anchor>> {
   }
   static std::size_t workspace_bytes(const policy_type&, const eviction_args& args) {
     skim::detail::arena arena;
-    arena.take<float>(args.kv.heads * detail::padded(args.kv.k.dim));
+    static_cast<void>(call_of(detail::call_of(args, {}), {}, arena));
     return arena.used();
   }
 
@@ -197,31 +127,49 @@ struct score_kernel<keydiff<Anchor>> {
     using own = detail::unit_keys;
     launch(&detail::add_unit_keys<own::threads, 1>,
            detail::smaller(detail::pieces(args.new_tokens, own::rows), own::most_blocks), args.kv.heads, own::threads,
-           0, call_of(call, state, {}), index_lists{});
+           0, call_of(call, state), index_lists{});
   }
   static void score(const policy_type&, const eviction_args& args, const detail::eviction_call& call,
                     const tensor_view<float, 2>& scores, memory state, memory workspace, detail::launcher& launch) {
-    detail::keydiff_call own = call_of(call, state, workspace);
+    skim::detail::arena arena(workspace.data);
+    detail::keydiff_call own = call_of(call, state, arena);
     own.scores = scores.data;
     own.score_stride = scores.strides[0];
-    launch(&detail::find_anchors<256>, 1, args.kv.heads, 256, 0, own);
-    if (call.inverse_norms) return detail::stream(detail::keydiff_scores<true>{own}, launch);
-    detail::stream(detail::keydiff_scores<false>{own}, launch);
+    const auto find_anchors = [&] { launch(&detail::find_anchors<256>, 1, args.kv.heads, 256, 0, own); };
+    const auto with_norms = [&](const auto& body) {
+      if (call.inverse_norms) return body(detail::keydiff_scores<true>{own});
+      body(detail::keydiff_scores<false>{own});
+    };
+    if (detail::keydiff_by_tensor_cores(args.kv, [&](auto type, auto dim) {
+          find_anchors();
+          with_norms([&](const auto& scoring) { detail::score_together<decltype(type), dim.value>(scoring, launch); });
+        })) {
+      return;
+    }
+    own.parts = nullptr;
+    find_anchors();
+    with_norms([&](const auto& scoring) { detail::stream(scoring, launch); });
   }
   static void compact(const policy_type&, const eviction_args& args, const detail::eviction_call& call,
                       const index_lists& lists, memory state, memory, detail::launcher& launch) {
     using own = detail::unit_keys;
     launch(&detail::add_unit_keys<own::threads, -1>,
            detail::smaller(detail::pieces(args.kv.tokens, own::rows), own::most_blocks), args.kv.heads, own::threads, 0,
-           call_of(call, state, {}), lists);
+           call_of(call, state), lists);
   }
 
  private:
-  static detail::keydiff_call call_of(const detail::eviction_call& call, memory state, memory workspace) {
+  static detail::keydiff_call call_of(const detail::eviction_call& call, memory state, skim::detail::arena& arena) {
+    detail::keydiff_call own = call_of(call, state);
+    const std::int64_t D = call.kv.k.dim;
+    own.anchors = arena.take<float>(call.heads * detail::padded(D));
+    own.parts = arena.take<char>(call.heads * detail::anchor_parts * D * 2);
+    return own;
+  }
+  static detail::keydiff_call call_of(const detail::eviction_call& call, memory state) {
     detail::keydiff_call own{};
     own.call = call;
     own.unit_sums = static_cast<std::int64_t*>(state.data);
-    own.anchors = static_cast<float*>(workspace.data);
     return own;
   }
 };

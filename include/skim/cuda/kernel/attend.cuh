@@ -8,43 +8,6 @@
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
-/// Whether 16 bytes at a time can be copied of every row of a tensor.
-inline bool rows_of_16(const kv_tensor& of) {
-  const std::int64_t bytes = bytes_of(of.type, 1);
-  return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.row_stride * bytes % 16 == 0 &&
-         of.head_stride * bytes % 16 == 0 && of.page_stride * bytes % 16 == 0;
-}
-
-/// Calls `body(T{}, D)`, D a constant, for the type and head dimension that tensor cores take.
-template <class T, class Body>
-bool with_dim(std::int64_t D, const Body& body) {
-  switch (D) {
-    case 64:
-      return body(T{}, std::integral_constant<int, 64>{}), true;
-    case 80:
-      return body(T{}, std::integral_constant<int, 80>{}), true;
-    case 96:
-      return body(T{}, std::integral_constant<int, 96>{}), true;
-    case 128:
-      return body(T{}, std::integral_constant<int, 128>{}), true;
-    case 192:
-      return body(T{}, std::integral_constant<int, 192>{}), true;
-    case 256:
-      return body(T{}, std::integral_constant<int, 256>{}), true;
-    default:
-      return false;
-  }
-}
-
-template <class Body>
-bool with_tensor_cores(const kv_view& kv, const Body& body) {
-  const kv_tensor &k = kv.k, &v = kv.v;
-  if (k.type != v.type || k.dim != v.dim || k.scales || v.scales || !rows_of_16(k) || !rows_of_16(v)) return false;
-  if (k.type == element::bf16) return with_dim<bf16>(k.dim, body);
-  if (k.type == element::f16) return with_dim<f16>(k.dim, body);
-  return false;
-}
-
 /// Calls `body(kernel, tile)` for the kernel that takes a call.
 template <class Body>
 void with_kernel(const kv_view& kv, const Body& body) {

@@ -5,6 +5,8 @@
 #include <skim/cuda/kernel/ptx.cuh>
 #include <skim/kv_view.hpp>
 
+#include <type_traits>
+
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 /// Rows of keys or of values; strides in elements.
@@ -80,6 +82,20 @@ class row_addresses {
   int head_, first_;
   bool plain_;
 };
+
+/// Part of a row of 16-bit numbers that one lane has.
+template <int Dims>
+struct row_piece {
+  std::uint32_t words[Dims / 8];
+};
+SKIM_DEVICE void load_piece(row_piece<32>& to, const char* from) {
+  const uint4 four = load_once(from);
+  to = {{four.x, four.y, four.z, four.w}};
+}
+SKIM_DEVICE void load_piece(row_piece<16>& to, const char* from) {
+  const uint2 two = *reinterpret_cast<const uint2*>(from);
+  to = {{two.x, two.y}};
+}
 
 /// Length of rows that are read four numbers at a time, zeros behind them; and what rows in shared memory lie apart.
 SKIM_HD SKIM_INLINE constexpr std::int64_t padded(std::int64_t D) {
@@ -186,6 +202,44 @@ inline cache_rows rows_of(const kv_view& kv) {
     rows.ring_size = static_cast<int>(kv.capacity);
   }
   return rows;
+}
+
+/// Whether 16 bytes at a time can be copied of every row of a tensor.
+inline bool rows_of_16(const kv_tensor& of) {
+  const std::int64_t bytes = bytes_of(of.type, 1);
+  return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.row_stride * bytes % 16 == 0 &&
+         of.head_stride * bytes % 16 == 0 && of.page_stride * bytes % 16 == 0;
+}
+
+/// Calls `body(T{}, D)`, D a constant, for the type and head dimension that tensor cores take.
+template <class T, class Body>
+bool with_dim(std::int64_t D, const Body& body) {
+  switch (D) {
+    case 64:
+      return body(T{}, std::integral_constant<int, 64>{}), true;
+    case 80:
+      return body(T{}, std::integral_constant<int, 80>{}), true;
+    case 96:
+      return body(T{}, std::integral_constant<int, 96>{}), true;
+    case 128:
+      return body(T{}, std::integral_constant<int, 128>{}), true;
+    case 192:
+      return body(T{}, std::integral_constant<int, 192>{}), true;
+    case 256:
+      return body(T{}, std::integral_constant<int, 256>{}), true;
+    default:
+      return false;
+  }
+}
+
+/// The same for a cache whose keys and values they take.
+template <class Body>
+bool with_tensor_cores(const kv_view& kv, const Body& body) {
+  const kv_tensor &k = kv.k, &v = kv.v;
+  if (k.type != v.type || k.dim != v.dim || k.scales || v.scales || !rows_of_16(k) || !rows_of_16(v)) return false;
+  if (k.type == element::bf16) return with_dim<bf16>(k.dim, body);
+  if (k.type == element::f16) return with_dim<f16>(k.dim, body);
+  return false;
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -118,12 +118,17 @@ struct token_rows {
   SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
                               unsigned (&ranks)[Each]) const {
     const bool has_ends = row.lowest + row.newest > 0;
+    constexpr int at_once = Each % 4 == 0 ? 4 : Each;
 #pragma unroll
-    for (int i = 0; i < Each; ++i) {
-      const int slot = min(first + i, row.end - 1);
-      const float score = row.scores[slot];
-      const unsigned rank = has_ends ? rank_of(score, position(list, slot), ages) : rank_bits(score);
-      ranks[i] = first + i < row.begin || first + i >= row.end ? 0 : rank;
+    for (int part = 0; part < Each; part += at_once) {
+      asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
+#pragma unroll
+      for (int i = part; i < part + at_once; ++i) {
+        const int slot = min(first + 32 * i, row.end - 1);
+        const float score = row.scores[slot];
+        const unsigned rank = has_ends ? rank_of(score, position(list, slot), ages) : rank_bits(score);
+        ranks[i] = first + 32 * i < row.begin || first + 32 * i >= row.end ? 0 : rank;
+      }
     }
   }
 };

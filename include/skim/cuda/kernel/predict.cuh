@@ -331,21 +331,10 @@ struct neuron_rows {
   SKIM_DEVICE void load_ranks(int, const score_row& row, int begin, const unsigned (&)[2],
                               unsigned (&ranks)[Each]) const {
     float own[Each];
-    if (Each % 4 == 0 && row.by_four) {
 #pragma unroll
-      for (int i = 0; i + 3 < Each; i += 4) {
-        const float4 four = load_4(row.scores + min(begin + i, row.stride - 4));
-        own[i] = four.x;
-        own[i + 1] = four.y;
-        own[i + 2] = four.z;
-        own[i + 3] = four.w;
-      }
-    } else {
+    for (int i = 0; i < Each; ++i) own[i] = row.scores[min(begin + 32 * i, row.end - 1)];
 #pragma unroll
-      for (int i = 0; i < Each; ++i) own[i] = row.scores[min(begin + i, row.end - 1)];
-    }
-#pragma unroll
-    for (int i = 0; i < Each; ++i) ranks[i] = begin + i < row.end ? rank_bits(own[i]) : 0;
+    for (int i = 0; i < Each; ++i) ranks[i] = begin + 32 * i < row.end ? rank_bits(own[i]) : 0;
   }
 };
 

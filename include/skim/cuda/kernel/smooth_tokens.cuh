@@ -9,37 +9,77 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 /// Slots of each head in order of position, and scores that are set aside: [Hk, stride].
 struct token_order {
+  static constexpr int chunk = 1024;  // tokens that a block sorts
+
   std::int32_t *slots, *ranks;
   float* scores;
-  std::int64_t stride;
+  unsigned long long* sorted;  // [Hk, chunks, chunk]: positions, and slots in their lower half
+  std::int64_t stride, chunks;
 
   token_order() = default;
   token_order(skim::detail::arena& arena, std::int64_t heads, std::int64_t row)
       : slots(arena.take<std::int32_t>(heads * row)),
         ranks(arena.take<std::int32_t>(heads * row)),
         scores(arena.take<float>(heads * row)),
-        stride(row) {}
+        stride(row),
+        chunks(pieces(row, chunk)) {
+    sorted = arena.take<unsigned long long>(heads * chunks * chunk);
+  }
+  SKIM_DEVICE unsigned long long* sorted_chunk(int head, int c) const { return sorted + (head * chunks + c) * chunk; }
 };
 
-/// Counts for each token the earlier ones: n^2 comparisons a head, which for some thousand tokens cost less than a sort.
+/// Sorts chunks of tokens by position, each in one block: bitonic.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) order_tokens(const eviction_call call, const token_order order) {
-  __shared__ std::int32_t others[Threads];
+__global__ void __launch_bounds__(Threads) sort_chunks(const eviction_call call, const token_order order) {
+  constexpr int chunk = token_order::chunk;
+  __shared__ unsigned long long keys[chunk];
   start_in_chain();
-  const int head = blockIdx.y, n = call.kv.length(head), slot = blockIdx.x * Threads + threadIdx.x;
-  if (static_cast<int>(blockIdx.x) * Threads >= n) return;
-  const auto position = [&](int at) { return static_cast<std::int32_t>(call.kv.position(head, min(at, n - 1))); };
-  const std::int32_t own = position(slot);
-  int rank = 0;
-  for (int first = 0; first < n; first += Threads) {
-    others[threadIdx.x] = position(first + threadIdx.x);
-    __syncthreads();
-    const int count = min(Threads, n - first);
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) rank += others[i] < own ? 1 : 0;
-    __syncthreads();
+  const int head = blockIdx.y, n = call.kv.length(head), first = blockIdx.x * chunk;
+  if (first >= n) return;
+  for (int i = threadIdx.x; i < chunk; i += Threads) {
+    const int slot = first + i;
+    const auto position = static_cast<unsigned long long>(slot < n ? call.kv.position(head, slot) : 0);
+    keys[i] = slot < n ? position << 32 | static_cast<unsigned>(slot) : ~0ull;
   }
-  if (slot >= n) return;
+  for (int size = 2; size <= chunk; size *= 2) {
+    for (int step = size / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < chunk / 2; i += Threads) {
+        const int low = i / step * 2 * step + i % step, high = low + step;
+        const bool descends = (low & size) != 0;
+        const unsigned long long a = keys[low], b = keys[high];
+        if ((a > b) != descends) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < chunk; i += Threads) order.sorted_chunk(head, blockIdx.x)[i] = keys[i];
+}
+
+/// A token's rank is its place in its own chunk and in all others'.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) rank_tokens(const eviction_call call, const token_order order) {
+  constexpr int chunk = token_order::chunk;
+  start_in_chain();
+  const int head = blockIdx.y, n = call.kv.length(head), at = blockIdx.x * Threads + threadIdx.x;
+  const int own = at / chunk, chunks = (n + chunk - 1) / chunk;
+  if (own >= chunks) return;
+  const unsigned long long key = order.sorted_chunk(head, own)[at % chunk];
+  if (key == ~0ull) return;  // behind the last token
+  int rank = at % chunk;
+#pragma unroll 4
+  for (int c = 0; c < chunks; ++c) {
+    const unsigned long long* const keys = order.sorted_chunk(head, c);
+    int below = 0;
+#pragma unroll
+    for (int step = chunk / 2; step > 0; step /= 2) below += keys[below + step - 1] < key ? step : 0;
+    below += keys[below] < key ? 1 : 0;
+    rank += c == own ? 0 : below;
+  }
+  const int slot = static_cast<int>(key & 0xffffffffu);
   order.ranks[head * order.stride + slot] = rank;
   order.slots[head * order.stride + rank] = slot;
 }
@@ -74,7 +114,9 @@ __global__ void __launch_bounds__(Threads) smooth_scores_by_position(const evict
 }
 
 inline void find_order(const eviction_call& call, const token_order& order, launcher& launch) {
-  launch(&order_tokens<256>, pieces(call.kv.tokens, 256), call.heads, 256, 0, call, order);
+  launch(&sort_chunks<512>, pieces(call.kv.tokens, token_order::chunk), call.heads, 512, 0, call, order);
+  launch(&rank_tokens<128>, pieces(call.kv.tokens, token_order::chunk) * (token_order::chunk / 128), call.heads, 128, 0,
+         call, order);
 }
 
 /// Smooths an evictor's scores [Hk, n], head by head in order of position.

@@ -68,20 +68,6 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
   raw_scores(call, block.list)[begin + thread] = raw_score(block.past, begin + thread, most, !isnan(offsets[0]));
 }
 
-/// Part of a row that one lane has.
-template <int Dims>
-struct row_piece {
-  std::uint32_t words[Dims / 8];
-};
-SKIM_DEVICE void load_piece(row_piece<32>& to, const char* from) {
-  const uint4 four = load_once(from);
-  to = {{four.x, four.y, four.z, four.w}};
-}
-SKIM_DEVICE void load_piece(row_piece<16>& to, const char* from) {
-  const uint2 two = *reinterpret_cast<const uint2*>(from);
-  to = {{two.x, two.y}};
-}
-
 /// Keys of a warp and how it loads and multiplies them: by `mma.sync`, from memory straight into its registers.
 template <class T, int D, int Keys>
 class key_rows {
@@ -408,35 +394,26 @@ struct quoka_rows {
     const quoka_block block(call, list);
     const float* const raw = raw_scores(call, list);
     const int last = row.stride - 1;
-    constexpr int at_once = Each < 16 ? Each : Each < 20 ? 16 : 4;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    constexpr int at_once = Each % 4 == 0 ? 4 : Each;
 #pragma unroll
     for (int part = 0; part < Each; part += at_once) {
-      asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
-      const int from = first + part;
-      float scores[at_once + 2];  // and a neighbour on either side
-      scores[0] = raw[min(max(from - 1, 0), last)];
-      scores[at_once + 1] = raw[min(from + at_once, last)];
-      if constexpr (at_once % 4 == 0) {
+      asm volatile("" ::: "memory");         // no loads of later parts before: there are no registers for them
+      float scores[at_once], ends[at_once];  // and of the first and the last lane the neighbour that no lane has
 #pragma unroll
-        for (int i = 0; i < at_once; i += 4) {
-          const float4 four = load_4(raw + min(from + i, last - 3));
-          scores[i + 1] = four.x;
-          scores[i + 2] = four.y;
-          scores[i + 3] = four.z;
-          scores[i + 4] = four.w;
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) scores[i + 1] = raw[min(from + i, last)];
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + 32 * (part + i);
+        scores[i] = raw[min(slot, last)];
+        ends[i] = lane == 0 ? raw[max(min(slot - 1, last), 0)] : lane == 31 ? raw[min(slot + 1, last)] : 0;
       }
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
-        const int slot = from + i;
-        float score = scores[i + 1];
+        const int slot = first + 32 * (part + i);
+        const float up = __shfl_up_sync(all_lanes, scores[i], 1), down = __shfl_down_sync(all_lanes, scores[i], 1);
+        const float before = lane == 0 ? ends[i] : up, behind = lane == 31 ? ends[i] : down;
+        float score = scores[i];
         if (call.smooth == 3) {
-          score = smoothed(block, 3, slot, [&](int at) {
-            return at < slot ? scores[i] : at > slot ? scores[i + 2] : scores[i + 1];
-          });
+          score = smoothed(block, 3, slot, [&](int at) { return at < slot ? before : at > slot ? behind : scores[i]; });
         } else if (slot >= row.begin && slot < row.end) {
           score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
         }

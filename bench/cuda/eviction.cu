@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// KeyDiff on a GPU behind functions that Python can call. Caches [tokens, Hk, D] in bf16, contiguous, over their budget by one
+// chunk.
+#include <skim/cuda/eviction.cuh>
+#include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/keydiff.cuh>
+
+namespace {
+
+/// Reads memory once, as fast as it goes: what a score pass is measured by.
+__global__ void read_all(const uint4* from, std::int64_t count, std::uint32_t* to) {
+  std::uint32_t all = 0;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; i + 3 * step < count; i += 4 * step) {
+    const uint4 a = from[i], b = from[i + step], c = from[i + 2 * step], d = from[i + 3 * step];
+    all ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+  }
+  for (; i < count; i += step) all ^= from[i].x;
+  if (all == 0x5eed5eed) *to = all;  // else the loads would go
+}
+
+/// The chunk's positions, which are new each time, as a host's are.
+__global__ void append_positions(std::int32_t* positions, std::int64_t tokens, int fresh, std::int32_t* next) {
+  const int head = blockIdx.x, i = threadIdx.x;
+  positions[(head + 1) * tokens - fresh + i] = next[head] + i;
+  __syncthreads();
+  if (i == 0) next[head] += fresh;
+}
+
+int error_of(const skim::cuda::launch_report& report) {
+  return report.error != cudaSuccess ? static_cast<int>(report.error) : report.ok() ? 0 : -1;
+}
+
+skim::retention keep_of(std::int64_t budget, std::int64_t ends) {
+  return skim::retention::budget(budget, ends > 0 ? 4 : 0, ends);
+}
+skim::keydiff<> policy_of(skim::keydiff<>*, std::int64_t budget, std::int64_t ends) {
+  return {keep_of(budget, ends)};
+}
+skim::fast_caote<skim::keydiff<>> policy_of(skim::fast_caote<skim::keydiff<>>*, std::int64_t budget,
+                                            std::int64_t ends) {
+  return {skim::keydiff<>{keep_of(budget, ends)}, 5};
+}
+
+/// `memory` [4]: state, workspace, lists, scores. `step`: 0 to 3 are the operation's, 4 the whole, 5 says the bytes of state and
+/// workspace in `bytes [2]`.
+template <class Policy>
+int run(void* k, void* v, std::int32_t* positions, float* norms, std::int64_t tokens, std::int64_t fresh,
+        std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory, std::int64_t* bytes, int step,
+        cudaStream_t stream) {
+  using skim::bf16;
+  const std::int64_t budget = tokens - fresh;
+  const skim::cuda::eviction<Policy> op{policy_of(static_cast<Policy*>(nullptr), budget, ends)};
+  skim::eviction_args args;
+  args.kv = skim::contiguous_cache(skim::tensor_view<bf16, 3>(static_cast<bf16*>(k), {tokens, Hk, D}),
+                                   skim::tensor_view<bf16, 3>(static_cast<bf16*>(v), {tokens, Hk, D}), tokens);
+  args.kv.positions = positions;
+  args.kv.positions_stride = tokens;
+  args.kv.inverse_norms = norms;
+  args.kv.inverse_norms_stride = norms ? tokens : 0;
+  args.new_tokens = fresh;
+  if (step == 5) {
+    bytes[0] = static_cast<std::int64_t>(op.state_bytes(args));
+    bytes[1] = static_cast<std::int64_t>(op.workspace_bytes(args));
+    return bytes[1] == 0;
+  }
+  const skim::memory state{memory[0], op.state_bytes(args)}, workspace{memory[1], op.workspace_bytes(args)};
+  skim::index_lists lists;
+  lists.rows = Hk;
+  lists.capacity = budget;
+  lists.counts = static_cast<std::int32_t*>(memory[2]);
+  lists.indices = lists.counts + Hk;
+  const skim::tensor_view<float, 2> scores(static_cast<float*>(memory[3]), {Hk, tokens});
+  switch (step) {
+    case 0:
+      return error_of(op.observe(args, state, workspace, stream));
+    case 1:
+      return error_of(op.score(args, scores, state, workspace, stream));
+    case 2:
+      return error_of(op.choose(args, scores, lists, workspace, stream));
+    case 3:
+      return error_of(op.compact(args, lists, state, workspace, stream));
+    default:
+      return error_of(op.run(args, lists, state, workspace, stream));
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int skim_evict(int smoothed_caote, void* k, void* v, std::int32_t* positions, float* norms, std::int64_t tokens,
+               std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory,
+               std::int64_t* bytes, int step, cudaStream_t stream) {
+  const auto with = smoothed_caote ? &run<skim::fast_caote<skim::keydiff<>>> : &run<skim::keydiff<>>;
+  return with(k, v, positions, norms, tokens, fresh, Hk, D, ends, memory, bytes, step, stream);
+}
+
+int skim_append(std::int32_t* positions, std::int64_t tokens, std::int64_t fresh, std::int64_t Hk, std::int32_t* next,
+                cudaStream_t stream) {
+  append_positions<<<static_cast<unsigned>(Hk), static_cast<unsigned>(fresh), 0, stream>>>(
+      positions, tokens, static_cast<int>(fresh), next);
+  return static_cast<int>(cudaPeekAtLastError());
+}
+
+int skim_read(const void* from, std::int64_t bytes, std::uint32_t* to, cudaStream_t stream) {
+  read_all<<<132 * 4, 512, 0, stream>>>(static_cast<const uint4*>(from), bytes / 16, to);
+  return static_cast<int>(cudaPeekAtLastError());
+}
+
+}  // extern "C"

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Times evictions of skim::cuda on one GPU: python3 bench/cuda/eviction.py [--json FILE] [--tokens 131072 2176 ...]
+
+A cache that is one chunk over its budget: KeyDiff, bare, with and without stored norms; and the smoothed FastCAOTE over it
+with ends protected. Each step, and a whole run behind new positions. What it is measured by is one read of K. See run.py.
+"""
+import argparse
+import ctypes
+import json
+import pathlib
+import subprocess
+
+import torch
+
+from run import D, HERE, HK, demand, time
+
+STEPS = ('observe', 'score', 'choose', 'compact')
+RULES = {'keydiff': (0, False, 0), 'keydiff, norms': (0, True, 0), 'keydiff, ends': (0, True, 512),
+         'fast_caote, smoothed': (1, True, 512)}
+
+
+def build(folder):
+    library = folder / 'libskim_eviction.so'
+    subprocess.run(['nvcc', '-std=c++17', '-O3', '-arch=sm_90a', '-I', HERE.parent.parent / 'include', '-shared',
+                    '-Xcompiler', '-fPIC', HERE / 'eviction.cu', '-o', library], check=True)
+    return library
+
+
+class cache:
+    """A cache, what its eviction needs, and the calls that are timed."""
+
+    def __init__(self, skim, rule, tokens, fresh):
+        caote, norms, ends = RULES[rule]
+        make = lambda: torch.randn(tokens, HK, D, device='cuda', dtype=torch.bfloat16)
+        self.k, self.v = make(), make()
+        self.positions = torch.arange(tokens, device='cuda', dtype=torch.int32).repeat(HK, 1)
+        self.next = torch.full((HK,), tokens, device='cuda', dtype=torch.int32)
+        self.norms = (1 / self.k.float().norm(dim=2)).t().contiguous()
+        i64, pointer = ctypes.c_int64, ctypes.c_void_p
+        at = lambda tensor: pointer(tensor.data_ptr())
+        stream = lambda: pointer(torch.cuda.current_stream().cuda_stream)
+        sizes = lambda new, ends=ends: [i64(x) for x in (tokens, new, HK, D, ends)]
+        bytes_ = (i64 * 2)()
+        none = (pointer * 4)()
+        given = [at(self.k), at(self.v), at(self.positions), at(self.norms) if norms else pointer()]
+        demand(skim.skim_evict(caote, *given, *sizes(fresh), none, bytes_, 5, stream()))
+        self.memory = [torch.zeros(n, device='cuda', dtype=torch.uint8)
+                       for n in (bytes_[0], bytes_[1], 4 * HK * (tokens + 1), 4 * HK * tokens)]
+        memory = (pointer * 4)(*[tensor.data_ptr() for tensor in self.memory])
+        step = lambda number: demand(skim.skim_evict(caote, *given, *sizes(fresh), memory, bytes_, number, stream()))
+        self.sink = torch.zeros(1, device='cuda', dtype=torch.int32)
+
+        def run():
+            demand(skim.skim_append(at(self.positions), i64(tokens), i64(fresh), i64(HK), at(self.next), stream()))
+            step(4)
+
+        # The sums of what is there: a chunk of all tokens but the one that an eviction keeps at least.
+        demand(skim.skim_evict(caote, *given, *sizes(tokens - 1, 0), memory, bytes_, 0, stream()))
+        self.calls = {name: lambda i, number=number: step(number) for number, name in enumerate(STEPS)}
+        self.calls['run'] = lambda i: run()
+        self.calls['read K'] = lambda i: demand(
+            skim.skim_read(at(self.k), i64(self.k.numel() * 2), at(self.sink), stream()))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--json')
+    parser.add_argument('--tokens', type=int, nargs='+', default=[2176, 16512, 131072])
+    parser.add_argument('--fresh', type=int, default=128)
+    parser.add_argument('--replays', type=int, default=15)
+    parser.add_argument('--build', default='build/cuda')
+    options = parser.parse_args()
+    folder = pathlib.Path(options.build)
+    folder.mkdir(parents=True, exist_ok=True)
+    skim = ctypes.CDLL(str(build(folder).resolve()))
+    results = []
+    for tokens in options.tokens:
+        for rule in RULES:
+            case = cache(skim, rule, tokens, options.fresh)
+            answer = time(case.calls, 1, options.replays)
+            results.append({'tokens': tokens, 'rule': rule, 'steps': answer})
+            print(f'{tokens} {rule}: ' + ', '.join(f'{name} {value["us"]:.1f}' for name, value in answer.items()), flush=True)
+            del case
+            torch.cuda.empty_cache()
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name not in ('json', 'build')}
+        machine = {'gpu': torch.cuda.get_device_name(), 'torch': torch.__version__}
+        text = json.dumps({'machine': machine, 'settings': settings, 'results': results}, indent=1)
+        pathlib.Path(options.json).write_text(text + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file KeyDiff's scores on a GPU: each key's cosine with the anchor, K read once.
+#pragma once
+
+#include <skim/cuda/kernel/stream_rows.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+/// Whether 1 / |row| is a factor for f32: squares and products of such rows neither overflow nor vanish.
+SKIM_DEVICE bool is_usable(float inverse_length) {
+  return inverse_length >= 1e-18f && inverse_length < 1e15f;
+}
+
+/// What makes a row a unit row: a power of two where its size is unusual, then a factor; 0 for zeros, NaN for a row that is
+/// not finite.
+struct unit_factors {
+  int exponent;
+  float inverse;
+
+  SKIM_DEVICE float operator()(float x) const { return (exponent == 0 ? x : scalbnf(x, exponent)) * inverse; }
+};
+
+/// By a warp.
+SKIM_DEVICE unit_factors scale_to_one(const cache_rows& kv, const stored_rows& of, int head, int slot) {
+  const char* const row = kv.row(of, head, slot);
+  const float scale = kv.scale(of, head, slot);
+  float largest = 0, spoilt = 0;
+  for (int d = threadIdx.x % 32; d < of.dim; d += 32) {
+    const float x = load(row, of.type, d) * scale;
+    largest = fmaxf(largest, fabsf(x));
+    spoilt += x * 0;
+  }
+  if (!(sum_of_warp(spoilt) == 0)) return {0, __int_as_float(0x7fc00000)};
+  largest = largest_of_warp(largest);
+  if (largest == 0) return {0, 0};
+  const int exponent = -ilogbf(largest);
+  float squares = 0;
+  for (int d = threadIdx.x % 32; d < of.dim; d += 32) {
+    const float x = scalbnf(load(row, of.type, d) * scale, exponent);
+    squares += x * x;
+  }
+  return {exponent, 1 / sqrtf(sum_of_warp(squares))};
+}
+
+/// Numbers of 16 bits that make one of an anchor's: the rest that the ones before leave, `part_step` times as large each.
+inline constexpr int anchor_parts = 3;
+SKIM_HD SKIM_INLINE constexpr float part_step(element type) {
+  return type == element::f16 ? 2048.0f : 1.0f;  // f16 ends at 2^-24
+}
+
+struct keydiff_call {
+  eviction_call call;
+  std::int64_t* unit_sums;  // [Hk, D]: of unit keys, in fixed point of 2^-30
+  float* anchors;           // [Hk, padded(D)], of length -1
+  char* parts;              // [Hk, anchor_parts, D]: the same in 16 bits, for tensor cores
+  float* scores;            // [Hk, stride]
+  std::int64_t score_stride;
+
+  SKIM_DEVICE float* anchor(int head) const { return anchors + head * padded(call.kv.k.dim); }
+  SKIM_DEVICE float& score(int head, int slot) const { return scores[head * score_stride + slot]; }
+  SKIM_DEVICE float inverse_length(int head, int slot, float squares) const {
+    if (call.inverse_norms) return *call.norm(head, slot);
+    return squares == 0 ? 0 : 1 / sqrtf(squares);
+  }
+};
+
+/// What `stream_rows` asks: the dot product with the anchor and, where no norms are stored, a key's squares.
+template <bool Norms>
+struct keydiff_scores : keydiff_call {
+  static constexpr int sums = Norms ? 1 : 2;
+
+  SKIM_HD SKIM_INLINE const stored_rows& rows_of() const { return call.kv.k; }
+  SKIM_DEVICE const float* other(int head) const { return anchor(head); }
+  SKIM_DEVICE void add(float (&to)[sums], float x, float, float of_anchor) const {
+    to[0] += x * of_anchor;
+    if constexpr (!Norms) to[1] += x * x;
+  }
+  SKIM_DEVICE float inverse(int head, int slot, float scale, const float (&found)[sums]) const {
+    if constexpr (Norms) return *call.norm(head, slot);
+    return inverse_length(head, slot, found[sums - 1] * scale * scale);
+  }
+  SKIM_DEVICE bool usual(int head, int slot, float scale, const float (&found)[sums]) const {
+    return is_usable(inverse(head, slot, scale, found));
+  }
+  SKIM_DEVICE void put(int head, int slot, float scale, const float (&found)[sums]) const {
+    score(head, slot) = found[0] * scale * inverse(head, slot, scale, found);
+  }
+  SKIM_DEVICE void put_unusual(int head, int slot) const {
+    const stored_rows& of = call.kv.k;
+    const unit_factors unit = scale_to_one(call.kv, of, head, slot);
+    const char* const row = call.kv.row(of, head, slot);
+    const float scale = call.kv.scale(of, head, slot);
+    float sum = 0;
+    for (int d = threadIdx.x % 32; d < of.dim; d += 32) sum += unit(load(row, of.type, d) * scale) * anchor(head)[d];
+    sum = sum_of_warp(sum);
+    if (threadIdx.x % 32 == 0) score(head, slot) = sum;
+  }
+};
+
+/// The scores of keys in 16 bits by tensor cores: as K is read once, nothing else takes time. Each warp has 16 keys; one
+/// product with the anchor's parts, and where norms are not stored, of keys with themselves, whose diagonal are the squares.
+struct tensor_keydiff {
+  static constexpr int threads = 128, keys = 16, tiles = 8;  // of a warp
+  static constexpr int slots = threads / 32 * keys * tiles;  // of a block
+};
+
+/// Keys `group` and 8 + group of a warp's 16, of which a lane has a quarter of each 32 numbers.
+template <int D>
+struct key_pair {
+  row_piece<32> low[D / 32], high[D / 32];
+
+  SKIM_DEVICE void load(const row_addresses& addresses, int first, int n) {
+    const int group = static_cast<int>(threadIdx.x) % 32 / 4;
+    const char* const rows[2] = {addresses.row(min(first + group, n - 1)),
+                                 addresses.row(min(first + 8 + group, n - 1))};
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+      load_piece(low[c], rows[0] + 64 * c);
+      load_piece(high[c], rows[1] + 64 * c);
+    }
+  }
+};
+
+template <class T, int D, bool Norms>
+__global__ void __launch_bounds__(tensor_keydiff::threads, D <= 128 ? 4 : 3)
+    score_keys_by_tensor_cores(const keydiff_scores<Norms> own) {
+  using tile = tensor_keydiff;
+  constexpr int chunks = D / 32, step_slots = tile::slots / tile::tiles;
+  constexpr bool ahead =
+      D <= 128;  // one tile is loaded while another is multiplied, where there are registers for both
+  const cache_rows& kv = own.call.kv;
+  const int head = static_cast<int>(blockIdx.x) % own.call.heads, n = kv.length(head);
+  const int lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
+  const int block_begin = static_cast<int>(blockIdx.x) / own.call.heads * tile::slots,
+            end = min(block_begin + tile::slots, n);
+  const int first = block_begin + static_cast<int>(threadIdx.x) / 32 * tile::keys;
+  const row_addresses addresses(kv, kv.k, head, 16 * quarter);
+  let_next_kernel_start();
+  key_pair<D> keys, next;
+  if (first < end) keys.load(addresses, first, n);  // keys are older than the chain
+  await_kernel_before();
+  row_piece<32> anchor[chunks] = {};
+  if (group < anchor_parts) {
+    const std::int64_t row = static_cast<std::int64_t>(head) * anchor_parts + group;
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      anchor[c] = *reinterpret_cast<const row_piece<32>*>(own.parts + (row * D + 32 * c + 8 * quarter) * 2);
+    }
+  }
+  constexpr float step = 1 / part_step(std::is_same_v<T, f16> ? element::f16 : element::bf16);
+#pragma unroll 1
+  for (int begin = first; begin < end; begin += step_slots) {
+    if (ahead && begin + step_slots < end) next.load(addresses, begin + step_slots, n);
+    float products[4] = {}, low_squares[4] = {}, high_squares[4] = {};
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+      for (int half = 0; half < 4; half += 2) {
+        const std::uint32_t(&a)[4] = keys.low[c].words, (&b)[4] = keys.high[c].words, (&with)[4] = anchor[c].words;
+        const std::uint32_t rows[4] = {a[half], b[half], a[half + 1], b[half + 1]};
+        tensor_type<T>::multiply(products, rows, with[half], with[half + 1]);
+        if constexpr (!Norms) {
+          tensor_type<T>::multiply(low_squares, rows, a[half], a[half + 1]);
+          tensor_type<T>::multiply(high_squares, rows, b[half], b[half + 1]);
+        }
+      }
+    }
+    // Lanes of quarter 0 and 1 have the parts of their group's two products; the first takes the lower key, the second the other.
+    const auto joined = [&](float part, float next) {
+      const float sum = quarter == 0 ? part + next * step : quarter == 1 ? part * (step * step) : 0;
+      return sum + __shfl_xor_sync(all_lanes, sum, 1);
+    };
+    const float lower = joined(products[0], products[1]), upper = joined(products[2], products[3]);
+    float found[keydiff_scores<Norms>::sums] = {quarter == 0 ? lower : upper};
+    if constexpr (!Norms) {
+      const bool odd = group % 2 != 0;
+      const float low_own = __shfl_sync(all_lanes, odd ? low_squares[1] : low_squares[0], 4 * group + group / 2);
+      const float low_other = __shfl_sync(all_lanes, odd ? high_squares[3] : high_squares[2], 4 * group + group / 2);
+      found[1] = quarter == 0 ? low_own : low_other;
+    }
+    const int slot = begin + (quarter == 0 ? group : 8 + group);
+    const bool mine = quarter < 2 && slot < n, usual = !mine || own.usual(head, slot, 1, found);
+    if (mine && usual) own.put(head, slot, 1, found);
+    for (unsigned left = __ballot_sync(all_lanes, !usual); left != 0; left &= left - 1) {
+      own.put_unusual(head, __shfl_sync(all_lanes, slot, __ffs(static_cast<int>(left)) - 1));
+    }
+    if constexpr (ahead) {
+      keys = next;
+    } else if (begin + step_slots < end) {
+      keys.load(addresses, begin + step_slots, n);
+    }
+  }
+}
+
+template <class T, int D, bool Norms>
+void score_together(const keydiff_scores<Norms>& scoring, launcher& launch) {
+  launch(&score_keys_by_tensor_cores<T, D, Norms>,
+         pieces(scoring.call.kv.tokens, tensor_keydiff::slots) * scoring.call.heads, 1, tensor_keydiff::threads, 0,
+         scoring);
+}
+
+/// Calls `body(type, dim)` where tensor cores score, as `with_tensor_cores`.
+template <class Body>
+bool keydiff_by_tensor_cores(kv_view kv, const Body& body) {
+  kv.v = kv.k;
+  bool taken = false;
+  with_tensor_cores(kv, [&](auto type, auto dim) {
+    if constexpr (dim.value % 32 == 0) {
+      taken = true;
+      body(type, dim);
+    }
+  });
+  return taken;
+}
+
+}}}}  // namespace skim::v0_2::cuda::detail
