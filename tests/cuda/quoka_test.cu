@@ -84,7 +84,8 @@ struct gpu_stages : own_stages {
   }
 
   static bool chosen_by_clusters(const skim::cuda::detail::quoka_call& call) {
-    return skim::cuda::detail::has_hopper_code() && skim::cuda::detail::cluster_choosing::blocks(call.score_stride, false) > 0;
+    return skim::cuda::detail::has_hopper_code() &&
+           skim::cuda::detail::cluster_choosing::blocks(call.score_stride, false) > 0;
   }
 };
 

@@ -9,7 +9,7 @@
 #include <skim/cuda/selector/needed_queries.cuh>
 #include <skim/cuda/selector/picked_queries.cuh>
 #include <skim/cuda/selector/quoka_moments.cuh>
-#include <skim/cuda/selector/quoka_score.cuh>
+#include <skim/cuda/selector/quoka_rows.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {

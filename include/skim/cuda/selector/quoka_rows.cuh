@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file The lists of a QUOKA call as the kernels that choose want them, smoothed scores and all.
+#pragma once
+
+#include <skim/cuda/kernel/choose.cuh>
+#include <skim/cuda/selector/quoka_score.cuh>
+
+namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
+
+/// The lists of a call, as `choose_highest` and `choose_in_cluster` want them: this one smooths raw scores as it reads them.
+struct quoka_rows {
+  static constexpr bool by_position = false;
+
+  quoka_call call;
+  index_lists lists;
+  int first_list;
+
+  SKIM_DEVICE score_row row(int list) const {
+    const quoka_block block(call, list);
+    const bool dense = (call.dense_blocks >> (list / call.heads) & 1u) != 0;
+    const retention keep = call.keep.among(block.past);
+    score_row row{};
+    row.scores = call.scores + list * call.score_stride;
+    row.stride = static_cast<int>(call.score_stride);
+    row.by_four = true;
+    row.begin = dense ? 0 : block.first;
+    row.end = block.past;
+    row.count = block.reads_all ? block.past : static_cast<int>(keep.keys(block.past));
+    row.lowest = static_cast<int>(keep.sinks);
+    row.newest = static_cast<int>(keep.recent);
+    row.list = lists.row(first_list + list);
+    row.length = lists.counts + first_list + list;
+    return row;
+  }
+  SKIM_DEVICE int position(int, int slot) const { return slot; }
+
+  template <int Each>
+  SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
+                              unsigned (&ranks)[Each]) const {
+    const quoka_block block(call, list);
+    const float* const raw = raw_scores(call, list);
+    const int last = row.stride - 1;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    constexpr int at_once = Each % 4 == 0 ? 4 : Each;
+#pragma unroll
+    for (int part = 0; part < Each; part += at_once) {
+      asm volatile("" ::: "memory");         // no loads of later parts before: there are no registers for them
+      float scores[at_once], ends[at_once];  // and of the first and the last lane the neighbour that no lane has
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + 32 * (part + i);
+        scores[i] = raw[min(slot, last)];
+        ends[i] = lane == 0 ? raw[max(min(slot - 1, last), 0)] : lane == 31 ? raw[min(slot + 1, last)] : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + 32 * (part + i);
+        const float up = __shfl_up_sync(all_lanes, scores[i], 1), down = __shfl_down_sync(all_lanes, scores[i], 1);
+        const float before = lane == 0 ? ends[i] : up, behind = lane == 31 ? ends[i] : down;
+        float score = scores[i];
+        if (call.smooth == 3) {
+          score = smoothed(block, 3, slot, [&](int at) { return at < slot ? before : at > slot ? behind : scores[i]; });
+        } else if (slot >= row.begin && slot < row.end) {
+          score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
+        }
+        ranks[part + i] = slot < row.begin || slot >= row.end ? 0 : rank_of(score, slot, ages);
+      }
+    }
+  }
+};
+
+}}}}  // namespace skim::v0_2::cuda::detail
