@@ -43,8 +43,8 @@ skim::fast_caote<skim::keydiff<>> policy_of(skim::fast_caote<skim::keydiff<>>*, 
   return {skim::keydiff<>{keep_of(budget, ends)}, 5};
 }
 
-/// `memory` [4]: state, workspace, lists, scores. `step`: 0 to 3 are the operation's, 4 the whole, 5 says the bytes of state and
-/// workspace in `bytes [2]`.
+/// `memory` [4]: state, workspace, lists, scores. `step`: 0 to 3 are the operation's, 4 the whole, 5 says the bytes of state
+/// and workspace in `bytes [2]`.
 template <class Policy>
 int run(void* k, void* v, std::int32_t* positions, float* norms, std::int64_t tokens, std::int64_t fresh,
         std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory, std::int64_t* bytes, int step,

@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(tensor_keydiff::threads, D <= 128 ? 4 : 3)
         }
       }
     }
-    // Lanes of quarter 0 and 1 have the parts of their group's two products; the first takes the lower key, the second the other.
+    // Lanes of quarter 0 and 1 have the parts of their group's two products; then one takes the lower key, one the other.
     const auto joined = [&](float part, float next) {
       const float sum = quarter == 0 ? part + next * step : quarter == 1 ? part * (step * step) : 0;
       return sum + __shfl_xor_sync(all_lanes, sum, 1);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Scores of keys, on a GPU: the largest standardised product, then the mean with a key's
-/// neighbours.
+/// \file Scores of keys, on a GPU: the largest standardised product, then the mean with a key's neighbours.
 #pragma once
 
 #include <skim/cuda/selector/quoka_call.cuh>
