@@ -158,8 +158,8 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
 #endif  // SKIM_CUDA_SM90
 
 /// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; a thread has `Each` slots from `first`
-/// on, 32 apart, whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the highest
-/// number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1]
+/// on, as `slots_of_lane` says, whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the
+/// highest number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1]
 /// from the newest.
 template <int Each, int Blocks, class Rows>
 __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluster(const Rows rows) {
@@ -173,8 +173,8 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
   if (row.count >= row.end - row.begin) {
     return list_all(row, rank * choosing::threads + thread, Blocks * choosing::threads);
   }
-  const int lane = thread % 32, warp = rank * choosing::warps + thread / 32;
-  const int first = row.begin / 4 * 4 + warp * 32 * Each + lane;
+  using slots = slots_of_lane<Each>;
+  const int first = slots::first(row.begin / 4 * 4 + (rank * choosing::warps + thread / 32) * 32 * Each);
   unsigned own[Each];
   // Ranks by age of the slots that `admitted(i)`.
   const auto load_ages = [&](bool newest, const auto& admitted) {
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
       if (i % 4 == 0) asm volatile("" ::: "memory");  // no more loads before: there are no registers for them
-      const int slot = first + 32 * i;
+      const int slot = slots::at(first, i);
       const bool exists = slot >= row.begin && slot < row.end && admitted(i);
       own[i] = exists ? age_of(rows.position(at, slot), newest) : 0;
     }
@@ -238,17 +238,34 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
   }
   place += min(equals, cut.taken);
   std::int32_t* const list = rows.row(at).list;
-  const unsigned lower = (1u << lane) - 1;
+  const unsigned lower = (1u << thread % 32) - 1;
 #pragma unroll
-  for (int i = 0; i < Each; ++i) {
+  for (int part = 0; part < Each; part += slots::wide) {
     asm volatile("");
-    const bool is_equal = own[i] >= cut.low && own[i] <= cut.last;
-    const unsigned alike = __ballot_sync(all_lanes, is_equal);
-    const bool taken = own[i] > cut.last || (is_equal && equals + __popc(alike & lower) < cut.taken);
-    const unsigned takers = __ballot_sync(all_lanes, taken);
-    if (taken) list[place + __popc(takers & lower)] = first + 32 * i;
-    place += __popc(takers);
-    equals += __popc(alike);
+    bool mine[slots::wide];
+    int equals_before = equals, all_equal = 0;
+#pragma unroll
+    for (int i = 0; i < slots::wide; ++i) {
+      mine[i] = own[part + i] >= cut.low && own[part + i] <= cut.last;
+      const unsigned alike = __ballot_sync(all_lanes, mine[i]);
+      equals_before += __popc(alike & lower);
+      all_equal += __popc(alike);
+    }
+    int own_place = place;
+#pragma unroll
+    for (int i = 0; i < slots::wide; ++i) {
+      const bool is_equal = mine[i];
+      mine[i] = own[part + i] > cut.last || (is_equal && equals_before < cut.taken);
+      equals_before += is_equal ? 1 : 0;
+      const unsigned takers = __ballot_sync(all_lanes, mine[i]);
+      own_place += __popc(takers & lower);
+      place += __popc(takers);
+    }
+#pragma unroll
+    for (int i = 0; i < slots::wide; ++i) {
+      if (mine[i]) list[own_place++] = slots::at(first, part + i);
+    }
+    equals += all_equal;
   }
   if (rank == 0 && thread == 0) *rows.row(at).length = rows.row(at).count;
   await_cluster();  // others may still read this block's shared memory

@@ -113,6 +113,29 @@ SKIM_DEVICE unsigned rank_of(float score, int position, const unsigned (&ages)[2
   return age_of(position, false) >= ages[0] || age_of(position, true) >= ages[1] ? ~0u : rank_bits(score);
 }
 
+/// The `Each` slots of a thread where a warp holds 32 Each of them: `wide` lie together, so that loads are, and then come those
+/// of other lanes. `first` is its first.
+template <int Each>
+struct slots_of_lane {
+  static constexpr int wide = Each % 4 == 0 ? 4 : Each;
+  static SKIM_DEVICE int first(int of_warp) { return of_warp + static_cast<int>(threadIdx.x) % 32 * wide; }
+  static SKIM_DEVICE int at(int first, int i) { return first + i / wide * 32 * wide + i % wide; }
+};
+
+/// Scores of `wide` slots from `slot` on, of which those beyond the row are any.
+template <int Wide>
+SKIM_DEVICE void load_scores(const float* scores, int stride, bool by_four, int slot, float (&to)[Wide]) {
+  if (Wide == 4 && by_four) {
+    const float4 four = load_4(scores + min(slot, stride - 4));
+    const float all[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < Wide; ++i) to[i] = all[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < Wide; ++i) to[i] = scores[min(slot + i, stride - 1)];
+  }
+}
+
 /// The list of a row that has nothing to choose.
 SKIM_DEVICE void list_all(const score_row& row, int thread, int threads) {
   for (int i = thread; i < row.end - row.begin; i += threads) row.list[i] = row.begin + i;

@@ -118,16 +118,19 @@ struct token_rows {
   SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
                               unsigned (&ranks)[Each]) const {
     const bool has_ends = row.lowest + row.newest > 0;
-    constexpr int at_once = Each % 4 == 0 ? 4 : Each;
+    using slots = slots_of_lane<Each>;
 #pragma unroll
-    for (int part = 0; part < Each; part += at_once) {
+    for (int part = 0; part < Each; part += slots::wide) {
       asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
+      const int from = slots::at(first, part);
+      float scores[slots::wide];
+      load_scores(row.scores, row.stride, row.by_four, from, scores);
 #pragma unroll
-      for (int i = part; i < part + at_once; ++i) {
-        const int slot = min(first + 32 * i, row.end - 1);
-        const float score = row.scores[slot];
-        const unsigned rank = has_ends ? rank_of(score, position(list, slot), ages) : rank_bits(score);
-        ranks[i] = first + 32 * i < row.begin || first + 32 * i >= row.end ? 0 : rank;
+      for (int i = 0; i < slots::wide; ++i) {
+        const bool exists = from + i >= row.begin && from + i < row.end;
+        const unsigned rank =
+            has_ends && exists ? rank_of(scores[i], position(list, from + i), ages) : rank_bits(scores[i]);
+        ranks[part + i] = exists ? rank : 0;
       }
     }
   }

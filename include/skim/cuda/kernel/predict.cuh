@@ -330,11 +330,16 @@ struct neuron_rows {
   template <int Each>
   SKIM_DEVICE void load_ranks(int, const score_row& row, int begin, const unsigned (&)[2],
                               unsigned (&ranks)[Each]) const {
-    float own[Each];
+    using slots = slots_of_lane<Each>;
 #pragma unroll
-    for (int i = 0; i < Each; ++i) own[i] = row.scores[min(begin + 32 * i, row.end - 1)];
+    for (int part = 0; part < Each; part += slots::wide) {
+      float own[slots::wide];
+      load_scores(row.scores, row.stride, row.by_four, slots::at(begin, part), own);
 #pragma unroll
-    for (int i = 0; i < Each; ++i) ranks[i] = begin + 32 * i < row.end ? rank_bits(own[i]) : 0;
+      for (int i = 0; i < slots::wide; ++i) {
+        ranks[part + i] = slots::at(begin, part + i) < row.end ? rank_bits(own[i]) : 0;
+      }
+    }
   }
 };
 

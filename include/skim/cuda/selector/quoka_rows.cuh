@@ -39,31 +39,40 @@ struct quoka_rows {
                               unsigned (&ranks)[Each]) const {
     const quoka_block block(call, list);
     const float* const raw = raw_scores(call, list);
-    const int last = row.stride - 1;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    constexpr int at_once = Each % 4 == 0 ? 4 : Each;
+    using slots = slots_of_lane<Each>;
+    constexpr int wide = slots::wide;
+    const int lane = static_cast<int>(threadIdx.x) % 32, last = row.stride - 1;
+    constexpr int together = Each % 16 == 0 ? 4 : 1;  // so many loads are under way
 #pragma unroll
-    for (int part = 0; part < Each; part += at_once) {
-      asm volatile("" ::: "memory");         // no loads of later parts before: there are no registers for them
-      float scores[at_once], ends[at_once];  // and of the first and the last lane the neighbour that no lane has
+    for (int part = 0; part < Each; part += together * wide) {
+      asm volatile("" ::: "memory");              // no loads of later parts before: there are no registers for them
+      float all[together][wide], ends[together];  // and of the first and the last lane the neighbour that no lane has
 #pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        const int slot = first + 32 * (part + i);
-        scores[i] = raw[min(slot, last)];
-        ends[i] = lane == 0 ? raw[max(min(slot - 1, last), 0)] : lane == 31 ? raw[min(slot + 1, last)] : 0;
+      for (int t = 0; t < together; ++t) {
+        const int from = slots::at(first, part + t * wide);
+        load_scores(raw, row.stride, true, from, all[t]);
+        ends[t] = lane == 0 ? raw[max(min(from - 1, last), 0)] : lane == 31 ? raw[min(from + wide, last)] : 0;
       }
 #pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        const int slot = first + 32 * (part + i);
-        const float up = __shfl_up_sync(all_lanes, scores[i], 1), down = __shfl_down_sync(all_lanes, scores[i], 1);
-        const float before = lane == 0 ? ends[i] : up, behind = lane == 31 ? ends[i] : down;
-        float score = scores[i];
-        if (call.smooth == 3) {
-          score = smoothed(block, 3, slot, [&](int at) { return at < slot ? before : at > slot ? behind : scores[i]; });
-        } else if (slot >= row.begin && slot < row.end) {
-          score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
+      for (int t = 0; t < together; ++t) {
+        const int from = slots::at(first, part + t * wide);
+        const float(&scores)[wide] = all[t];
+        const float up = __shfl_up_sync(all_lanes, scores[wide - 1], 1),
+                    down = __shfl_down_sync(all_lanes, scores[0], 1);
+        const float before = lane == 0 ? ends[t] : up, behind = lane == 31 ? ends[t] : down;
+#pragma unroll
+        for (int i = 0; i < wide; ++i) {
+          const int slot = from + i;
+          float score = scores[i];
+          if (call.smooth == 3) {
+            const float left = i == 0 ? before : scores[i > 0 ? i - 1 : 0];
+            const float right = i == wide - 1 ? behind : scores[i < wide - 1 ? i + 1 : 0];
+            score = smoothed(block, 3, slot, [&](int at) { return at < slot ? left : at > slot ? right : scores[i]; });
+          } else if (slot >= row.begin && slot < row.end) {
+            score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
+          }
+          ranks[part + t * wide + i] = slot < row.begin || slot >= row.end ? 0 : rank_of(score, slot, ages);
         }
-        ranks[part + i] = slot < row.begin || slot >= row.end ? 0 : rank_of(score, slot, ages);
       }
     }
   }
