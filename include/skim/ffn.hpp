@@ -198,6 +198,20 @@ SKIM_LOCAL constexpr report check(const ffn_args& args, pointers given = pointer
 
 namespace detail {
 
+template <class P>
+using shape_member = decltype(report{
+    std::declval<const P&>().check(std::declval<const ffn_args&>(), pointers::ignored)});
+
+/// What a neuron selector says of a call; of its own tensors before there is memory, where it has such.
+template <class Selector>
+SKIM_LOCAL constexpr report check_selector(const Selector& selector, const ffn_args& args, pointers given) {
+  if constexpr (has<shape_member, Selector>) {
+    return selector.check(args, given);
+  } else {
+    return selector.check(args);
+  }
+}
+
 /// Whether the neurons of each list ascend within [0, f). Reads the lists.
 SKIM_LOCAL constexpr report check_neurons(const index_lists& lists, std::int64_t f) {
   for (std::int64_t row = 0; row < lists.rows; ++row) {

@@ -13,9 +13,6 @@ namespace detail {
 
 template <class P>
 using neuron_keep_member = decltype(neuron_retention{std::declval<const P&>().keep});
-template <class P>
-using shape_member = decltype(report{
-    std::declval<const P&>().check(std::declval<const ffn_args&>(), pointers::ignored)});
 /// Named where a header of the library specialises `score_kernel`.
 template <class P>
 using library_score = decltype(&score_kernel<P>::score);
@@ -324,8 +321,7 @@ struct ffn {
     if (report r = skim::check(args, given); !r) return r;
     if (report r = skim::check(compensator(), args.x.extents[1], given); !r) return r;
     if (report r = skim::check(neuron_retention(selector.keep)); !r) return r;
-    if constexpr (detail::has<detail::shape_member, NeuronSelector>) return selector.check(args, given);
-    if constexpr (!detail::has<detail::shape_member, NeuronSelector>) return selector.check(args);
+    return skim::detail::check_selector(selector, args, given);
   }
 
   report check_workspace(const ffn_args& args, memory workspace, executor_ref executor) const {

@@ -194,24 +194,10 @@ struct ffn {
     if (report r = skim::check(args, given); !r) return r;
     if (report r = skim::check(compensator(), args.x.extents[1], given); !r) return r;
     if (report r = skim::check(neuron_retention(selector.keep)); !r) return r;
-    if (report r = check_selector(args, given); !r) return r;
+    if (report r = skim::detail::check_selector(selector, args, given); !r) return r;
     if (report r = detail::check_limits(args, compensator()); !r) return r;
     return kernel::check(selector);
   }
-  report check_selector(const ffn_args& args, pointers given) const {
-    if constexpr (takes_pointers<NeuronSelector>(0)) return selector.check(args, given);
-    if constexpr (!takes_pointers<NeuronSelector>(0)) return selector.check(args);
-  }
-  template <class P>
-  static constexpr auto takes_pointers(int)
-      -> decltype(report{std::declval<const P&>().check(std::declval<const ffn_args&>(), pointers::ignored)}, bool{}) {
-    return true;
-  }
-  template <class P>
-  static constexpr bool takes_pointers(long) {
-    return false;
-  }
-
   launch_report check_call(const ffn_args& args, memory workspace) const {
     if (launch_report r = check(args); !r) return r;
     return skim::detail::check_workspace(workspace, bytes_needed(args));
