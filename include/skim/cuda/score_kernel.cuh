@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file What a GPU adds to a selector of the library.
+/// \file What a GPU adds to a policy of the library.
 #pragma once
 
 #include <skim/cuda/launch.cuh>
@@ -14,10 +14,12 @@ inline constexpr dense_crossing measured_crossing{20480, 0};
 
 }  // namespace detail
 
-/// Specialised in `skim/cuda/selector/<policy>.cuh`: `check`, `workspace_bytes`, `select`.
-template <class Selector>
+/// Specialised in `skim/cuda/<folder>/<policy>.cuh`, with `check` and `workspace_bytes`, and of a selector `select`; of an
+/// evictor `state_bytes`, `reset`, `observe`, `score` and `compact`; of a neuron selector `score`.
+template <class Policy>
 struct score_kernel {
-  static_assert(sizeof(Selector) == 0, "a selector of the library needs its header in skim/cuda/selector");
+  static_assert(sizeof(Policy) == 0,
+                "a policy of the library needs its header in skim/cuda/selector, evictor or neuron_selector");
 };
 
 }}}  // namespace skim::v0_2::cuda
