@@ -99,10 +99,16 @@ bool initialize(const settings& from) {
   return !benchmark::ReportUnrecognizedArguments(argc, argv.data());
 }
 
-/// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.
-bool can_write(const std::filesystem::path& path) {
+/// Whether results can be written to a file, and over nothing but results: asked before the work, not after it. Keeps what is
+/// there, and leaves nothing behind.
+bool may_replace(const std::filesystem::path& path) {
   std::error_code code;
   const bool there = std::filesystem::exists(path, code);
+  if (std::filesystem::is_regular_file(path, code) && std::filesystem::file_size(path, code) > 0) {
+    std::ifstream stream(path);
+    const auto held = nlohmann::ordered_json::parse(stream, nullptr, false);
+    if (!held.is_object() || !held.contains("benchmarks")) return false;
+  }
   const bool good = std::ofstream(path, std::ios::app).good();
   if (!there) std::filesystem::remove(path, code);
   return good;
@@ -111,8 +117,8 @@ bool can_write(const std::filesystem::path& path) {
 int run(const settings& from) {
   if (std::isnan(from.min_time))
     throw CLI::ValidationError("--min-time", "nan is no number of seconds");  // nor out of range
-  if (!from.json_path.empty() && !can_write(from.json_path)) {
-    std::cerr << from.json_path << ": cannot be written\n";
+  if (!from.json_path.empty() && !may_replace(from.json_path)) {
+    std::cerr << from.json_path << ": cannot be written, or holds anything but results\n";
     return 2;
   }
   if (!initialize(from)) return 2;

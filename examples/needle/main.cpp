@@ -186,7 +186,7 @@ void add_options(CLI::App& app, evaluation_line& line) {
          "ffn(random):seed=0")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_flag("--show", line.show, "print a shortened prompt, a question and each method's answer");
+  app.add_flag("--show", line.show, "without --text: print a shortened prompt, a question and each method's answer");
   show_defaults(app);
 }
 
@@ -355,12 +355,19 @@ void run(workload_line line, const std::vector<method>& methods, const Before& b
   line.settings.kv_type = element_named(line.kv);
   line.settings.shape.needles = line.needles.value_or(line.text.empty() ? 16 : 8);
   if (line.text.empty()) check(line.settings.shape);
+  if (!(line.judged >= 0)) throw error("--judged is not a number, expected 0 to 1");
+  if (!line.json.empty() && !line.resume) check_replaceable(line.json);
   const nlohmann::json settings = settings_json(line);
   std::vector<evaluation_result> results;
   std::vector<evaluation_result> others;  // that were resumed, and are kept
   for (const method& each : methods) results.push_back({each.text, {}});
   if (line.resume) {
     for (evaluation_result& had : results_in(line.json, settings)) {
+      const std::size_t prompts = had.prompts.size();
+      if (prompts > static_cast<std::size_t>(line.settings.prompts)) {
+        throw error(line.json + ": holds " + std::to_string(prompts) + " prompts of " + had.method + ", --prompts is " +
+                    std::to_string(line.settings.prompts) + ", expected no fewer");
+      }
       const auto same = std::find_if(results.begin(), results.end(),
                                      [&](const evaluation_result& each) { return each.method == had.method; });
       (same != results.end() ? *same : others.emplace_back()) = std::move(had);
@@ -463,6 +470,10 @@ void run(calibration_line line) {
   if (std::filesystem::exists(path, code) && !std::filesystem::is_regular_file(path, code)) {
     throw error(path.string() + ": is there and is no file, expected a file to write or to replace");
   }
+  if (std::filesystem::exists(path, code) && std::filesystem::file_size(path, code) > 0 &&
+      !skim::is_fastforward_file(path)) {
+    throw error(path.string() + ": holds no fitted parts, and is not written over: name another file, or move it away");
+  }
   if (!can_write(part)) throw error(path.string() + ": cannot be written");
   if (path.has_parent_path()) s.scratch = path.parent_path();
   const opened_model opened = open_model(line.model);
@@ -493,7 +504,8 @@ void run(reading_line line) {
   line.settings.kv_type = element_named(line.kv);
   const opened_model opened = open_model(line.model);
   if (!opened.words) throw error("model '" + line.model + "' has no vocabulary to read a text with");
-  note_positions(opened, line.settings.tokens + line.settings.generate);
+  const std::int64_t read = static_cast<std::int64_t>(opened.words->encode(line.settings.text).size());
+  note_positions(opened, std::min(line.settings.tokens, read) + line.settings.generate);
   line.settings.hide_fact = !line.plain && line.settings.question.empty();
   if (!line.plain && !line.settings.question.empty() && opened.chat) {
     line.settings.chat = opened.chat;

@@ -305,6 +305,15 @@ bool can_write(const std::filesystem::path& path) {
   return good;
 }
 
+void check_replaceable(const std::filesystem::path& path) {
+  std::error_code code;
+  if (!std::filesystem::is_regular_file(path, code) || std::filesystem::file_size(path, code) == 0) return;
+  std::ifstream stream(path);
+  const nlohmann::json held = nlohmann::json::parse(stream, nullptr, false);
+  if (held.is_object() && held.contains("settings") && held.contains("results")) return;
+  throw error(path.string() + ": holds no results, and is not written over: name another file, or move it away");
+}
+
 std::string one_line(std::string text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
     const std::size_t bytes = character_bytes(text, i);

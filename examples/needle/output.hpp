@@ -35,6 +35,9 @@ std::vector<evaluation_result> results_in(const std::filesystem::path& path, con
 /// Whether a file can be written: asked before the work, not after it. Keeps what is there, and leaves nothing behind.
 bool can_write(const std::filesystem::path& path);
 
+/// Throws `error` where a file holds anything but results, which are written over.
+void check_replaceable(const std::filesystem::path& path);
+
 /// One line for a terminal: what would steer it stands as '?', a line break as a blank.
 std::string one_line(std::string text);
 

@@ -239,14 +239,19 @@ TEST_F(command, refuses_bad_calibrations) {
   std::filesystem::create_directory(folder_.path() / "there");
   expect_refusal(years + "--out '" + path("there") + "'", "there: is there and is no file");
   expect_refusal(years + "--out /dev/null", "/dev/null: is there and is no file");
+  const std::string weights = text_of(path("model.safetensors"));
+  expect_refusal(years + "--out '" + path("model.safetensors") + "'", "model.safetensors: holds no fitted parts");
+  EXPECT_EQ(text_of(path("model.safetensors")), weights);
 }
 
 TEST_F(command, leaves_nothing_behind_when_it_is_killed) {
   tiny_model().write(folder_.path());
-  std::ofstream(path("older")) << "kept";
+  const std::string kept = R"({"settings": {}, "results": []})";
+  std::ofstream(path("older")) << kept;
   const std::string model = "--model '" + folder_.path().string() + "' --prompts 4000 --context ";
   EXPECT_EQ(run("calibrate " + model + "5000", "2").status, 128 + 9);
-  EXPECT_EQ(run("calibrate " + model + "5000 --out '" + path("older") + "'", "2").status, 128 + 9);
+  std::ofstream(path("empty")) << "";
+  EXPECT_EQ(run("calibrate " + model + "5000 --out '" + path("empty") + "'", "2").status, 128 + 9);
   EXPECT_EQ(run(model + "8192 --json '" + path("json") + "'", "2").status, 128 + 9);
   EXPECT_EQ(run(model + "8192 --json '" + path("older") + "'", "2").status, 128 + 9);
   std::vector<std::string> names;
@@ -254,8 +259,9 @@ TEST_F(command, leaves_nothing_behind_when_it_is_killed) {
     names.push_back(each.path().filename().string());
   }
   std::sort(names.begin(), names.end());
-  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "err", "model.safetensors", "older", "out"}));
-  EXPECT_EQ(text_of(path("older")), "kept");
+  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "empty", "err", "model.safetensors", "older", "out"}));
+  EXPECT_EQ(text_of(path("empty")), "");
+  EXPECT_EQ(text_of(path("older")), kept);
 }
 
 TEST_F(command, shows_a_question_and_each_answer) {
@@ -414,6 +420,14 @@ TEST_F(command_with_text, goes_on_where_it_was) {
 TEST_F(command_with_text, refuses_what_does_not_go_together) {
   ASSERT_EQ(run(table("--prompts 1 --method dense --resume")).status, 0);
   expect_refusal(table("--prompts 1 --method dense --resume --seed 2"), "holds results of other settings");
+  ASSERT_EQ(run(table("--prompts 2 --method dense --resume")).status, 0);
+  expect_refusal(table("--prompts 1 --method dense --resume"), "holds 2 prompts of dense, --prompts is 1");
+  expect_refusal(given() + "--judged nan", "--judged");
+  for (const char* const file : {"model.gguf", "text"}) {  // no file is written over but one of results
+    const std::string before = text_of(path(file));
+    expect_refusal(given() + "--context 900 --needles 3 --questions 2 --json '" + path(file) + "'", "holds no results");
+    EXPECT_EQ(text_of(path(file)), before);
+  }
   expect_refusal("--model '" + path("model.gguf") + "' --resume", "--json");
   // A file of the same name and other words is another text.
   const std::string words = text_of(path("text"));

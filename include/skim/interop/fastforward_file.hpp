@@ -151,6 +151,13 @@ inline std::string save_fastforward(const std::filesystem::path& path, const cal
   return fastforward_writer(model, type).write(path);
 }
 
+/// Whether a file says that it holds fitted parts, of whatever model and version.
+inline bool is_fastforward_file(const std::filesystem::path& path) {
+  const safetensors::file file = safetensors::file::read(path);
+  const std::string* const format = file.metadata("format");
+  return format && *format == detail::fastforward_format;
+}
+
 /// Takes the parts out of a file that was read, and checks them against the model. Throws nothing but std::bad_alloc.
 inline loaded_fastforward load_fastforward(const safetensors::file& file, const model_shape& shape) {
   loaded_fastforward loaded;
