@@ -7,24 +7,14 @@ with ends protected. Each step, and a whole run behind new positions. What it is
 """
 import argparse
 import ctypes
-import json
-import pathlib
-import subprocess
 
 import torch
 
-from run import D, HERE, HK, demand, time
+from run import D, HK, build, demand, listed, parse, time, write
 
 STEPS = ('observe', 'score', 'choose', 'compact')
 RULES = {'keydiff': (0, False, 0), 'keydiff, norms': (0, True, 0), 'keydiff, ends': (0, True, 512),
          'fast_caote, smoothed': (1, True, 512)}
-
-
-def build(folder):
-    library = folder / 'libskim_eviction.so'
-    subprocess.run(['nvcc', '-std=c++17', '-O3', '-arch=sm_90a', '-I', HERE.parent.parent / 'include', '-shared',
-                    '-Xcompiler', '-fPIC', HERE / 'eviction.cu', '-o', library], check=True)
-    return library
 
 
 class cache:
@@ -65,29 +55,20 @@ class cache:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--json')
     parser.add_argument('--tokens', type=int, nargs='+', default=[2176, 16512, 131072])
     parser.add_argument('--fresh', type=int, default=128)
-    parser.add_argument('--replays', type=int, default=15)
-    parser.add_argument('--build', default='build/cuda')
-    options = parser.parse_args()
-    folder = pathlib.Path(options.build)
-    folder.mkdir(parents=True, exist_ok=True)
-    skim = ctypes.CDLL(str(build(folder).resolve()))
+    options = parse(parser)
+    skim = build(options.build, 'eviction.cu')
     results = []
     for tokens in options.tokens:
         for rule in RULES:
             case = cache(skim, rule, tokens, options.fresh)
             answer = time(case.calls, 1, options.replays)
             results.append({'tokens': tokens, 'rule': rule, 'steps': answer})
-            print(f'{tokens} {rule}: ' + ', '.join(f'{name} {value["us"]:.1f}' for name, value in answer.items()), flush=True)
+            print(f'{tokens} {rule}: ' + listed(answer), flush=True)
             del case
             torch.cuda.empty_cache()
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ('json', 'build')}
-        machine = {'gpu': torch.cuda.get_device_name(), 'torch': torch.__version__}
-        text = json.dumps({'machine': machine, 'settings': settings, 'results': results}, indent=1)
-        pathlib.Path(options.json).write_text(text + '\n')
+    write(options, results)
 
 
 if __name__ == '__main__':

@@ -9,12 +9,10 @@ L2 cache.
 """
 import argparse
 import ctypes
-import json
-import pathlib
 
 import torch
 
-from run import build, demand, time
+from run import build, demand, listed, parse, time, write
 
 
 class layer(ctypes.Structure):
@@ -67,18 +65,13 @@ class shape:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--json')
     parser.add_argument('--rows', type=int, nargs='+', default=[128, 2048])
     parser.add_argument('--width', type=int, default=4096)
     parser.add_argument('--neurons', type=int, default=14336)
     parser.add_argument('--block', type=int, default=128)
     parser.add_argument('--share', type=float, default=0.5)
-    parser.add_argument('--replays', type=int, default=15)
-    parser.add_argument('--build', default='build/cuda')
-    options = parser.parse_args()
-    folder = pathlib.Path(options.build)
-    folder.mkdir(parents=True, exist_ok=True)
-    skim = ctypes.CDLL(str(build(folder).resolve()))
+    options = parse(parser)
+    skim = build(options.build)
     results = []
     for M in options.rows:
         case = shape(skim, M, options.width, options.neurons, options.block, options.share)
@@ -86,15 +79,10 @@ def main():
         peer = min(value['us'] for name, value in answer.items() if name.startswith('cublas'))
         ratio = peer / answer['skim fastforward']['us']
         results.append({'M': M, 'methods': answer, 'against_cublas': ratio})
-        print(f'{M}: ' + ', '.join(f'{name} {value["us"]:.1f}' for name, value in answer.items()) + f'; {ratio:.2f}x',
-              flush=True)
+        print(f'{M}: {listed(answer)}; {ratio:.2f}x', flush=True)
         del case
         torch.cuda.empty_cache()
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ('json', 'build')}
-        machine = {'gpu': torch.cuda.get_device_name(), 'torch': torch.__version__}
-        text = json.dumps({'machine': machine, 'settings': settings, 'results': results}, indent=1)
-        pathlib.Path(options.json).write_text(text + '\n')
+    write(options, results)
 
 
 if __name__ == '__main__':

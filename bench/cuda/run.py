@@ -22,11 +22,36 @@ HQ, HK, D = 32, 8, 128
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def build(folder):
-    library = folder / 'libskim_cuda.so'
+def parse(parser):
+    """The options of a benchmark: `parser`'s own and those of all."""
+    parser.add_argument('--json')
+    parser.add_argument('--replays', type=int, default=15)
+    parser.add_argument('--build', default='build/cuda')
+    return parser.parse_args()
+
+
+def build(folder, source='library.cu'):
+    """The functions of a source in this directory."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f'lib{pathlib.Path(source).stem}.so'
     subprocess.run(['nvcc', '-std=c++17', '-O3', '-arch=sm_90a', '-I', HERE.parent.parent / 'include', '-shared',
-                    '-Xcompiler', '-fPIC', HERE / 'library.cu', '-o', library], check=True)
-    return library
+                    '-Xcompiler', '-fPIC', HERE / source, '-o', library], check=True)
+    return ctypes.CDLL(str(library.resolve()))
+
+
+def listed(answer):
+    return ', '.join(f'{name} {value["us"]:.1f}' for name, value in answer.items())
+
+
+def write(options, results):
+    """What was measured, where `--json` says so."""
+    if not options.json:
+        return
+    settings = {name: value for name, value in vars(options).items() if name not in ('json', 'build')}
+    machine = {'gpu': torch.cuda.get_device_name(), 'torch': torch.__version__}
+    text = json.dumps({'machine': machine, 'settings': settings, 'results': results}, indent=1)
+    pathlib.Path(options.json).write_text(text + '\n')
 
 
 def demand(code):
@@ -120,18 +145,13 @@ def time(calls, sets, replays):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--json')
     parser.add_argument('--chunk', type=int, nargs='+', default=[128, 512])
     parser.add_argument('--past', type=int, nargs='+', default=[8192, 32768, 65536, 131072])
     parser.add_argument('--budget', type=int, default=1024)
     parser.add_argument('--queries', type=int, default=64)
     parser.add_argument('--every', type=int, default=128)
-    parser.add_argument('--replays', type=int, default=15)
-    parser.add_argument('--build', default='build/cuda')
-    options = parser.parse_args()
-    folder = pathlib.Path(options.build)
-    folder.mkdir(parents=True, exist_ok=True)
-    skim = ctypes.CDLL(str(build(folder).resolve()))
+    options = parse(parser)
+    skim = build(options.build)
     results = []
     for Tq in options.chunk:
         for Tk in options.past:
@@ -139,14 +159,10 @@ def main():
             case = shape(skim, Tq, Tk, options.budget, options.queries, options.every, sets)
             answer = time(case.calls, sets, options.replays)
             results.append({'Tq': Tq, 'Tk': Tk, 'methods': answer})
-            print(f'{Tq} x {Tk}: ' + ', '.join(f'{name} {value["us"]:.1f}' for name, value in answer.items()), flush=True)
+            print(f'{Tq} x {Tk}: ' + listed(answer), flush=True)
             del case
             torch.cuda.empty_cache()
-    if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ('json', 'build')}
-        machine = {'gpu': torch.cuda.get_device_name(), 'torch': torch.__version__}
-        text = json.dumps({'machine': machine, 'settings': settings, 'results': results}, indent=1)
-        pathlib.Path(options.json).write_text(text + '\n')
+    write(options, results)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
 #include <skim/cuda/selector/quoka.cuh>
 
 #include "bf16_case.hpp"
+#include "refusal.hpp"
 
 #include <gtest/gtest.h>
 
@@ -13,11 +14,6 @@ using namespace skim_test;
 
 attention_case small_case() {
   return bf16_case(64, 40, 300, 3);
-}
-
-std::string refusal_of(const skim::cuda::launch_report& report) {
-  char text[200];
-  return report.ok() ? "ok" : describe(report, text, sizeof text);
 }
 
 TEST(CudaCheck, NamesWhatItRefuses) {
@@ -76,9 +72,7 @@ TEST(CudaCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
   ASSERT_GT(needed, 0u);
   aligned_memory memory(needed);
   const skim::memory shorter{memory.data(), needed - 1};
-  EXPECT_EQ(refusal_of(op.run(args, shorter, nullptr)),
-            "workspace too small or not 64-byte aligned: workspace.bytes is " + std::to_string(needed - 1) +
-                ", expected 64-byte aligned and at least " + std::to_string(needed));
+  EXPECT_EQ(refusal_of(op.run(args, shorter, nullptr)), short_workspace(needed));
   std::int32_t indices[1], counts[4];
   skim::index_lists lists;
   lists.indices = indices;

@@ -4,6 +4,7 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
 
+#include "refusal.hpp"
 #include "support/eviction_small.hpp"
 
 #include <gtest/gtest.h>
@@ -13,11 +14,6 @@ namespace {
 using namespace skim_test;
 using skim::keydiff;
 using skim::retention;
-
-std::string refusal_of(const skim::cuda::launch_report& report) {
-  char text[200];
-  return report.ok() ? "ok" : describe(report, text, sizeof text);
-}
 
 TEST(CudaEvictionCheck, NamesWhatItRefuses) {
   eviction_inputs inputs(small_case());

@@ -3,6 +3,7 @@
 #include <skim/cuda/ffn.cuh>
 #include <skim/cuda/neuron_selector/fastforward.cuh>
 
+#include "refusal.hpp"
 #include "support/ffn_case.hpp"
 
 #include <gtest/gtest.h>
@@ -11,11 +12,6 @@ namespace {
 
 using namespace skim_test;
 using skim::neuron_retention;
-
-std::string refusal_of(const skim::cuda::launch_report& report) {
-  char text[200];
-  return report.ok() ? "ok" : describe(report, text, sizeof text);
-}
 
 TEST(CudaFfnCheck, NamesWhatItRefuses) {
   ffn_inputs inputs{ffn_case{}};
@@ -54,9 +50,7 @@ TEST(CudaFfnCheck, AShortWorkspaceOrListIsNamedAndNothingIsLaunched) {
   ASSERT_GT(needed, 0u);
   aligned_memory memory(needed);
   const skim::memory shorter{memory.data(), needed - 1};
-  EXPECT_EQ(refusal_of(op.run(args, shorter, nullptr)),
-            "workspace too small or not 64-byte aligned: workspace.bytes is " + std::to_string(needed - 1) +
-                ", expected 64-byte aligned and at least " + std::to_string(needed));
+  EXPECT_EQ(refusal_of(op.run(args, shorter, nullptr)), short_workspace(needed));
   std::vector<float> scores(static_cast<std::size_t>(c.f));
   std::vector<std::int32_t> list(9), count(1);
   EXPECT_EQ(op.score(args, {scores.data(), {1, c.f - 1}}, memory.get(), nullptr).code, skim::status::bad_extent);

@@ -204,11 +204,11 @@ inline cache_rows rows_of(const kv_view& kv) {
   return rows;
 }
 
-/// Whether 16 bytes at a time can be copied of every row of a tensor.
-inline bool rows_of_16(const kv_tensor& of) {
-  const std::int64_t bytes = bytes_of(of.type, 1);
-  return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.row_stride * bytes % 16 == 0 &&
-         of.head_stride * bytes % 16 == 0 && of.page_stride * bytes % 16 == 0;
+/// Whether every row begins at a multiple of 16 bytes.
+inline bool rows_of_16(const stored_rows& of) {
+  const std::int64_t bytes = of.element_bytes;
+  return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.row * bytes % 16 == 0 && of.head * bytes % 16 == 0 &&
+         of.page * bytes % 16 == 0;
 }
 
 /// Calls `body(T{}, D)`, D a constant, for the type and head dimension that tensor cores take.
@@ -236,7 +236,8 @@ bool with_dim(std::int64_t D, const Body& body) {
 template <class Body>
 bool with_tensor_cores(const kv_view& kv, const Body& body) {
   const kv_tensor &k = kv.k, &v = kv.v;
-  if (k.type != v.type || k.dim != v.dim || k.scales || v.scales || !rows_of_16(k) || !rows_of_16(v)) return false;
+  if (k.type != v.type || k.dim != v.dim || k.scales || v.scales || !rows_of_16(rows_of(k)) || !rows_of_16(rows_of(v)))
+    return false;
   if (k.type == element::bf16) return with_dim<bf16>(k.dim, body);
   if (k.type == element::f16) return with_dim<f16>(k.dim, body);
   return false;

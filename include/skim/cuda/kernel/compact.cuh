@@ -123,9 +123,7 @@ __global__ void __launch_bounds__(Threads) close_up_slots(const eviction_call ca
 
 /// Whether rows are whole pieces of 16 bytes, wherever they lie.
 inline bool moves_by_16(const stored_rows& rows) {
-  const std::int64_t bytes = rows.element_bytes;
-  return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.dim * bytes % 16 == 0 &&
-         rows.row * bytes % 16 == 0 && rows.head * bytes % 16 == 0 && rows.page * bytes % 16 == 0;
+  return rows_of_16(rows) && rows.dim * rows.element_bytes % 16 == 0;
 }
 
 /// Lets the cache follow the lists.
