@@ -342,15 +342,12 @@ int main(int argc, char** argv) {
   }
   ggml_backend_load_all();
   llama_backend_init();
-  const std::string wide = std::string(argv[2]) + ".f16.gguf";
-  llama_model_quantize_params params = llama_model_quantize_default_params();
-  params.ftype = LLAMA_FTYPE_MOSTLY_F16;
-  params.allow_requantize = true;
-  if (!std::ifstream(wide) && llama_model_quantize(argv[2], wide.c_str(), &params) != 0) {
-    std::printf("FAIL %s cannot be made\n", wide.c_str());
+  try {
+    run_all(prefill::widened(argv[2], LLAMA_FTYPE_MOSTLY_F16, "f16"));
+  } catch (const std::runtime_error& problem) {
+    std::printf("FAIL %s\n", problem.what());
     return 1;
   }
-  run_all(wide);
   std::printf(all_good ? "all good\n" : "FAILED\n");
   return all_good ? 0 : 1;
 }

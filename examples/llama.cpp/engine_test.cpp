@@ -17,7 +17,9 @@
 
 namespace {
 
+using prefill::judge;
 using prefill::tokens;
+using prefill::widened;
 
 constexpr int chapters = 8, judged_tokens = 1024, prompt_tokens = 200, generated = 64, chunk = 256, threads = 2;
 // Of perplexities. By weights in f16 llama.cpp multiplies activations rounded to f16, by quantised ones those rounded to 8
@@ -83,13 +85,6 @@ class reference {
   float lead_ = 0;
 };
 
-double loss(const float* logits, std::int64_t vocabulary, llama_token token) {
-  const float best = *std::max_element(logits, logits + vocabulary);
-  double sum = 0;
-  for (std::int64_t t = 0; t < vocabulary; ++t) sum += std::exp(static_cast<double>(logits[t] - best));
-  return std::log(sum) + static_cast<double>(best - logits[token]);
-}
-
 class comparison {
  public:
   /// `reference_path`: what llama.cpp reads.
@@ -115,13 +110,13 @@ class comparison {
     for (const tokens& text : chapters_) {
       const auto next = [&](std::int64_t i) { return text[static_cast<std::size_t>(i) + 1]; };
       reference(*theirs_, judged_tokens).feed(text, [&](int i, const float* logits) {
-        if (i + 1 < judged_tokens) theirs += loss(logits, engine_.words->size(), next(i));
+        if (i + 1 < judged_tokens) theirs += judge(logits, vocabulary(), next(i)).loss;
       });
       needle::session session = new_session(judged_tokens);
       session.feed(text, [&](std::int64_t first, std::int64_t count) {
         const needle::matrix logits = session.logits(first, count);
         for (std::int64_t i = 0; i < count && first + i + 1 < judged_tokens; ++i)
-          ours += loss(logits.row(i).data(), logits.cols(), next(first + i));
+          ours += judge(logits.row(i).data(), vocabulary(), next(first + i)).loss;
       });
     }
     constexpr double judged = chapters * (judged_tokens - 1);
@@ -157,6 +152,8 @@ class comparison {
   }
 
  private:
+  int vocabulary() const { return llama_vocab_n_tokens(llama_model_get_vocab(theirs_.get())); }
+
   needle::session new_session(std::int64_t capacity) const {
     return {engine_.weights, dense_, {capacity, 128, skim::element::f32, 0}, needle::executor()};
   }
@@ -166,17 +163,6 @@ class comparison {
   std::unique_ptr<llama_model, decltype(&llama_model_free)> theirs_{nullptr, llama_model_free};
   std::vector<tokens> chapters_;
 };
-
-/// The model with its weights in another type, made the first time.
-std::string widened(const std::string& path, llama_ftype type, const std::string& name) {
-  const std::string wide = path + "." + name + ".gguf";
-  llama_model_quantize_params params = llama_model_quantize_default_params();
-  params.ftype = type;
-  params.allow_requantize = true;
-  if (!std::ifstream(wide) && llama_model_quantize(path.c_str(), wide.c_str(), &params) != 0)
-    throw std::runtime_error(wide + " cannot be made");
-  return wide;
-}
 
 }  // namespace
 

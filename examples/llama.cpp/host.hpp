@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file What a host calls of the backend, and how it keeps a cache bounded.
+/// \file What a host calls of the backend, how it keeps a cache bounded, and what programs here do with models and logits.
 #pragma once
 
 #include <ggml-backend.h>
 #include <llama.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -64,6 +67,30 @@ void decode(llama_context& context, const std::vector<llama_token>& text, int be
   const int code = llama_decode(&context, batch);
   llama_batch_free(batch);
   if (code != 0) throw std::runtime_error("llama_decode says " + std::to_string(code));
+}
+
+/// Nats of a token, and whether it is the likeliest.
+struct verdict {
+  double loss;
+  bool right;
+};
+inline verdict judge(const float* logits, int vocabulary, llama_token token) {
+  const float* const best = std::max_element(logits, logits + vocabulary);
+  double sum = 0;
+  for (int t = 0; t < vocabulary; ++t) sum += std::exp(static_cast<double>(logits[t] - *best));
+  return {std::log(sum) + static_cast<double>(*best - logits[token]), best - logits == token};
+}
+
+/// The file of a model with its weights in another type, `name`, made the first time. Throws std::runtime_error.
+inline std::string widened(const std::string& path, llama_ftype type, const std::string& name) {
+  const std::string wide = path + "." + name + ".gguf";
+  llama_model_quantize_params params = llama_model_quantize_default_params();
+  params.ftype = type;
+  params.allow_requantize = true;
+  if (!std::ifstream(wide) && llama_model_quantize(path.c_str(), wide.c_str(), &params) != 0) {
+    throw std::runtime_error(wide + " cannot be made");
+  }
+  return wide;
 }
 
 }  // namespace prefill

@@ -95,18 +95,6 @@ void read_prompt(llama_context& context, const tokens& text, int ubatch, const s
   llama_synchronize(&context);
 }
 
-/// Nats of a token, and whether it is the likeliest.
-struct verdict {
-  double loss;
-  bool right;
-};
-verdict judge(const float* logits, int vocabulary, llama_token token) {
-  const float* const best = std::max_element(logits, logits + vocabulary);
-  double sum = 0;
-  for (int t = 0; t < vocabulary; ++t) sum += std::exp(static_cast<double>(logits[t] - *best));
-  return {std::log(sum) + static_cast<double>(*best - logits[token]), best - logits == token};
-}
-
 json quality(llama_context& context, int vocabulary, const prompt& asked, int ubatch, const std::string& evictor) {
   std::map<int, bool> places;  // whose next token is judged, and whether that is an answer's
   for (const int at : asked.prose) places[at - 1] = false;
