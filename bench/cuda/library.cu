@@ -20,8 +20,11 @@ skim::attention_args arguments(const void* q, const void* k, const void* v, void
   return args;
 }
 
+/// By `n` queries for every so many rows; 0: the paper's rule.
 skim::cuda::attention<skim::quoka> quoka(std::int64_t n, std::int64_t every, std::int64_t budget) {
-  return {skim::quoka{skim::queries::needed(n), skim::retention::preset(budget).for_every(every).dense_under(0)}};
+  using skim::retention;
+  if (n == 0) return {skim::quoka::paper(skim::queries::lowest_cosine(), retention::budget(budget).dense_under(0))};
+  return {skim::quoka{skim::queries::needed(n), retention::preset(budget).for_every(every).dense_under(0)}};
 }
 
 skim::index_lists lists_in(std::int32_t* memory, std::int64_t Tq, std::int64_t Hk, std::int64_t every,

@@ -73,17 +73,18 @@ class shape:
         values = lambda *numbers: [i64(x) for x in numbers]
         sizes = values(*self.sizes)
         skim.skim_workspace.restype = i64
-        bytes_ = skim.skim_workspace(*sizes, *values(n, every, budget))
+        rule, paper = values(n, every, budget), values(0, 0, budget)
+        bytes_ = max(skim.skim_workspace(*sizes, *of) for of in (rule, paper))
         workspace = torch.empty(bytes_, device='cuda', dtype=torch.uint8)
         lists = [torch.zeros(-(-Tq // every) * HK * (budget + 1), device='cuda', dtype=torch.int32) for _ in range(sets)]
         stream = lambda: pointer(torch.cuda.current_stream().cuda_stream)
         at = lambda tensor: pointer(tensor.data_ptr())
         tensors = lambda i: [at(self.q), at(self.k[i]), at(self.v[i]), at(self.out)]
         scratch = lambda: [at(workspace), i64(bytes_), stream()]
-        rule = values(n, every, budget)
         self.calls = {
             'skim dense': lambda i: demand(skim.skim_dense(*tensors(i), *sizes, *scratch())),
             'skim quoka': lambda i: demand(skim.skim_quoka(*tensors(i), *sizes, *rule, *scratch())),
+            'skim paper': lambda i: demand(skim.skim_quoka(*tensors(i), *sizes, *paper, *scratch())),
             'skim select': lambda i: demand(skim.skim_select(*tensors(i), *sizes, *rule, at(lists[i]), *scratch())),
             'skim attend': lambda i: demand(
                 skim.skim_attend(*tensors(i), *sizes, *rule[1:], at(lists[i]), *scratch())),

@@ -40,11 +40,27 @@ TEST(CudaCheck, NamesWhatItRefuses) {
   c = small_case();
   c.D = c.Dv = 600;
   EXPECT_EQ(refusal(c, {}), "unsupported: kv.k.dim is 600, expected at most 576");
-  EXPECT_EQ(refusal(small_case(), skim::quoka::paper()),
+  using skim::quoka;
+  namespace queries = skim::queries;
+  EXPECT_EQ(refusal(small_case(), quoka::paper()), "ok");
+  EXPECT_EQ(refusal(small_case(), quoka::paper(queries::newest(20))), "ok");
+  EXPECT_EQ(refusal(small_case(), quoka::paper(queries::farthest_point(8))),
+            "unsupported: queries.choice (on a GPU) is another, expected lowest_cosine, newest or all of group means");
+  quoka other;
+  other.queries = queries::random(16, 1, skim::query_rows::own);
+  EXPECT_EQ(refusal(small_case(), other),
             "unsupported: queries.choice (on a GPU) is another, expected needed, or all of own rows");
-  skim::quoka cosine;
-  cosine.similarity = skim::similarity::cosine;
-  EXPECT_EQ(refusal(small_case(), cosine), "unsupported: similarity (on a GPU) is another, expected standardised");
+  other = {};
+  other.similarity = skim::similarity::cosine;
+  EXPECT_EQ(refusal(small_case(), other),
+            "unsupported: similarity (on a GPU) is another, expected standardised with own rows");
+  other = quoka::paper();
+  other.similarity = skim::similarity::dot;
+  EXPECT_EQ(refusal(small_case(), other),
+            "unsupported: similarity (on a GPU) is another, expected cosine with group means");
+  other = quoka::paper();
+  other.reduce = skim::reduction::mean;
+  EXPECT_EQ(refusal(small_case(), other), "unsupported: reduce (on a GPU) is mean, expected max");
   skim::quoka many;
   many.queries.n = 8000;
   c = small_case();

@@ -12,6 +12,7 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <set>
 
 namespace {
@@ -60,9 +61,10 @@ struct gpu_stages : own_stages {
     }
     for (std::int64_t i = 0; i < kept; ++i) {
       const auto row = read(call.queries + (list * call.n + i) * skim::cuda::detail::padded(D), D);
+      queries.emplace_back(row.begin(), row.end());
       if (!std::isnan(row[0])) scoring.emplace_back(row.begin(), row.end());
     }
-    queries = scoring;
+    if (!call.means) queries = scoring;
     if (!chosen_by_clusters(call)) {
       scores = read(call.scores + list * call.score_stride, past);
       return;
@@ -90,6 +92,27 @@ struct gpu_stages : own_stages {
 };
 
 int by_tensor_cores = 0;  // lists whose queries they picked
+
+/// The paper's queries: which tokens each head chose, and the means of those.
+void expect_means(const stage_check& check, const skim::cuda::detail::quoka_call& call, std::int64_t list,
+                  const reference::vector_list& queries) {
+  const std::int64_t G = check.G(), Tq = check.block.Tq, n = static_cast<std::int64_t>(queries.size());
+  std::vector<std::vector<std::int64_t>> tokens;
+  if (check.by_query_head()) {
+    for (std::int64_t g = 0; g < G; ++g) {
+      const auto picked = read(call.picked + (list * G + g) * call.n, n);
+      tokens.emplace_back(picked.begin(), picked.end());
+      expect_choice(check.policy.queries, {reference::queries_of(check.args, check.block, check.head * G + g), 0},
+                    check.block.Tk(), tokens.back());
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  } else {
+    tokens.emplace_back(static_cast<std::size_t>(n));
+    std::iota(tokens.back().begin(), tokens.back().end(), Tq - n);
+  }
+  const bool bf16 = call.query_type == skim::element::bf16, f16 = call.query_type == skim::element::f16;
+  check.expect_qbar(queries, tokens, bf16 ? 0x1p-8 : f16 ? 0x1p-11 : 0, f16 ? 0x1p-25 : 0);
+}
 
 /// Selects on the GPU and checks every stage of every block and head of a call of one sequence.
 void expect_selection_on_gpu(const skim::quoka& policy, const skim::attention_args& args) {
@@ -129,13 +152,17 @@ void expect_selection_on_gpu(const skim::quoka& policy, const skim::attention_ar
         check.common = check.common_part();
         ++by_tensor_cores;
       }
-      gpu_stages stages(call, list, R, candidates.empty() ? past : candidates.front(), past, features);
+      const std::int64_t rows = call.means ? block.Tq : R;
+      gpu_stages stages(call, list, rows, candidates.empty() ? past : candidates.front(), past, features);
       if (!stages.needs.empty()) {
         check.query_type = call.query_type;
         check.expect_stages(stages, candidates);
         if (testing::Test::HasFatalFailure()) return;
       }
-      const stage_check scores{policy, args, block, head};
+      stage_check scores{policy, args, block, head};
+      scores.additions = 2;  // of a product and of a length
+      if (call.means) expect_means(scores, call, list, stages.queries);
+      if (testing::Test::HasFatalFailure()) return;
       scores.expect_scores_and_list(stages.scoring, stages.scores.data(), listed);
       if (testing::Test::HasFatalFailure()) return;
     }
@@ -186,6 +213,29 @@ TEST_P(gpu_quoka, every_stage_follows_from_the_one_before) {
     policy.smooth = std::int64_t{1} + 2 * static_cast<std::int64_t>(i % 4);
     SCOPED_TRACE(testing::Message() << "n " << policy.queries.n << ", every " << policy.keep.every << ", smooth "
                                     << policy.smooth << ", keep " << i % 6);
+    attention_inputs inputs(c);
+    expect_selection_on_gpu(policy, inputs.args());
+    if (HasFailure()) return;
+  }
+}
+
+/// The paper's rule over the same cases, with inverse norms beside the keys where the case has them.
+TEST_P(gpu_quoka, the_papers_rule_follows_stage_by_stage) {
+  NEEDS_A_GPU();
+  const std::vector<attention_case> cases = attention_sample();
+  const std::int64_t counts[] = {4, 16, 17, 40}, every[] = {0, 16, 50};
+  const retention keeps[] = {retention::budget(1), retention::budget(40, 4), retention::share(0.25)};
+  for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
+    attention_case c = selection_case(cases[i], i);
+    c.inverse_norms = i % 3 == 1;
+    SCOPED_TRACE(testing::Message() << c);
+    skim::quoka policy = skim::quoka::paper(queries::lowest_cosine(counts[i % 4]),
+                                            keeps[i % 3].for_every(every[i / 2 % 3]).dense_under(0));
+    if (i % 7 == 2) policy.queries = queries::newest(counts[i % 4]);
+    if (i % 7 == 4) policy.queries = queries::all();
+    if (i % 5 == 3) policy.smooth = 3;
+    SCOPED_TRACE(testing::Message() << "n " << policy.queries.n << ", every " << policy.keep.every << ", keep "
+                                    << i % 3);
     attention_inputs inputs(c);
     expect_selection_on_gpu(policy, inputs.args());
     if (HasFailure()) return;

@@ -135,11 +135,13 @@ struct stage_check {
   const skim::attention_sequence& block;
   std::int64_t head;
 
+  double additions = 0.125;  // on the way of a number into a sum over D, for each of D
+
   bool chooses() const { return policy.queries.kept(block.Tq, G()) < policy.queries.all(block.Tq, G()); }
   bool by_query_head() const { return policy.queries.per_query_head() && chooses(); }
   std::int64_t G() const { return skim::group_size(args); }
   double unit_error() const {
-    return f32_roundoff * (static_cast<double>(args.q.extents[2]) / 8 + static_cast<double>(G()) + 8);
+    return f32_roundoff * (static_cast<double>(args.q.extents[2]) * additions + static_cast<double>(G()) + 8);
   }
 
   /// What the kernel chooses for one query head: a group of one shows its choice.
@@ -183,20 +185,22 @@ struct stage_check {
     return {chosen.tokens};
   }
 
-  /// The group mean of the unit queries of those tokens.
-  void expect_qbar(const chosen_queries& chosen, const std::vector<std::vector<std::int64_t>>& tokens) const {
+  /// The group mean of the unit queries of those tokens, rounded by `rounding` and, near 0, by `least`.
+  void expect_qbar(const reference::vector_list& qbar, const std::vector<std::vector<std::int64_t>>& tokens,
+                   double rounding = 0, double least = 0) const {
     std::vector<reference::vector_list> heads;
     for (std::int64_t g = 0; g < G(); ++g) heads.push_back(units(g));
-    for (std::size_t i = 0; i < chosen.qbar.size(); ++i) {
+    for (std::size_t i = 0; i < qbar.size(); ++i) {
       reference::vector_list group;
       for (std::size_t g = 0; g < heads.size(); ++g) {
         group.push_back(heads[g][static_cast<std::size_t>(tokens[by_query_head() ? g : 0][i])]);
       }
       const std::vector<double> mean = reference::group_mean(group);
-      ASSERT_EQ(reference::is_finite(mean), reference::is_finite(chosen.qbar[i])) << "query " << i;
+      ASSERT_EQ(reference::is_finite(mean), reference::is_finite(qbar[i])) << "query " << i;
       if (!reference::is_finite(mean)) continue;
       for (std::size_t d = 0; d < mean.size(); ++d) {
-        ASSERT_NEAR(chosen.qbar[i][d], mean[d], unit_error()) << "query " << i << ", element " << d;
+        const double bound = unit_error() * (1 + rounding) + rounding * std::fabs(mean[d]) + least;
+        ASSERT_NEAR(qbar[i][d], mean[d], bound) << "query " << i << ", element " << d;
       }
     }
   }
@@ -357,7 +361,7 @@ struct stage_check {
     const chosen_queries chosen(policy.queries, args, block, head);
     const auto tokens = expect_tokens(chosen);
     if (testing::Test::HasFatalFailure()) return;
-    expect_qbar(chosen, tokens);
+    expect_qbar(chosen.qbar, tokens);
     expect_scores_and_list(chosen.qbar, scores, list);
   }
 };

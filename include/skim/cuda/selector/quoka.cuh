@@ -6,6 +6,7 @@
 #include <skim/cuda/kernel/attend.cuh>
 #include <skim/cuda/kernel/choose.cuh>
 #include <skim/cuda/score_kernel.cuh>
+#include <skim/cuda/selector/mean_queries.cuh>
 #include <skim/cuda/selector/needed_queries.cuh>
 #include <skim/cuda/selector/picked_queries.cuh>
 #include <skim/cuda/selector/quoka_moments.cuh>
@@ -19,11 +20,11 @@ inline constexpr std::int64_t blocks_together = 16;
 
 /// Calls `body` as `with_tensor_cores`, of keys alone.
 template <class Body>
-bool scores_by_tensor_cores(std::int64_t queries, kv_view kv, const Body& body) {
+bool scores_by_tensor_cores(const quoka_call& call, kv_view kv, const Body& body) {
   kv.v = kv.k;
   bool taken = false;
   with_tensor_cores(kv, [&](auto type, auto dim) {
-    taken = tensor_scores<dim.value>::bytes(queries) <= most_shared_bytes;
+    taken = tensor_scores<dim.value>::bytes(call.whole) <= most_shared_bytes;
     if (taken) body(type, dim);
   });
   return taken;
@@ -39,7 +40,7 @@ bool picks_by_tensor_cores(const quoka_call& call, const kv_view& kv, const Body
       !tensor_picking::takes(rows, call.group, call.n, kv.k.dim)) {
     return false;
   }
-  return scores_by_tensor_cores(call.n, kv, [&](auto type, auto dim) {
+  return scores_by_tensor_cores(call, kv, [&](auto type, auto dim) {
     if constexpr (dim.value == 64 || dim.value == 128) body(type, dim);
   });
 }
@@ -74,9 +75,15 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
   call.smooth = static_cast<int>(policy.smooth);
-  call.needed = policy.queries.choice == query_choice::needed && policy.queries.n < greater(rows, 1) * G;
-  const bool tensor = scores_by_tensor_cores(call.n, sequence.kv, [](auto, auto) {});
-  call.query_type = sequence.kv.k.type == element::bf16 || tensor ? sequence.kv.k.type : element::none;
+  call.choice = policy.queries.choice;
+  call.needed = call.choice == query_choice::needed && policy.queries.n < greater(rows, 1) * G;
+  call.means = policy.queries.rows == query_rows::group_means;
+  call.whole = static_cast<int>(whole_queries(call.n, call.means));
+  call.inverse_norms = sequence.kv.inverse_norms;
+  call.inverse_norms_stride = sequence.kv.inverse_norms_stride;
+  const bool tensor = scores_by_tensor_cores(call, sequence.kv, [](auto, auto) {});
+  const bool rounds = tensor || (!call.means && sequence.kv.k.type == element::bf16);
+  call.query_type = rounds ? sequence.kv.k.type : element::none;
   call.keep = policy.keep;
   const std::int64_t samples = moments_tile::most(longest);
   using together = tensor_scores<64>;
@@ -85,17 +92,18 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.score_stride = pieces(longest, 64) * 64;
   const std::int64_t lists = std::int64_t{call.blocks} * call.heads, own = lists * call.rows;
   call.needs = arena.take<float>(own);
+  call.inverse_lengths = call.needs;  // of another rule
   call.features = arena.take<float>(call.needed ? own * D : 0);
   call.distances = arena.take<float>(own);
   call.nearest = arena.take<int>(own);
-  call.picked = arena.take<int>(lists * call.n);
+  call.picked = arena.take<int>(lists * call.n * (call.means ? G : 1));
   call.queries = arena.take<float>(lists * call.n * padded(D));
   call.factors = arena.take<float>(lists * call.n);
   call.offsets = arena.take<float>(lists * call.n);
-  char* const fragments = arena.take<char>(lists * whole_queries(call.n) * D * 2);
+  char* const fragments = arena.take<char>(lists * call.whole * D * 2);
   call.fragments = tensor ? fragments : nullptr;
   // Room for either kernel: which it is depends on addresses too.
-  call.moments = arena.take<product_moments>(lists * call.n * pieces(samples, moments_tile::samples));
+  call.moments = arena.take<product_moments>(call.means ? 0 : lists * call.n * pieces(samples, moments_tile::samples));
   call.raw = arena.take<float>(lists * call.score_stride);
   call.scores = arena.take<float>(lists * call.score_stride);
   return call;
@@ -103,21 +111,27 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
 
 }  // namespace detail
 
-/// The library's own rule: `needed` queries, or all of a head's own rows, and `standardised` scores. As on the CPU, but that
-/// keys in f16 meet queries rounded to f16, that sums are ordered otherwise, and that squares of queries must not overflow
-/// f32. Where tensor cores pick (`tensor_picking::takes`), distances of features are made of products of rows as they are
+/// The library's own rule, `needed` queries or all of a head's own rows and `standardised` scores; and the paper's, `cosine`
+/// with group means of the tokens of `lowest_cosine`, of the `newest` or of all. As on the CPU, but that where tensor cores
+/// score (16-bit keys of 64, 80, 96, 128, 192 or 256) queries are rounded to the keys' type, that sums are ordered otherwise,
+/// and that squares of queries must not overflow f32 with our rule. Where tensor cores pick (`tensor_picking::takes`), distances of features are made of products of rows as they are
 /// stored: off by 2^-24 (D / 8 + 16) times 16 |x|^2 / spread^2 of the longest row, so that rows must not have nearly all in
 /// common. Without stored positions, which may be in any order.
 template <>
 struct score_kernel<quoka> {
   static report check(const quoka& policy, const attention_args& args) {
     const query_choice choice = policy.queries.choice;
-    if (policy.queries.rows != query_rows::own || (choice != query_choice::needed && choice != query_choice::all)) {
-      return fault(status::unsupported, "queries.choice (on a GPU)", "another", "needed, or all of own rows");
+    const bool means = policy.queries.rows == query_rows::group_means, all = choice == query_choice::all;
+    if (!all && (means ? choice != query_choice::lowest_cosine && choice != query_choice::newest
+                       : choice != query_choice::needed)) {
+      return fault(status::unsupported, "queries.choice (on a GPU)", "another",
+                   means ? "lowest_cosine, newest or all of group means" : "needed, or all of own rows");
     }
-    if (policy.similarity != similarity::standardised) {
-      return fault(status::unsupported, "similarity (on a GPU)", "another", "standardised");
+    if (policy.similarity != (means ? similarity::cosine : similarity::standardised)) {
+      return fault(status::unsupported, "similarity (on a GPU)", "another",
+                   means ? "cosine with group means" : "standardised with own rows");
     }
+    if (policy.reduce != reduction::max) return fault(status::unsupported, "reduce (on a GPU)", "mean", "max");
     const std::int64_t G = group_size(args), every = policy.keep.every;
     const std::int64_t rows = (every > 0 ? detail::smaller(every, most_rows(args)) : most_rows(args)) * G;
     if (rows > detail::picking::most_rows) {
@@ -164,10 +178,9 @@ struct score_kernel<quoka> {
         pick(call, launch);
       }
       const int first_list = static_cast<int>(list_row + first * call.heads);
-      const bool tensor =
-          call.fragments && detail::scores_by_tensor_cores(call.n, sequence.kv, [&](auto type, auto dim) {
-            score_together<decltype(type), dim.value>(call, launch);
-          });
+      const bool tensor = call.fragments && detail::scores_by_tensor_cores(call, sequence.kv, [&](auto type, auto dim) {
+                            score_together<decltype(type), dim.value>(call, launch);
+                          });
       if (!tensor) score(call, launch);
       const std::int64_t count = lists_of(call);
       const detail::quoka_rows rows{call, lists, first_list};
@@ -193,6 +206,14 @@ struct score_kernel<quoka> {
   static void pick(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
     const std::int64_t lists = lists_of(call), D = call.kv.k.dim;
+    if (call.means) {
+      using means = mean_queries;
+      launch(&choose_by_cosine<means::threads>, call.group, lists, means::threads, means::bytes(D, call.block_rows),
+             call);
+      launch(&average_units<means::average_threads>, detail::pieces(call.n, means::average_threads / 32), lists,
+             means::average_threads, 0, call);
+      return;
+    }
     if (call.needed) {
       launch(&find_needs<needs_tile::threads>, pieces(call.rows, needs_tile::rows), lists, needs_tile::threads,
              needs_tile::bytes(D), call);
@@ -217,23 +238,28 @@ struct score_kernel<quoka> {
   static void score_together(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
     using tile = tensor_scores<D>;
-    launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads, tile::bytes(call.n), call);
+    if (!call.means) {
+      launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads, tile::bytes(call.whole),
+             call);
+    }
     std::int64_t together = smaller(call.blocks, tile::most_lists);  // as far as two blocks share a processor
-    while (together > 1 && tile::bytes(call.n, together) > most_shared_bytes / 2) --together;
+    while (together > 1 && tile::bytes(call.whole, together) > most_shared_bytes / 2) --together;
     // Two blocks on each of 132 processors, if there is work for so many.
     const std::int64_t groups = pieces(call.blocks, together) * call.heads;
     const std::int64_t wanted = greater(1, 2 * 132 / groups),
                        most = pieces(call.score_stride, tile::warps * tile::keys);
-    launch(&score_by_tensor_cores<T, D>, smaller(wanted, most), groups, tile::threads, tile::bytes(call.n, together),
-           call, static_cast<int>(together));
+    launch(call.means ? &score_by_tensor_cores<T, D, true> : &score_by_tensor_cores<T, D, false>, smaller(wanted, most),
+           groups, tile::threads, tile::bytes(call.whole, together), call, static_cast<int>(together));
   }
 
   static void score(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
     const std::int64_t lists = lists_of(call), D = call.kv.k.dim;
-    launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D),
-           call);
-    launch(&standardise<64>, 1, lists, 64, 0, call);
+    if (!call.means) {
+      launch(&find_moments<moments_tile::threads>, call.pieces, lists, moments_tile::threads, moments_tile::bytes(D),
+             call);
+      launch(&standardise<64>, 1, lists, 64, 0, call);
+    }
     launch(&score_plainly<plain_scores::threads>, pieces(call.score_stride, plain_scores::keys), lists,
            plain_scores::threads, plain_scores::bytes(D), call);
   }

@@ -44,20 +44,25 @@ struct quoka_call {
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
   unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
   int n, samples, smooth, rows;                           // rows: room for a block's G * Tq
+  int whole;                                              // queries that matrix instructions meet
   int pieces;                                             // of moments, at most
-  bool needed;
+  query_choice choice;
+  bool needed, means;  // whether rows of need are picked; whether queries are means of groups, and scores cosines
   element query_type;  // that queries are rounded to; none: they stay f32
+  const float* inverse_norms;
+  std::int64_t inverse_norms_stride;
   retention keep;
   float *needs, *features, *distances, *queries, *factors, *offsets, *raw, *scores;
-  int *nearest, *picked;
+  float* inverse_lengths;    // [lists, rows]: of the block's rows; NaN of one that has no say
+  int *nearest, *picked;     // picked [lists, n]; of means [lists, group, n]
   product_moments* moments;  // [lists, pieces, n]
   char* fragments;           // queries once more, as matrix instructions want them: see `fragment_at`. Null: by none
   std::int64_t score_stride;
 };
 
-/// Queries that matrix instructions meet: 32 at a time.
-SKIM_HD SKIM_INLINE constexpr std::int64_t whole_queries(std::int64_t n) {
-  return (n + 31) / 32 * 32;
+/// Queries that matrix instructions meet: 32 at a time, or 16 of those that need no moments.
+SKIM_HD SKIM_INLINE constexpr std::int64_t whole_queries(std::int64_t n, bool means) {
+  return means ? (n + 15) / 16 * 16 : (n + 31) / 32 * 32;
 }
 /// Dimensions that four lanes have of a row at a time, of each a quarter that lies together: 16 bytes where D allows it.
 SKIM_HD SKIM_INLINE constexpr int dims_at_once(int D) {
@@ -71,7 +76,7 @@ SKIM_HD SKIM_INLINE constexpr int fragment_at(int query, int d, int D, int queri
 
 /// Number d of a query, rounded to what keys are multiplied in; NaN where there is no query.
 SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d, float value) {
-  const int D = call.kv.k.dim, queries = static_cast<int>(whole_queries(call.n));
+  const int D = call.kv.k.dim, queries = call.whole;
   const float rounded = call.query_type == element::bf16  ? __bfloat162float(__float2bfloat16_rn(value))
                         : call.query_type == element::f16 ? __half2float(__float2half_rn(value))
                                                           : value;
@@ -83,7 +88,7 @@ SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d,
 /// Two or four numbers from d on, a multiple of as many, of queries that are rounded to T.
 template <class T, int D, int Count>
 SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d, const float (&values)[Count]) {
-  const int queries = static_cast<int>(whole_queries(call.n));
+  const int queries = call.whole;
   float* const row = query_row(call.queries, D, static_cast<std::int64_t>(list) * call.n + query) + d;
   auto* const fragment = reinterpret_cast<std::uint32_t*>(
       call.fragments + (static_cast<std::int64_t>(list) * queries * D + fragment_at(query, d, D, queries)) * 2);
@@ -118,7 +123,7 @@ struct quoka_block {
     return (first_token + row % Tq) * call.q_row + (head * call.group + row / Tq) * call.q_head;
   }
   /// Queries that there may be; those that do not score have factor 0.
-  SKIM_DEVICE int queries(const quoka_call& call) const { return min(call.n, rows); }
+  SKIM_DEVICE int queries(const quoka_call& call) const { return min(call.n, call.means ? Tq : rows); }
   SKIM_DEVICE bool picks(const quoka_call& call) const { return !reads_all && !takes_every_row(call); }
   SKIM_DEVICE bool takes_every_row(const quoka_call& call) const { return !call.needed || rows <= call.n; }
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
   }
 }
 
-/// Merges the pieces, in order. Where no query scores, the first offset is NaN. A block for each list.
+/// Merges the pieces, in order. A block for each list.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
   start_in_chain();
@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
   if (block.reads_all) return;
   const int n = block.queries(call), all = block.moment_count();
   const std::int64_t list = block.list;
-  bool some = false;
   for (int query = threadIdx.x; query < call.n; query += Threads) {
     product_moments own;
     const int pieces = query < n ? (all + moments_tile::samples - 1) / moments_tile::samples : 0;
@@ -100,9 +99,8 @@ __global__ void __launch_bounds__(Threads) standardise(const quoka_call call) {
         if (first + i < pieces) own.join(next[i]);
       }
     }
-    some |= own.standardise(call.factors[list * call.n + query], call.offsets[list * call.n + query]);
+    own.standardise(call.factors[list * call.n + query], call.offsets[list * call.n + query]);
   }
-  if (__syncthreads_or(some) == 0 && threadIdx.x == 0) call.offsets[list * call.n] = __int_as_float(0x7fc00000);
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

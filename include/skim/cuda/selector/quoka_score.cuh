@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Scores of keys, on a GPU: the largest standardised product, then the mean with a key's neighbours.
+/// \file Scores of keys, on a GPU: the largest standardised product, or the largest cosine; then the mean with a key's
+/// neighbours.
 #pragma once
 
+#include <skim/cuda/kernel/unit_rows.cuh>
 #include <skim/cuda/selector/quoka_call.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
@@ -11,10 +13,46 @@ SKIM_DEVICE float* raw_scores(const quoka_call& call, int list) {
   return call.raw + list * call.score_stride;
 }
 
-/// What a candidate scores before smoothing: NaN where that is not finite; where no query scores the newest highest.
-SKIM_DEVICE float raw_score(int past, int slot, float largest, bool some) {
-  if (!some) return static_cast<float>(slot + 1 - past);
+/// What a candidate scores before smoothing: NaN where that is not finite.
+SKIM_DEVICE float raw_score(float largest) {
   return isfinite(largest) ? largest : __int_as_float(0x7fc00000);
+}
+/// Where no query scores, which cosines of 0 do.
+SKIM_DEVICE float newest_first(int past, int slot) {
+  return static_cast<float>(slot + 1 - past);
+}
+
+/// 1 / |key|, as it is stored, or from its squares.
+SKIM_DEVICE float inverse_of_key(const quoka_call& call, int head, int slot, float squares) {
+  if (call.inverse_norms) return call.inverse_norms[head * call.inverse_norms_stride + call.kv.metadata_row(slot)];
+  return 1 / sqrtf(squares);
+}
+
+/// The score of a key whose squares f32 does not hold, or that has none. By a warp.
+SKIM_DEVICE float score_unusual(const quoka_call& call, const quoka_block& block, int slot) {
+  const stored_rows& of = call.kv.k;
+  const unit_factors unit = scale_to_one(call.kv, of, block.head, slot);
+  const char* const key = call.kv.row(of, block.head, slot);
+  const float scale = call.kv.scale(of, block.head, slot);
+  const std::int64_t first = static_cast<std::int64_t>(block.list) * call.n;
+  float most = minus_infinity();
+  for (int query = 0; query < block.queries(call); ++query) {
+    if (call.factors[first + query] == 0) continue;
+    const float* const row = query_row(call.queries, of.dim, first + query);
+    float sum = 0;
+    for (int d = threadIdx.x % 32; d < of.dim; d += 32) sum += unit(load(key, of.type, d) * scale) * row[d];
+    most = fmaxf(most, sum_of_warp(sum));
+  }
+  return most == minus_infinity() ? unit.inverse * 0 : most;
+}
+
+/// Scores again what each lane has, if `unusual`. By a warp.
+SKIM_DEVICE void put_unusual(const quoka_call& call, int list, int slot, bool unusual) {
+  for (unsigned left = __ballot_sync(all_lanes, unusual); left != 0; left &= left - 1) {
+    const int own = __shfl_sync(all_lanes, slot, __ffs(static_cast<int>(left)) - 1);
+    const float score = score_unusual(call, quoka_block(call, list), own);
+    if (threadIdx.x % 32 == 0) raw_scores(call, list)[own] = score;
+  }
 }
 
 /// Of any type and dimension, by multiply-adds. Grid: pieces of keys, lists.
@@ -44,6 +82,7 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
   const float* const factors = call.factors + static_cast<std::int64_t>(block.list) * call.n;
   const float* const offsets = call.offsets + static_cast<std::int64_t>(block.list) * call.n;
   float most = minus_infinity();
+  bool some = false;
   for (int first = thread / 32 * tile::queries_of_warp; first < n; first += Threads / 32 * tile::queries_of_warp) {
     float products[tile::queries_of_warp] = {};
     for (int d = 0; d < D; d += 4) {
@@ -58,13 +97,21 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
     for (int i = 0; i < tile::queries_of_warp; ++i) {
       const int query = min(first + i, n - 1);
       if (factors[query] > 0) most = fmaxf(most, products[i] * factors[query] + offsets[query]);
+      some |= factors[query] > 0;
     }
   }
   largest[thread] = most;
-  __syncthreads();
-  if (thread >= tile::keys || begin + thread >= block.past) return;
+  some = __syncthreads_or(some) != 0;
+  if (thread >= tile::keys) return;
   for (int warp = 0; warp < Threads / 32; ++warp) most = fmaxf(most, largest[warp * 32 + lane]);
-  raw_scores(call, block.list)[begin + thread] = raw_score(block.past, begin + thread, most, !isnan(offsets[0]));
+  const int slot = begin + lane;
+  const bool mine = slot < block.past;
+  float squares = 0;
+  for (int d = 0; call.means && d < D; ++d) squares += keys[lane * pitch + d] * keys[lane * pitch + d];
+  const float inverse = call.means && mine ? inverse_of_key(call, block.head, slot, squares) : 1;
+  if (!some) most = call.means ? 0 : newest_first(block.past, slot);
+  if (mine) raw_scores(call, block.list)[slot] = raw_score(most * inverse);
+  if (call.means) put_unusual(call, block.list, slot, mine && !is_usable(inverse));
 }
 
 /// Keys of a warp and how it loads and multiplies them: by `mma.sync`, from memory straight into its registers.
@@ -82,6 +129,29 @@ class key_rows {
 #pragma unroll
       for (int c = 0; c < chunks; ++c) load_piece(rows_[i][c], row + 2 * dims * c);
     }
+  }
+  /// Squared length of a key: 8 * quarter + lane / 4 of the warp's, where there are so many. The diagonal of the keys' products
+  /// with themselves.
+  SKIM_DEVICE float squares() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4;
+    float own = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * parts; ++i) {
+      float sums[4] = {};  // keys 8 i to 8 i + 7 are rows 0 to 7, for odd i 8 to 15
+#pragma unroll
+      for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+        for (int s = 0; s < dims / 16; ++s) {
+          const auto &low = rows_[i / 2 * 2][c].words, &high = rows_[i / 2 * 2 + 1][c].words, &with = rows_[i][c].words;
+          const std::uint32_t keys[4] = {low[2 * s], high[2 * s], low[2 * s + 1], high[2 * s + 1]};
+          tensor_type<T>::multiply(sums, keys, with[2 * s], with[2 * s + 1]);
+        }
+      }
+      const float mine = group % 2 == 0 ? sums[i % 2 * 2] : sums[i % 2 * 2 + 1];
+      const float its = __shfl_sync(all_lanes, mine, 4 * group + group / 2);
+      if (lane % 4 == i) own = its;
+    }
+    return own;
   }
   /// sums [parts][tiles of 8 queries][4] of the queries from tile `first` on.
   template <int Tiles>
@@ -118,8 +188,9 @@ struct tensor_scores {
   /// Blocks of rows whose queries meet a key while it is there.
   static constexpr int most_lists = 4;
 
-  static std::size_t bytes(std::int64_t n, std::int64_t lists = 1) {
-    return static_cast<std::size_t>(lists * whole_queries(n) * (2 * D + static_cast<std::int64_t>(sizeof(float2))));
+  /// For so many queries of `quoka_call::whole`.
+  static std::size_t bytes(std::int64_t queries, std::int64_t lists = 1) {
+    return static_cast<std::size_t>(lists * queries * (2 * D + static_cast<std::int64_t>(sizeof(float2))));
   }
   /// Samples of one piece, of so many: by a block's own alone, so that its bits are its own.
   static SKIM_DEVICE int samples_of_piece(int all) {
@@ -130,7 +201,7 @@ struct tensor_scores {
 /// Starts to copy a list's queries to shared memory, 16 bytes at a time.
 template <int D>
 SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
-  const int bytes = static_cast<int>(whole_queries(call.n)) * D * 2;
+  const int bytes = call.whole * D * 2;
   const char* const from = call.fragments + static_cast<std::int64_t>(list) * bytes;
 #pragma unroll 4
   for (int at = threadIdx.x * 16; at < bytes; at += tensor_scores<D>::threads * 16) {
@@ -163,7 +234,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_
   copy_fragments<D>(call, block.list, shared);
   await_copies<0>();
   __syncthreads();
-  const int queries = static_cast<int>(whole_queries(call.n)), n = block.queries(call);
+  const int queries = call.whole, n = block.queries(call);
   for (int first_query = 0; first_query < queries; first_query += 2 * group) {
     const int own_query = first_query + half_of_block * group;
     float shift[columns], count[columns] = {}, sum[columns] = {}, squares[columns] = {};
@@ -220,7 +291,7 @@ template <int D>
 SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block, float2* factors) {
   using tile = tensor_scores<D>;
   const int piece = tile::samples_of_piece(block.moment_count()), pieces = (block.moment_count() + piece - 1) / piece;
-  const int queries = static_cast<int>(whole_queries(call.n)), n = block.queries(call), quarter = threadIdx.x % 4;
+  const int queries = call.whole, n = block.queries(call), quarter = threadIdx.x % 4;
   bool some = false;
 #pragma unroll 1
   for (int begin = 0; begin < queries; begin += tile::threads / 4) {  // four threads for a query
@@ -251,20 +322,33 @@ SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block,
   return some;
 }
 
+/// The same of queries that are means of a group, which score as they are.
+SKIM_DEVICE bool copy_factors(const quoka_call& call, const quoka_block& block, float2* factors) {
+  const std::int64_t first = static_cast<std::int64_t>(block.list) * call.n;
+  bool some = false;
+  for (int query = threadIdx.x; query < call.whole; query += blockDim.x) {
+    float2 own = make_float2(0, minus_infinity());
+    if (query < block.queries(call)) own = make_float2(call.factors[first + query], call.offsets[first + query]);
+    some |= own.x > 0;
+    factors[query] = own;
+  }
+  return some;
+}
+
 /// Scores of keys for `together` blocks of rows, whose moments it merges first. Grid: pieces of keys, KV heads times groups
 /// of blocks.
-template <class T, int D>
+template <class T, int D, bool Means>
 __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
     score_by_tensor_cores(const quoka_call call, int together) {
   using tile = tensor_scores<D>;
   using rows = key_rows<T, D, tile::keys>;
-  constexpr int parts = rows::parts, tiles = D < 128 ? 4 : 2;  // of queries at a time, as registers allow
+  constexpr int parts = rows::parts, tiles = D < 128 && !Means ? 4 : 2;  // of queries at a time, as registers allow
   extern __shared__ __align__(16) char shared[];
   __shared__ int ends[tile::most_lists];  // 0 where there is nothing to choose
   __shared__ bool scores[tile::most_lists];
   let_next_kernel_start();
   const int thread = threadIdx.x, lane = thread % 32, quarter = lane % 4;
-  const int queries = static_cast<int>(whole_queries(call.n));
+  const int queries = call.whole;
   const int head = blockIdx.y % call.heads, first_block = static_cast<int>(blockIdx.y) / call.heads * together;
   const int lists = min(together, call.blocks - first_block);
   const auto block_at = [&](int i) { return quoka_block(call, (first_block + i) * call.heads + head); };
@@ -285,7 +369,8 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
     bool some = false;
     if (!block.reads_all) {
       copy_fragments<D>(call, block.list, shared + i * queries * D * 2);
-      some = merge_moments<D>(call, block, factors + i * queries);
+      some = Means ? copy_factors(call, block, factors + i * queries)
+                   : merge_moments<D>(call, block, factors + i * queries);
     }
     some = __syncthreads_or(some) != 0;
     if (thread != 0) continue;
@@ -297,6 +382,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
 
 #pragma unroll 1
   for (; first < end; first += step) {
+    const float squares = Means && !call.inverse_norms ? own.squares() : 0;
 #pragma unroll 1
     for (int at = 0; at < lists; ++at) {
       float most[2 * parts];
@@ -328,8 +414,14 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
         most[i] = fmaxf(most[i], __shfl_xor_sync(all_lanes, most[i], 2));
         if (quarter == i) score = most[i];
       }
-      if (quarter < 2 * parts && slot < ends[at]) {
-        raw_scores(call, (first_block + at) * call.heads + head)[slot] = raw_score(ends[at], slot, score, scores[at]);
+      const bool mine = quarter < 2 * parts && slot < ends[at];
+      const int list = (first_block + at) * call.heads + head;
+      if constexpr (Means) {
+        const float inverse = mine ? inverse_of_key(call, head, slot, squares) : 1;
+        if (mine) raw_scores(call, list)[slot] = raw_score(scores[at] ? score * inverse : 0);
+        put_unusual(call, list, slot, mine && !is_usable(inverse));
+      } else if (mine) {
+        raw_scores(call, list)[slot] = raw_score(scores[at] ? score : newest_first(ends[at], slot));
       }
     }
     load(first + step);
