@@ -242,6 +242,10 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 #pragma unroll
   for (int part = 0; part < Each; part += slots::wide) {
     asm volatile("");
+    bool some = false;
+#pragma unroll
+    for (int i = 0; i < slots::wide; ++i) some |= own[part + i] >= cut.low;
+    if (!__any_sync(all_lanes, some)) continue;  // most parts have none
     bool mine[slots::wide];
     int equals_before = equals, all_equal = 0;
 #pragma unroll

@@ -33,12 +33,9 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   const auto v_full = [&](int stage) { return barriers + 8 * (stages + stage); };
   const auto empty = [&](int stage) { return barriers + 8 * (2 * stages + stage); };
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
-  start_in_chain();
-  const row_tile at = tile_at(call, blockIdx.x / call.splits, blockIdx.y);
+  let_next_kernel_start();
+  row_tile at = rows_at(call, blockIdx.x / call.splits, blockIdx.y);
   const int split = blockIdx.x % call.splits;
-  const tile_range keys = split_at(call, at, split);
-  if (split >= keys.splits) return;
-
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < stages; ++stage) {
       make_barrier(k_full(stage), 128);
@@ -51,6 +48,10 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
 
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 80;");
+    await_kernel_before();
+    at = with_keys(call, at);
+    const tile_range keys = split_at(call, at, split);
+    if (split >= keys.splits) return;
     const int column = thread % chunks, first = thread / chunks;
     const std::uint32_t to = column / 8 * (N * 128) + first * 128 + ((column % 8 ^ first % 8) << 4);
     // A tile ahead, so that lists and block tables are read while copies are under way.
@@ -98,13 +99,18 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   }
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
-  for (int i = threadIdx.x - 128; i < tile::rows * chunks; i += 256) {  // while keys are on their way
+  for (int i = threadIdx.x - 128; i < tile::rows * chunks;
+       i += 256) {  // while lists are made, or keys are on their way
     const int own = i / chunks, column = i % chunks;
     *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
         pack_query<T>(call, at, own, column * 8);
   }
   show_copies();
   asm volatile("bar.sync 1, 256;" ::: "memory");
+  await_kernel_before();
+  at = with_keys(call, at);
+  const tile_range keys = split_at(call, at, split);
+  if (split >= keys.splits) return;
   const int lane = thread % 32, own_row = (group - 1) * 64 + thread / 32 * 16 + lane / 4;
   float values[D / 2], logits[N / 2], before[2];
   std::uint32_t weights[N / 16][4];

@@ -49,7 +49,8 @@ struct row_tile {
   SKIM_DEVICE int slot(int key) const { return list && key < listed ? list[key] : key - listed + past; }
 };
 
-SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
+/// Its rows, which follow from what is older than the lists.
+SKIM_DEVICE row_tile rows_at(const attend_call& call, int tile, int head) {
   row_tile at;
   at.block = tile / call.tiles_of_block;
   at.head = head;
@@ -60,7 +61,12 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
   at.past = call.kv.length(head) - call.Tq + at.first_token;
   const int list = at.block * call.heads + head;
   at.list = call.indices ? call.indices + list * call.list_capacity : nullptr;
-  at.listed = call.indices ? call.counts[list] : at.past;
+  return at;
+}
+
+/// The same with its keys.
+SKIM_DEVICE row_tile with_keys(const attend_call& call, row_tile at) {
+  at.listed = call.indices ? call.counts[at.block * call.heads + at.head] : at.past;
   at.begin = 0;
   at.end = at.listed + at.Tq;
   if (call.kv.positions) return at;  // in any order
@@ -71,6 +77,10 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
     at.begin = (at.past + first_token - static_cast<int>(call.left)) / call.tile_keys * call.tile_keys;
   }
   return at;
+}
+
+SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
+  return with_keys(call, rows_at(call, tile, head));
 }
 
 /// Eight numbers of row `own` of a tile's q, from column `column` on, rounded to T. Rows beyond the block's repeat its last.

@@ -169,6 +169,22 @@ SKIM_DEVICE float load(const f16* data, std::int64_t at) {
 SKIM_DEVICE float load(const bf16* data, std::int64_t at) {
   return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(data)[at]);
 }
+/// Four numbers side by side, at a multiple of their size together.
+SKIM_DEVICE void load_together(float (&to)[4], const float* from) {
+  const float4 four = *reinterpret_cast<const float4*>(from);
+  to[0] = four.x;
+  to[1] = four.y;
+  to[2] = four.z;
+  to[3] = four.w;
+}
+template <class T>
+SKIM_DEVICE void load_together(float (&to)[4], const T* from) {
+  const uint2 both = *reinterpret_cast<const uint2*>(from);
+  to[0] = tensor_type<T>::low(both.x);
+  to[1] = tensor_type<T>::high(both.x);
+  to[2] = tensor_type<T>::low(both.y);
+  to[3] = tensor_type<T>::high(both.y);
+}
 /// Calls `body` with `data` as a pointer to its type: one branch where many loads follow.
 template <class Body>
 SKIM_DEVICE void with_type(const void* data, element type, const Body& body) {

@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(Threads) average_members(const quoka_call call
         }
         __syncthreads();
         const int safe_d = min(d, D - 1);
-#pragma unroll 8
+#pragma unroll 4
         for (int i = 0; i < count; ++i) {
           weight += member_needs[i];
           sum += member_needs[i] * call.scale * load(q, block.query_offset(call, members[i]) + safe_d);

@@ -7,6 +7,16 @@
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
+/// The mean of a score and its neighbours, where there are such, to the bit as `smoothed`; not finite where one is not.
+SKIM_DEVICE float mean_of_three(float left, float own, float right, bool has_left, bool has_right) {
+  const float sum = (has_left ? left + own : own) + (has_right ? right : 0);
+  if (has_left != has_right) return sum * 0.5f;
+  if (!has_left) return sum;
+  constexpr float third = 1.0f / 3;
+  const float near = sum * third;  // within an ulp of the quotient, which a Newton step makes exact
+  return fmaf(fmaf(-3, near, sum), third, near);
+}
+
 /// The lists of a call, as `choose_highest` and `choose_in_cluster` want them: this one smooths raw scores as it reads them.
 struct quoka_rows {
   static constexpr bool by_position = false;
@@ -43,6 +53,7 @@ struct quoka_rows {
     constexpr int wide = slots::wide;
     const int lane = static_cast<int>(threadIdx.x) % 32, last = row.stride - 1;
     constexpr int together = Each % 16 == 0 ? 4 : 1;  // so many loads are under way
+    unsigned unusual = 0;                             // bit i: slot i is to be smoothed number by number
 #pragma unroll
     for (int part = 0; part < Each; part += together * wide) {
       asm volatile("" ::: "memory");              // no loads of later parts before: there are no registers for them
@@ -63,17 +74,25 @@ struct quoka_rows {
 #pragma unroll
         for (int i = 0; i < wide; ++i) {
           const int slot = from + i;
+          const float left = i == 0 ? before : scores[i > 0 ? i - 1 : 0];
+          const float right = i == wide - 1 ? behind : scores[i < wide - 1 ? i + 1 : 0];
+          const bool exists = slot >= row.begin && slot < row.end;
           float score = scores[i];
-          if (call.smooth == 3) {
-            const float left = i == 0 ? before : scores[i > 0 ? i - 1 : 0];
-            const float right = i == wide - 1 ? behind : scores[i < wide - 1 ? i + 1 : 0];
-            score = smoothed(block, 3, slot, [&](int at) { return at < slot ? left : at > slot ? right : scores[i]; });
-          } else if (slot >= row.begin && slot < row.end) {
-            score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
-          }
-          ranks[part + t * wide + i] = slot < row.begin || slot >= row.end ? 0 : rank_of(score, slot, ages);
+          if (call.smooth == 3) score = mean_of_three(left, score, right, slot > row.begin, slot + 1 < row.end);
+          if (exists && !isfinite(score)) unusual |= 1u << (part + t * wide + i);
+          ranks[part + t * wide + i] = exists ? rank_of(score, slot, ages) : 0;
         }
       }
+    }
+    if (call.smooth > 3) unusual = ~0u;
+    if (unusual == 0) return;
+#pragma unroll
+    for (int i = 0; i < Each; ++i) {
+      asm volatile("" ::: "memory");
+      const int slot = slots::at(first, i);
+      if ((unusual >> i & 1u) == 0 || slot < row.begin || slot >= row.end) continue;
+      const float score = smoothed(block, call.smooth, slot, [&](int at) { return raw[at]; });
+      ranks[i] = rank_of(score, slot, ages);
     }
   }
 };
