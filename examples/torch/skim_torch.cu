@@ -11,6 +11,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include <string>
+
 namespace {
 
 /// What skim refuses is a ValueError in skim's words.
@@ -36,7 +38,7 @@ skim::element element_of(at::ScalarType type) {
 void check_tensor(const at::Tensor& tensor, c10::Device device, const char* name) {
   TORCH_CHECK_VALUE(tensor.is_cuda() && tensor.device() == device, "skim: ", name, " is on ", tensor.device(),
                     ", expected the CUDA device of q");
-  TORCH_CHECK_VALUE(tensor.dim() == 3, "skim: ", name, " has ", tensor.dim(), " axes, expected 3");
+  TORCH_CHECK_VALUE(tensor.dim() == 3, "skim: ", name, " has ", std::to_string(tensor.dim()), " axes, expected 3");
   TORCH_CHECK_VALUE(element_of(tensor.scalar_type()) != skim::element::none, "skim: ", name, " is of ",
                     tensor.scalar_type(), ", expected Float, Half or BFloat16");
 }

@@ -10,10 +10,13 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 struct cluster_choosing {
   static constexpr int threads = 1024, warps = threads / 32, bins = 2 * threads, bin_bits = 11;
 
-  /// Blocks of a cluster for so many slots, of which a thread holds 16 of four blocks, of eight 20 or, by
-  /// stored positions, 16; 0 where that are too many.
+  /// Blocks of a cluster for so many slots, of which a thread of one block holds 8, of four 16, of eight 20 or, by stored
+  /// positions, 16; 0 where that are too many.
   static int blocks(std::int64_t slots, bool by_position) {
-    return slots <= 4 * 16 * threads ? 4 : slots <= 8 * (by_position ? 16 : 20) * threads ? 8 : 0;
+    return slots <= 8 * threads                             ? 1
+           : slots <= 4 * 16 * threads                      ? 4
+           : slots <= 8 * (by_position ? 16 : 20) * threads ? 8
+                                                            : 0;
   }
 };
 
@@ -97,7 +100,7 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
       memory.ends[1] = high;
     }
   }
-  await_cluster();
+  await_cluster<Blocks>();
   low = ~0u;
   high = 0;
 #pragma unroll
@@ -119,10 +122,10 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
     for (int i = 0; i < Each; ++i) {
       if (own[i] >= low && own[i] <= last) atomicAdd(&histogram[(own[i] - low) >> shift], 1u);
     }
-    await_cluster();
+    await_cluster<Blocks>();
     // Each block adds up its share of the bins, then fetches all sums, the highest bins first.
     constexpr int share = choosing::bins / Blocks;
-    if (thread < share / 2) {
+    if (Blocks > 1 && thread < share / 2) {
       uint2 sum = make_uint2(0, 0);
 #pragma unroll
       for (int i = 0; i < Blocks; ++i) {
@@ -132,9 +135,10 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
       }
       *reinterpret_cast<uint2*>(merged + 2 * thread) = sum;
     }
-    await_cluster();
+    if (Blocks > 1) await_cluster<Blocks>();
     const int bin = choosing::bins - 2 - 2 * thread;
-    const uint2 both = load_2_from(address_in(shared_address(merged + bin % share), bin / share));
+    const unsigned* const sums = Blocks > 1 ? merged : histogram;
+    const uint2 both = load_2_from(address_in(shared_address(sums + bin % share), bin / share));
     const unsigned above = sum_before_thread(both.x + both.y, memory.of_warps, &memory.totals);
     if (above < wanted && wanted <= above + both.x + both.y) {
       const bool lower = wanted > above + both.y;
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 #if SKIM_CUDA_SM90
   using choosing = cluster_choosing;
   __shared__ __align__(16) cluster_memory memory;
-  __shared__ __align__(16) unsigned merged[choosing::bins / Blocks];
+  __shared__ __align__(16) unsigned merged[Blocks > 1 ? choosing::bins / Blocks : 4];
   start_in_chain();
   const int at = blockIdx.y, thread = threadIdx.x, rank = rank_in_cluster();
   const score_row row = rows.row(at);
@@ -196,7 +200,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
       load_ages(newest != 0, [](int) { return true; });
       const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), memory, merged).low;
       (newest ? ages[1] : ages[0]) = age;
-      await_cluster();
+      await_cluster<Blocks>();
     }
   } else {
     if (row.lowest > 0) ages[0] = age_of(rows.position(at, row.begin + row.lowest - 1), false);
@@ -211,7 +215,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 #pragma unroll
     for (int i = 0; i < Each; ++i) above |= own[i] > cut.last ? 1u << i : 0;
     load_ages(rows.row(at).later, [&](int i) { return own[i] >= cut.low && own[i] <= cut.last; });
-    await_cluster();
+    await_cluster<Blocks>();
     const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(cut.taken), memory, merged).low;
 #pragma unroll
     for (int i = 0; i < Each; ++i) own[i] = (above >> i & 1u) != 0 || (own[i] != 0 && own[i] >= age) ? ~0u : 0;
@@ -228,7 +232,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     kinds += static_cast<unsigned>(__popc(above)) << 16 | static_cast<unsigned>(__popc(equal));
   }
   const unsigned before = sum_before_warp(kinds, memory.of_warps, &memory.totals);
-  await_cluster();
+  await_cluster<Blocks>();
   int place = static_cast<int>(before >> 16), equals = static_cast<int>(before & 0xffffu);
 #pragma unroll
   for (int i = 0; i < Blocks; ++i) {
@@ -237,7 +241,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     equals += i < rank ? static_cast<int>(its & 0xffffu) : 0;
   }
   place += min(equals, cut.taken);
-  std::int32_t* const list = rows.row(at).list;
+  const score_row again = rows.row(at);
   const unsigned lower = (1u << thread % 32) - 1;
 #pragma unroll
   for (int part = 0; part < Each; part += slots::wide) {
@@ -267,12 +271,13 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     }
 #pragma unroll
     for (int i = 0; i < slots::wide; ++i) {
-      if (mine[i]) list[own_place++] = slots::at(first, part + i);
+      // As in `choose_highest`, where positions repeat.
+      if (mine[i] && own_place < again.count) again.list[own_place++] = slots::at(first, part + i);
     }
     equals += all_equal;
   }
-  if (rank == 0 && thread == 0) *rows.row(at).length = rows.row(at).count;
-  await_cluster();  // others may still read this block's shared memory
+  if (rank == 0 && thread == 0) *again.length = again.count;
+  await_cluster<Blocks>();  // others may still read this block's shared memory
 #endif
 }
 
@@ -287,15 +292,15 @@ bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count
     launch.in_clusters(cluster.value, &choose_in_cluster<of_thread.value, cluster.value, Rows>, cluster.value, count,
                        choosing::threads, 0, rows);
   };
+  constexpr std::integral_constant<int, 1> one{};
   constexpr std::integral_constant<int, 4> four{};
   constexpr std::integral_constant<int, 8> eight{};
   if (blocks == 8) {
     if (each <= 16) return with(std::integral_constant<int, 16>{}, eight), true;
     if constexpr (!Rows::by_position) with(std::integral_constant<int, 20>{}, eight);
-  } else if (each <= 1) {
-    with(std::integral_constant<int, 1>{}, four);
-  } else if (each <= 2) {
-    with(std::integral_constant<int, 2>{}, four);
+  } else if (blocks == 1) {
+    if (each <= 4) return with(std::integral_constant<int, 4>{}, one), true;
+    with(std::integral_constant<int, 8>{}, one);
   } else if (each <= 4) {
     with(std::integral_constant<int, 4>{}, four);
   } else if (each <= 8) {

@@ -13,8 +13,10 @@ SKIM_DEVICE int rank_in_cluster() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-/// Waits for all threads of the cluster; what they wrote to shared memory is there.
+/// Waits for all threads of a cluster of so many blocks; what they wrote to shared memory is there.
+template <int Blocks>
 SKIM_DEVICE void await_cluster() {
+  if constexpr (Blocks == 1) return __syncthreads();
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 /// The address of the same place in the shared memory of block `rank`.

@@ -261,7 +261,8 @@ __global__ void __launch_bounds__(Threads) choose_highest(const Rows rows) {
       int place = place_of_warp + before;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (mine[i]) row.list[place++] = first + 32 * half + 4 * lane + i;
+        // Positions that repeat, which a cache should not have, may ask for more ends than there is room for.
+        if (mine[i] && place < row.count) row.list[place++] = first + 32 * half + 4 * lane + i;
       }
       place_of_warp += takes;
       ties -= equals;
