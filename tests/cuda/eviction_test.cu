@@ -143,7 +143,7 @@ struct scored_tokens {
 
 TEST(gpu_chooses, by_blocks_and_by_clusters_what_the_reference_keeps) {
   NEEDS_A_GPU();
-  for (const std::int64_t n : {2, 37, 1000, 5000, 20000, 70000, 100000, 131072, 170000}) {
+  for (const std::int64_t n : {2, 37, 1000, 5000, 8192, 9000, 20000, 70000, 100000, 131072, 170000}) {
     for (const bool later : {false, true}) {
       for (const bool ordered : {false, true}) {
         scored_tokens tokens(n, ordered);
@@ -176,6 +176,32 @@ TEST(gpu_chooses, by_blocks_and_by_clusters_what_the_reference_keeps) {
           }
         }
       }
+    }
+  }
+}
+
+/// Positions that repeat, which a cache should not have, cost no memory behind a list.
+TEST(gpu_chooses, no_more_than_asked_for_where_positions_repeat) {
+  NEEDS_A_GPU();
+  for (const std::int64_t n : {300, 12000, 100000}) {
+    scored_tokens tokens(n, true);
+    std::fill(tokens.positions.begin(), tokens.positions.end(), 5);
+    const retention keep = retention::budget(n / 2, n / 9, n / 7);
+    skim::eviction_args args;
+    args.kv = tokens.kv;
+    for (const bool clusters : {false, true}) {
+      lists_memory lists(1, keep.count);
+      skim::cuda::detail::token_rows rows{};
+      rows.call = skim::cuda::detail::call_of(args, keep);
+      rows.lists = lists.lists;
+      rows.scores = tokens.scores.data();
+      rows.score_stride = rows.columns = static_cast<int>(n);
+      skim::cuda::detail::launcher launch(nullptr);
+      if (clusters && !skim::cuda::detail::choose_by_clusters(rows, n, 1, launch)) continue;
+      if (!clusters) skim::cuda::detail::choose_by_blocks(rows, 1, launch);
+      ASSERT_EQ(launch.error(), cudaSuccess);
+      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+      EXPECT_TRUE(lists.guards_intact()) << n << (clusters ? ", by clusters" : ", by blocks");
     }
   }
 }
