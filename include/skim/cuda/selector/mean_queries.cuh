@@ -98,10 +98,9 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
         },
         [&](int first) {
           put_sums(first, [&](int token, float squares) { lengths[token] = 1 / sqrtf(squares); });
-      // Seldom: a row whose squares f32 does not hold, or zeros.
 #pragma unroll 1
           for (int token = first; token < min(first + own::rows * own::warps, block.Tq); token += own::warps) {
-            if (is_usable(lengths[token])) continue;
+            if (is_usable(lengths[token])) continue;  // seldom not: f32 does not hold its squares, or it is zeros
             const unit_factors unit =
                 scale_to_one(reinterpret_cast<const char*>(rows.first + token * rows.stride), call.q_type, D, 1);
             const float inverse_length = unit.inverse_length();

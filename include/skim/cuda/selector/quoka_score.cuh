@@ -17,7 +17,7 @@ SKIM_DEVICE float* raw_scores(const quoka_call& call, int list) {
 SKIM_DEVICE float raw_score(float largest) {
   return isfinite(largest) ? largest : __int_as_float(0x7fc00000);
 }
-/// Where no query scores, which cosines of 0 do.
+/// The same where no query scores: the newest is highest. (Cosines are 0 there.)
 SKIM_DEVICE float newest_first(int past, int slot) {
   return static_cast<float>(slot + 1 - past);
 }
