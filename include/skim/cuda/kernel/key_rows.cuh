@@ -71,6 +71,21 @@ class key_rows {
       }
     }
   }
+  /// sums [octets of keys][4] of 16 queries, keys as second factors, whose registers lie together as they were loaded: where
+  /// keys meet many queries, none has to move. Queries are [D / 16][32 lanes].
+  SKIM_DEVICE void multiply_by(float (&sums)[2 * parts][4], const uint4* fragments) const {
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      constexpr int steps = dims / 16;
+      const uint4 four = fragments[step * 32 + threadIdx.x % 32];
+      const std::uint32_t query[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 2 * parts; ++i) {
+        const auto& key = rows_[i][step / steps].words;
+        tensor_type<T>::multiply(sums[i], query, key[step % steps * 2], key[step % steps * 2 + 1]);
+      }
+    }
+  }
 
  private:
   row_piece<dims> rows_[2 * parts][chunks];
