@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// KeyDiff on a GPU behind functions that Python can call. Caches [tokens, Hk, D] in bf16, contiguous, over their budget by one
+// Evictors on a GPU behind functions that Python can call. Caches [tokens, Hk, D] in bf16, contiguous, over their budget by one
 // chunk.
 #include <skim/cuda/eviction.cuh>
 #include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/snapkv.cuh>
+#include <skim/cuda/evictor/tova.cuh>
 
 namespace {
 
@@ -35,7 +38,8 @@ int error_of(const skim::cuda::launch_report& report) {
 skim::retention keep_of(std::int64_t budget, std::int64_t ends) {
   return skim::retention::budget(budget, ends > 0 ? 4 : 0, ends);
 }
-skim::keydiff<> policy_of(skim::keydiff<>*, std::int64_t budget, std::int64_t ends) {
+template <class Policy>
+Policy policy_of(Policy*, std::int64_t budget, std::int64_t ends) {
   return {keep_of(budget, ends)};
 }
 skim::fast_caote<skim::keydiff<>> policy_of(skim::fast_caote<skim::keydiff<>>*, std::int64_t budget,
@@ -43,12 +47,19 @@ skim::fast_caote<skim::keydiff<>> policy_of(skim::fast_caote<skim::keydiff<>>*, 
   return {skim::keydiff<>{keep_of(budget, ends)}, 5};
 }
 
+/// What the chunk's attention has left: q [fresh, Hq, D] and log-sum-exps [fresh, Hq]. Nothing for policies that look at keys.
+struct attended {
+  void* q;
+  float* lse;
+  std::int64_t Hq;
+};
+
 /// `memory` [4]: state, workspace, lists, scores. `step`: 0 to 3 are the operation's, 4 the whole, 5 says the bytes of state
 /// and workspace in `bytes [2]`.
 template <class Policy>
-int run(void* k, void* v, std::int32_t* positions, float* norms, std::int64_t tokens, std::int64_t fresh,
-        std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory, std::int64_t* bytes, int step,
-        cudaStream_t stream) {
+int run(void* k, void* v, const attended& chunk, std::int32_t* positions, float* norms, std::int64_t tokens,
+        std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory, std::int64_t* bytes,
+        int step, cudaStream_t stream) {
   using skim::bf16;
   const std::int64_t budget = tokens - fresh;
   const skim::cuda::eviction<Policy> op{policy_of(static_cast<Policy*>(nullptr), budget, ends)};
@@ -60,6 +71,8 @@ int run(void* k, void* v, std::int32_t* positions, float* norms, std::int64_t to
   args.kv.inverse_norms = norms;
   args.kv.inverse_norms_stride = norms ? tokens : 0;
   args.new_tokens = fresh;
+  args.attended.q = skim::tensor_view<bf16, 3>(static_cast<bf16*>(chunk.q), {fresh, chunk.Hq, D});
+  args.attended.lse = skim::tensor_view<float, 2>(chunk.lse, {fresh, chunk.Hq});
   if (step == 5) {
     bytes[0] = static_cast<std::int64_t>(op.state_bytes(args));
     bytes[1] = static_cast<std::int64_t>(op.workspace_bytes(args));
@@ -90,11 +103,12 @@ int run(void* k, void* v, std::int32_t* positions, float* norms, std::int64_t to
 
 extern "C" {
 
-int skim_evict(int smoothed_caote, void* k, void* v, std::int32_t* positions, float* norms, std::int64_t tokens,
-               std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory,
-               std::int64_t* bytes, int step, cudaStream_t stream) {
-  const auto with = smoothed_caote ? &run<skim::fast_caote<skim::keydiff<>>> : &run<skim::keydiff<>>;
-  return with(k, v, positions, norms, tokens, fresh, Hk, D, ends, memory, bytes, step, stream);
+int skim_evict(int rule, void* k, void* v, void* q, float* lse, std::int64_t Hq, std::int32_t* positions, float* norms,
+               std::int64_t tokens, std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends,
+               void** memory, std::int64_t* bytes, int step, cudaStream_t stream) {
+  constexpr decltype(&run<skim::keydiff<>>) rules[] = {&run<skim::keydiff<>>, &run<skim::fast_caote<skim::keydiff<>>>,
+                                                       &run<skim::tova>, &run<skim::snapkv>, &run<skim::h2o>};
+  return rules[rule](k, v, {q, lse, Hq}, positions, norms, tokens, fresh, Hk, D, ends, memory, bytes, step, stream);
 }
 
 int skim_append(std::int32_t* positions, std::int64_t tokens, std::int64_t fresh, std::int64_t Hk, std::int32_t* next,

@@ -2,28 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times evictions of skim::cuda on one GPU: python3 bench/cuda/eviction.py [--json FILE] [--tokens 131072 2176 ...]
 
-A cache that is one chunk over its budget: KeyDiff, bare, with and without stored norms; and the smoothed FastCAOTE over it
-with ends protected. Each step, and a whole run behind new positions. What it is measured by is one read of K. See run.py.
+A cache that is one chunk over its budget: KeyDiff, bare, with and without stored norms; the smoothed FastCAOTE over it with
+ends protected; and TOVA, SnapKV and H2O, which watch the chunk's attention. Each step, and a whole run behind new positions.
+What it is measured by is one read of K. See run.py.
 """
 import argparse
 import ctypes
+import math
 
 import torch
 
-from run import D, HK, build, demand, listed, parse, time, write
+from run import D, HK, HQ, build, demand, listed, parse, time, write
 
 STEPS = ('observe', 'score', 'choose', 'compact')
 RULES = {'keydiff': (0, False, 0), 'keydiff, norms': (0, True, 0), 'keydiff, ends': (0, True, 512),
-         'fast_caote, smoothed': (1, True, 512)}
+         'fast_caote, smoothed': (1, True, 512), 'tova': (2, False, 0), 'snapkv': (3, False, 0), 'h2o': (4, False, 0)}
+FIRST_WATCHING = 2
 
 
 class cache:
     """A cache, what its eviction needs, and the calls that are timed."""
 
     def __init__(self, skim, rule, tokens, fresh):
-        caote, norms, ends = RULES[rule]
-        make = lambda: torch.randn(tokens, HK, D, device='cuda', dtype=torch.bfloat16)
-        self.k, self.v = make(), make()
+        number, norms, ends = RULES[rule]
+        make = lambda rows, heads: torch.randn(rows, heads, D, device='cuda', dtype=torch.bfloat16)
+        self.k, self.v, self.q = make(tokens, HK), make(tokens, HK), make(fresh, HQ)
+        self.lse = torch.full((fresh, HQ), math.log(tokens) + 0.5, device='cuda')  # of standard normal logits
         self.positions = torch.arange(tokens, device='cuda', dtype=torch.int32).repeat(HK, 1)
         self.next = torch.full((HK,), tokens, device='cuda', dtype=torch.int32)
         self.norms = (1 / self.k.float().norm(dim=2)).t().contiguous()
@@ -33,12 +37,13 @@ class cache:
         sizes = lambda new, ends=ends: [i64(x) for x in (tokens, new, HK, D, ends)]
         bytes_ = (i64 * 2)()
         none = (pointer * 4)()
-        given = [at(self.k), at(self.v), at(self.positions), at(self.norms) if norms else pointer()]
-        demand(skim.skim_evict(caote, *given, *sizes(fresh), none, bytes_, 5, stream()))
+        given = [at(self.k), at(self.v), at(self.q), at(self.lse), i64(HQ), at(self.positions),
+                 at(self.norms) if norms else pointer()]
+        demand(skim.skim_evict(number, *given, *sizes(fresh), none, bytes_, 5, stream()))
         self.memory = [torch.zeros(n, device='cuda', dtype=torch.uint8)
                        for n in (bytes_[0], bytes_[1], 4 * HK * (tokens + 1), 4 * HK * tokens)]
         memory = (pointer * 4)(*[tensor.data_ptr() for tensor in self.memory])
-        step = lambda number: demand(skim.skim_evict(caote, *given, *sizes(fresh), memory, bytes_, number, stream()))
+        step = lambda which: demand(skim.skim_evict(number, *given, *sizes(fresh), memory, bytes_, which, stream()))
         self.sink = torch.zeros(1, device='cuda', dtype=torch.int32)
 
         def run():
@@ -46,8 +51,9 @@ class cache:
             step(4)
 
         # The sums of what is there: a chunk of all tokens but the one that an eviction keeps at least.
-        demand(skim.skim_evict(caote, *given, *sizes(tokens - 1, 0), memory, bytes_, 0, stream()))
-        self.calls = {name: lambda i, number=number: step(number) for number, name in enumerate(STEPS)}
+        if number < FIRST_WATCHING:
+            demand(skim.skim_evict(number, *given, *sizes(tokens - 1, 0), memory, bytes_, 0, stream()))
+        self.calls = {name: lambda i, which=which: step(which) for which, name in enumerate(STEPS)}
         self.calls['run'] = lambda i: run()
         self.calls['read K'] = lambda i: demand(
             skim.skim_read(at(self.k), i64(self.k.numel() * 2), at(self.sink), stream()))

@@ -2,7 +2,9 @@
 // What cuda::eviction says before there is a GPU: sizes, and refusals by name.
 #include <skim/cuda/eviction.cuh>
 #include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/snapkv.cuh>
 
 #include "refusal.hpp"
 #include "support/eviction_small.hpp"
@@ -43,6 +45,40 @@ TEST(CudaEvictionCheck, NamesWhatItRefuses) {
   EXPECT_EQ(even.check(inputs.args()).code, skim::status::bad_value);
 }
 
+/// Policies that look at attention, alone and below CAOTE.
+TEST(CudaEvictionCheck, NamesWhatOfAttentionItRefuses) {
+  eviction_case sloped = small_case(), biased = small_case();
+  sloped.call.slopes = true;
+  biased.call.bias = bias_kind::shared;
+  eviction_inputs inputs(small_case()), with_slopes(sloped), with_bias(biased);
+  const auto expect_refused = [&](const auto& op) {
+    skim::eviction_args args = inputs.args();
+    EXPECT_EQ(refusal_of(op.check(args)), "ok");
+    EXPECT_EQ(refusal_of(op.check(with_slopes.args())),
+              "unsupported: attended.alibi_slopes (on a GPU) is 1, expected 0");
+    EXPECT_EQ(refusal_of(op.check(with_bias.args())), "unsupported: attended.bias (on a GPU) is 1, expected 0");
+    args.attended.lse.data = nullptr;
+    EXPECT_EQ(op.check(args).code, skim::status::null_pointer);
+    args = inputs.args();
+    skim::index_lists read;
+    read.block_rows = -1;
+    args.read = &read;
+    aligned_memory state(op.state_bytes(args)), workspace(op.workspace_bytes(args));
+    EXPECT_EQ(op.observe(args, state.get(), workspace.get(), nullptr).code, skim::status::bad_extent);
+    lists_memory lists(args.kv.heads, op.list_capacity(args));
+    EXPECT_EQ(op.run(args, lists.lists, state.get(), workspace.get(), nullptr).code, skim::status::bad_extent);
+  };
+  expect_refused(skim::cuda::eviction{skim::h2o{retention::budget(40)}});
+  expect_refused(skim::cuda::eviction{skim::fast_caote{skim::snapkv{retention::budget(40)}}});
+
+  eviction_case wide = small_case();
+  wide.call.D = wide.call.Dv = 577;
+  wide.call.Tk = 3;
+  eviction_inputs of_wide(wide);
+  const skim::cuda::eviction op{skim::h2o{retention::budget(40)}};
+  EXPECT_EQ(refusal_of(op.check(of_wide.args())), "unsupported: kv.k.dim is 577, expected at most 576");
+}
+
 TEST(CudaEvictionCheck, ShortMemoryAndListsAreNamedAndNothingIsLaunched) {
   eviction_inputs inputs(small_case());
   const skim::eviction_args args = inputs.args();
@@ -69,6 +105,8 @@ TEST(CudaEvictionCheck, SizesFollowFromShapes) {
   EXPECT_EQ(bare.state_bytes(args), static_cast<std::size_t>(args.kv.heads * args.kv.k.dim) * sizeof(std::int64_t));
   EXPECT_GT(smoothed.workspace_bytes(args), bare.workspace_bytes(args));
   EXPECT_EQ(bare.list_capacity(args), 40);
+  const skim::cuda::eviction watching{skim::h2o{retention::budget(40)}};
+  EXPECT_GE(watching.state_bytes(args), static_cast<std::size_t>(args.kv.heads * args.kv.capacity) * sizeof(float));
   args.kv.tokens = 20;
   EXPECT_EQ(bare.list_capacity(args), 20);
   args.kv.heads = 0;

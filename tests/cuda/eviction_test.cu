@@ -2,7 +2,10 @@
 // Eviction on a GPU against the reference: observe, score, choose, compact, and all of them in one run.
 #include <skim/cuda/eviction.cuh>
 #include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/snapkv.cuh>
+#include <skim/cuda/evictor/tova.cuh>
 
 #include "on_device.hpp"
 
@@ -57,6 +60,7 @@ struct gpu_eviction {
 }  // namespace skim_test
 
 #define SKIM_TEST_EVICTION gpu_eviction
+#define SKIM_TEST_WEIGHT_ROUNDOFF 0x1p-22
 #include "support/eviction_sample.hpp"
 #include "support/expect_eviction.hpp"
 #include "support/expect_smoothed.hpp"
@@ -71,8 +75,11 @@ using namespace skim_test;
 using skim::caote;
 using skim::compaction;
 using skim::fast_caote;
+using skim::h2o;
 using skim::keydiff;
 using skim::retention;
+using skim::snapkv;
+using skim::tova;
 
 constexpr int shards = 8;
 class gpu_evicts : public testing::TestWithParam<int> {};
@@ -95,6 +102,28 @@ TEST_P(gpu_evicts, as_the_reference_stage_by_stage) {
       default:
         expect_eviction(caote{keydiff<>{c.keep}}, c.eviction);
     }
+    switch (c.policy % 7) {
+      case 0:
+        expect_eviction(h2o{c.keep}, c.eviction);
+        break;
+      case 1:
+        expect_eviction(tova{c.keep}, c.eviction);
+        break;
+      case 2:
+        expect_eviction(snapkv_of(c), c.eviction);
+        break;
+      case 3:
+        expect_eviction(caote{h2o{c.keep}}, c.eviction);
+        break;
+      case 4:
+        expect_eviction(caote{snapkv_of(c)}, c.eviction);
+        break;
+      case 5:
+        expect_eviction(fast_caote{tova{c.keep}}, c.eviction);
+        break;
+      default:
+        expect_eviction(fast_caote{h2o{c.keep}}, c.eviction);
+    }
     if (HasFailure()) return;
   }
 }
@@ -113,6 +142,9 @@ TEST(gpu_smooths, as_the_reference_by_position) {
       expect_smoothed(c, [](const retention& keep, std::int64_t width) {
         return caote{keydiff<>{keep}, false, width};
       });
+      expect_smoothed(c, [](const retention& keep, std::int64_t width) { return h2o{keep, width}; });
+      expect_smoothed(c, [](const retention& keep, std::int64_t width) { return tova{keep, width}; });
+      expect_smoothed(c, [](const retention& keep, std::int64_t width) { return fast_caote{tova{keep}, width}; });
       if (HasFailure()) return;
     }
   }
@@ -233,13 +265,105 @@ TEST(gpu_keydiff, takes_keys_of_unusual_size) {
   }
 }
 
-/// What the chain of a whole run leaves is what it leaves in a graph, replayed.
-TEST(gpu_eviction_runs, captured_give_the_same_bits) {
+struct weights_shape {
+  std::int64_t D, Tq, Tk, G, Hk;
+};
+
+/// What tensor cores multiply: both types, every dimension; more rows of q than there is room for at once, more keys than
+/// blocks have in one turn; groups of any size, by which tiles of rows end anywhere.
+TEST(gpu_weights, of_rows_by_tensor_cores) {
   NEEDS_A_GPU();
+  const weights_shape shapes[] = {{64, 128, 300, 4, 2}, {64, 3, 6100, 1, 12}, {80, 33, 500, 5, 1},
+                                  {96, 50, 200, 7, 2},  {128, 130, 90, 9, 1}, {128, 2, 4500, 12, 13},
+                                  {192, 40, 310, 3, 2}, {256, 70, 150, 8, 1}, {256, 1, 700, 71, 1}};
+  const skim::mask masks[] = {skim::mask::causal(), skim::mask::window(150), skim::mask::full()};
+  int i = 0;
+  for (const weights_shape& shape : shapes) {
+    for (const skim::element type : {skim::element::bf16, skim::element::f16}) {
+      eviction_case c;
+      c.call.D = c.call.Dv = shape.D;
+      c.call.Tq = shape.Tq;
+      c.call.Tk = shape.Tk;
+      c.call.G = shape.G;
+      c.call.Hk = shape.Hk;
+      c.call.kv_type = c.call.q_type = type;
+      c.call.mask = masks[i % 3];
+      c.call.soft_cap = i % 5 == 0 ? 5.0f : 0;
+      c.call.scale = i % 4 == 0 ? -0.1f : 0;
+      c.call.sinks = i % 2 == 0;
+      c.call.lengths = i % 3 == 0;
+      c.call.positions = i % 4 < 2 ? positions_kind::holes : positions_kind::shuffled;
+      c.call.lists = i % 2 == 0 ? lists_kind::none : lists_kind::third;
+      c.call.block_rows = i % 4 == 1 ? 0 : 20;
+      const cache_form form = sampled_forms[static_cast<std::size_t>(i) % sampled_forms.size()];
+      c.call.layout = form.layout;
+      c.call.page_size = form.page_size;
+      SCOPED_TRACE(testing::Message() << c);
+      const retention keep = retention::budget(shape.Tk / 2, 4, 10);
+      if (i % 3 == 0) expect_eviction(h2o{keep}, c);
+      if (i % 3 == 1) expect_eviction(tova{keep}, c);
+      if (i % 3 == 2) expect_eviction(snapkv{keep, 32, 5}, c);
+      if (HasFailure()) return;
+      ++i;
+    }
+  }
+}
+
+/// Of logits near 1e8 a rounding may be 8; a softmax weight is at most 1 all the same.
+TEST(gpu_weights, of_huge_logits_are_at_most_one) {
+  NEEDS_A_GPU();
+  for (const skim::element type : {skim::element::f32, skim::element::bf16}) {
+    eviction_case c = small_case();
+    c.call.kv_type = c.call.q_type = type;
+    c.call.D = c.call.Dv = 64;
+    c.call.scale = 1e7f;
+    eviction_inputs inputs(c);
+    const skim::eviction_args args = inputs.args();
+    for (std::int64_t h = 0; h < 2; ++h) {
+      double most = 0;
+      for (const double weight : scores_of(h2o{retention::budget(30)}, args, h)) most = std::max(most, weight);
+      EXPECT_LE(most, 12 * (1 + 0x1p-20));  // 12 queries
+      EXPECT_GT(most, 0);
+      for (const double weight : scores_of(tova{retention::budget(30)}, args, h)) EXPECT_LE(weight, 1 + 0x1p-20);
+    }
+  }
+}
+
+/// A row whose log-sum-exp is NaN has no say, nor has a key that is hidden, whatever is in it.
+TEST(gpu_weights, of_rows_that_are_lost_and_keys_that_are_hidden_are_zero) {
+  NEEDS_A_GPU();
+  for (const skim::element type : {skim::element::f32, skim::element::bf16}) {
+    eviction_case c = small_case();
+    c.call.kv_type = c.call.q_type = type;
+    c.call.D = c.call.Dv = 64;
+    c.call.Tk = 200;
+    c.call.positions = positions_kind::holes;
+    c.call.mask = skim::mask::window(200);
+    eviction_inputs inputs(c);
+    const skim::eviction_args args = inputs.args();
+    const float not_a_number = std::numeric_limits<float>::quiet_NaN();
+    for (std::int64_t h = 0; h < 4; ++h) *args.attended.lse.at(7, h) = not_a_number;
+    for (std::int64_t d = 0; d < 64; ++d) {
+      skim::store_element(args.kv.row_address(args.kv.k, 0, 3), type, d, not_a_number);
+      skim::store_element(const_cast<void*>(static_cast<const void*>(args.attended.q.at(7, 1))), type, d, not_a_number);
+    }
+    eviction_run<h2o> run(h2o{retention::budget(30)}, args);
+    run.observe();
+    for (std::int64_t h = 0; h < 2; ++h) {
+      const std::vector<double> got = run.scores_of(h);
+      const std::vector<double> exact = reference::observe(h2o{}, args, h, std::vector<double>(200, 0.0));
+      for (std::size_t slot = 0; slot < got.size(); ++slot) EXPECT_NEAR(got[slot], exact[slot], 1e-5) << slot;
+    }
+    EXPECT_EQ(run.scores_of(0)[3], 0);
+  }
+}
+
+/// What the chain of a whole run leaves is what it leaves in a graph, replayed.
+template <class Policy>
+void expect_captured(const Policy& policy) {
   eviction_case c = small_case();
-  const fast_caote policy{keydiff<>{retention::budget(40, 4, 10)}, 5};
   eviction_inputs direct(c), captured(c);
-  eviction_run<fast_caote<keydiff<>>> first(policy, direct.args()), second(policy, captured.args());
+  eviction_run<Policy> first(policy, direct.args()), second(policy, captured.args());
   lists_memory lists(2, 40), others(2, 40);
   ASSERT_TRUE(first.run(lists).ok());
   cudaStream_t stream;
@@ -258,6 +382,13 @@ TEST(gpu_eviction_runs, captured_give_the_same_bits) {
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+TEST(gpu_eviction_runs, captured_give_the_same_bits) {
+  NEEDS_A_GPU();
+  expect_captured(fast_caote{keydiff<>{retention::budget(40, 4, 10)}, 5});
+  expect_captured(snapkv{retention::budget(40, 4), 8, 5});
+  expect_captured(caote{h2o{retention::budget(40, 4, 10)}, false, 3});
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 #include <skim/cuda/attention.cuh>
 #include <skim/cuda/eviction.cuh>
 #include <skim/cuda/evictor/caote.cuh>
+#include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/snapkv.cuh>
 #include <skim/cuda/ffn.cuh>
 #include <skim/cuda/neuron_selector/fastforward.cuh>
 #include <skim/cuda/selector/quoka.cuh>
@@ -27,6 +29,10 @@ skim::report every_kernel(const skim::eviction_args& args, const skim::index_lis
                           skim::memory workspace, cudaStream_t stream) {
   const skim::cuda::eviction fast{skim::fast_caote{skim::keydiff<>{}}};
   const skim::cuda::eviction weighted{skim::caote{skim::keydiff<>{}}};
+  const skim::cuda::eviction pooled{skim::snapkv{}};
+  const skim::cuda::eviction of_sums{skim::fast_caote{skim::h2o{}}};
   if (!fast.run(args, lists, state, workspace, stream)) return {};
+  if (!pooled.run(args, lists, state, workspace, stream)) return {};
+  if (!of_sums.run(args, lists, state, workspace, stream)) return {};
   return weighted.run(args, lists, state, workspace, stream);
 }

@@ -63,10 +63,14 @@ std::vector<double> observed_weights(const Policy& policy, eviction_run<Policy>&
   return twin.scores_of(head);
 }
 
+#if !defined(SKIM_TEST_WEIGHT_ROUNDOFF)  // u of a back-end's logits and exponentials
+#define SKIM_TEST_WEIGHT_ROUNDOFF f32_roundoff
+#endif
+
 /// How far the weights of queries `first` and later may lie from exact ones, before they are averaged over queries. A
 /// logit is off by u (D + 8) sum |q_d k_d| as in attention (skim/testing/attention_truth.hpp), and by what rounding to base
 /// 2 and subtracting the log-sum-exp add: 4 u |lse|; the exponential by 2 u. Rows meet in batches of `weight_rows`, those
-/// of blocks with lists of their own apart.
+/// of blocks with lists of their own apart; a GPU adds no more of them one after another.
 inline std::vector<double> weight_bounds(const skim::eviction_args& args, std::int64_t head, std::int64_t first) {
   const skim::attention_args call = skim::attended_call(args);
   const skim::attention_sequence sequence = skim::sequence_at(call, 0);
@@ -83,8 +87,8 @@ inline std::vector<double> weight_bounds(const skim::eviction_args& args, std::i
       for (std::size_t slot = 0; slot < keys.size(); ++slot) {
         if (row[slot] == 0) continue;
         const skim::testing::detail::products dot(q.data(), keys[slot].data(), call.kv.k.dim);
-        const double logit = f32_roundoff * ((D + 8) * scale * dot.size + 4 * std::fabs(lse));
-        bounds[slot] += row[slot] * std::expm1(logit + 2 * f32_roundoff) / static_cast<double>(G);
+        const double logit = SKIM_TEST_WEIGHT_ROUNDOFF * ((D + 8) * scale * dot.size + 4 * std::fabs(lse));
+        bounds[slot] += row[slot] * std::expm1(logit + 2 * SKIM_TEST_WEIGHT_ROUNDOFF) / static_cast<double>(G);
         total[slot] += row[slot] / static_cast<double>(G);
       }
     }

@@ -15,8 +15,8 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 /// that of the GPU: the CPU's is another.
 ///
 /// Steps only enqueue, and nothing is allocated: calls may be captured in a graph. Equal arguments give equal bits. Not
-/// supported, and refused by name: `compaction::pages`. As lengths are not looked at on the host, `run` reports the sparse
-/// path where some head may be over its budget.
+/// supported, and refused by name: `compaction::pages`; bias and slopes of an attention that is watched. As lengths are not
+/// looked at on the host, `run` reports the sparse path where some head may be over its budget.
 template <class Evictor>
 struct eviction {
   Evictor evictor{};
@@ -49,6 +49,7 @@ struct eviction {
   /// Takes in the chunk.
   launch_report observe(const eviction_args& args, memory state, memory workspace, cudaStream_t stream) const {
     if (launch_report r = check_call(args, state, workspace); !r) return r;
+    if (report r = check_watched(args); !r) return r;
     detail::launcher launch(stream);
     kernel::observe(evictor, args, detail::call_of(args, kept(args)), state, scratch(args, workspace.data).rest,
                     launch);
@@ -95,6 +96,7 @@ struct eviction {
   launch_report run(const eviction_args& args, const index_lists& lists, memory state, memory workspace,
                     cudaStream_t stream) const {
     if (launch_report r = check_call(args, state, workspace); !r) return r;
+    if (report r = check_watched(args); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     detail::launcher launch(stream);
     const scratch_memory own = scratch(args, workspace.data);
@@ -139,7 +141,7 @@ struct eviction {
                     const scratch_memory& own, detail::launcher& launch) const {
     const detail::eviction_call call = detail::call_of(args, kept(args));
     kernel::score(evictor, args, call, scores, state, own.rest, launch);
-    if (smooth_of(evictor) > 1) detail::smooth_tokens(call, smooth_of(evictor), scores, own.order, launch);
+    if (smooth_of(evictor) > 1) detail::smooth_tokens(call, smooth_of(evictor), false, scores, own.order, launch);
   }
 
   void choose_tokens(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
@@ -164,7 +166,7 @@ struct eviction {
 
   void follow(const eviction_args& args, const index_lists& lists, memory state, const scratch_memory& own,
               detail::launcher& launch) const {
-    const detail::eviction_call call = detail::call_of(args, kept(args));
+    detail::eviction_call call = detail::call_of(args, kept(args));
     kernel::compact(evictor, args, call, lists, state, own.rest, launch);
     detail::compact_cache(call, lists, launch);
   }
@@ -185,6 +187,11 @@ struct eviction {
     const std::int64_t most = std::int64_t{1} << 28;  // slots are 32-bit numbers here
     if (kv.tokens > most) return fault(status::unsupported, "kv.tokens", kv.tokens, most, "at most");
     return kv.heads > 65535 ? fault(status::unsupported, "kv.heads", kv.heads, 65535, "at most") : report{};
+  }
+
+  /// The lists that attention read, where they will be looked at.
+  report check_watched(const eviction_args& args) const {
+    return needs().lse ? skim::detail::check_read(attended_call(args), args.read) : report{};
   }
 
   launch_report check_state(const eviction_args& args, memory state) const {

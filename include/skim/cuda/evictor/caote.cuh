@@ -180,8 +180,8 @@ struct caote_kernel {
                       memory workspace, launcher& launch) {
     base::observe(policy.base, args, call, state, workspace, launch);
   }
-  static void compact(const Policy& policy, const eviction_args& args, const eviction_call& call,
-                      const index_lists& lists, memory state, memory workspace, launcher& launch) {
+  static void compact(const Policy& policy, const eviction_args& args, eviction_call& call, const index_lists& lists,
+                      memory state, memory workspace, launcher& launch) {
     base::compact(policy.base, args, call, lists, state, workspace, launch);
   }
 
@@ -219,13 +219,16 @@ struct caote_kernel {
 /// As on the CPU, bounds too, but that CAOTE does not choose jointly.
 template <class Base>
 struct score_kernel<caote<Base>> : detail::caote_kernel<caote<Base>, Base, true> {
-  static report check(const caote<Base>& policy, const eviction_args&) {
-    return policy.joint ? fault(status::unsupported, "joint (on a GPU)", 1, 0) : report{};
+  static report check(const caote<Base>& policy, const eviction_args& args) {
+    if (policy.joint) return fault(status::unsupported, "joint (on a GPU)", 1, 0);
+    return score_kernel<Base>::check(policy.base, args);
   }
 };
 template <class Base>
 struct score_kernel<fast_caote<Base>> : detail::caote_kernel<fast_caote<Base>, Base, false> {
-  static report check(const fast_caote<Base>&, const eviction_args&) { return {}; }
+  static report check(const fast_caote<Base>& policy, const eviction_args& args) {
+    return score_kernel<Base>::check(policy.base, args);
+  }
 };
 
 }}}  // namespace skim::v0_2::cuda

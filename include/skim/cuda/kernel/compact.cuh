@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Moving what stays of a cache together on a GPU: keys, values, scales, positions, inverse norms.
+/// \file Moving what stays of a cache together on a GPU: keys, values, scales, positions, inverse norms, weights.
 #pragma once
 
 #include <skim/cuda/kernel/eviction_call.cuh>
@@ -16,12 +16,13 @@ struct compacting {
 /// What belongs to a token beside its key and value: read at one slot, written at another.
 struct token_metadata {
   std::int32_t position;
-  float norm, k_scale, v_scale;
+  float norm, weight, k_scale, v_scale;
 
   SKIM_DEVICE token_metadata(const eviction_call& call, int head, int slot) {
     const cache_rows& kv = call.kv;
     position = call.positions[head * kv.positions_stride + kv.metadata_row(slot)];
     norm = call.inverse_norms ? *call.norm(head, slot) : 0;
+    weight = call.weights ? *call.weight(head, slot) : 0;
     k_scale = kv.scale(kv.k, head, slot);
     v_scale = call.values_in_keys ? 0 : kv.scale(kv.v, head, slot);
   }
@@ -31,6 +32,7 @@ struct token_metadata {
       call.positions[head * kv.positions_stride + kv.metadata_row(slot)] = position;
     }
     if (call.inverse_norms) *call.norm(head, slot) = norm;
+    if (call.weights) *call.weight(head, slot) = weight;
     if (kv.k.scales) *const_cast<float*>(kv.scale_at(kv.k, head, slot)) = k_scale;
     if (kv.v.scales && !call.values_in_keys) *const_cast<float*>(kv.scale_at(kv.v, head, slot)) = v_scale;
   }

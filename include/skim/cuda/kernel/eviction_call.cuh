@@ -14,6 +14,8 @@ struct eviction_call {
   std::int32_t* positions;
   float* inverse_norms;
   std::int64_t inverse_norms_stride;
+  float* weights;  // [Hk, weights_stride], by metadata row: what an evictor keeps of each token; null: nothing
+  std::int64_t weights_stride;
   const std::int32_t* budgets;
   retention keep;
   int heads, new_tokens;
@@ -31,6 +33,9 @@ struct eviction_call {
   }
   SKIM_DEVICE float* norm(int head, int slot) const {
     return inverse_norms + head * inverse_norms_stride + kv.metadata_row(slot);
+  }
+  SKIM_DEVICE float* weight(int head, int slot) const {
+    return weights + head * weights_stride + kv.metadata_row(slot);
   }
 };
 

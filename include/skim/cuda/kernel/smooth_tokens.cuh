@@ -94,11 +94,12 @@ __global__ void __launch_bounds__(Threads)
   order.scores[head * order.stride + rank] = scores[head * stride + order.slots[head * order.stride + rank]];
 }
 
-/// Each score becomes the mean of those of the `width` tokens around it that exist and are finite; one that is not becomes
-/// NaN.
+/// Each score becomes the mean of those of the `width` tokens around it that exist and are finite, or, with `zeros`, as if
+/// there were zeros beyond the ends; one that is not finite becomes NaN.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) smooth_scores_by_position(const eviction_call call, int width, float* scores,
-                                                                     std::int64_t stride, const token_order order) {
+__global__ void __launch_bounds__(Threads)
+    smooth_scores_by_position(const eviction_call call, int width, bool zeros, float* scores, std::int64_t stride,
+                              const token_order order) {
   start_in_chain();
   const int head = blockIdx.y, n = call.kv.length(head), rank = blockIdx.x * Threads + threadIdx.x;
   if (rank >= n) return;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(Threads) smooth_scores_by_position(const evict
     count += 1;
   }
   scores[head * stride + order.slots[head * order.stride + rank]] =
-      isfinite(sorted[rank]) ? sum / count : __int_as_float(0x7fc00000);
+      isfinite(sorted[rank]) ? sum / (zeros ? static_cast<float>(width) : count) : __int_as_float(0x7fc00000);
 }
 
 inline void find_order(const eviction_call& call, const token_order& order, launcher& launch) {
@@ -119,14 +120,14 @@ inline void find_order(const eviction_call& call, const token_order& order, laun
          call, order);
 }
 
-/// Smooths an evictor's scores [Hk, n], head by head in order of position.
-inline void smooth_tokens(const eviction_call& call, std::int64_t width, const tensor_view<float, 2>& scores,
-                          const token_order& order, launcher& launch) {
+/// Smooths an evictor's scores [Hk, n], head by head in order of position: see `smooth_scores_by_position`.
+inline void smooth_tokens(const eviction_call& call, std::int64_t width, bool zeros,
+                          const tensor_view<float, 2>& scores, const token_order& order, launcher& launch) {
   find_order(call, order, launch);
   const std::int64_t blocks = pieces(call.kv.tokens, 256);
   launch(&sort_scores<256>, blocks, call.heads, 256, 0, call, static_cast<const float*>(scores.data), scores.strides[0],
          order);
-  launch(&smooth_scores_by_position<256>, blocks, call.heads, 256, 0, call, static_cast<int>(width), scores.data,
+  launch(&smooth_scores_by_position<256>, blocks, call.heads, 256, 0, call, static_cast<int>(width), zeros, scores.data,
          scores.strides[0], order);
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cuda/kernel/attend_call.cuh>
+#include <skim/cuda/kernel/key_rows.cuh>
 #include <skim/retention.hpp>
 #include <skim/selector/quoka.hpp>
 
@@ -63,10 +64,6 @@ struct quoka_call {
 /// Queries that matrix instructions meet: 32 at a time, or 16 of those that need no moments.
 SKIM_HD SKIM_INLINE constexpr std::int64_t whole_queries(std::int64_t n, bool means) {
   return means ? (n + 15) / 16 * 16 : (n + 31) / 32 * 32;
-}
-/// Dimensions that four lanes have of a row at a time, of each a quarter that lies together: 16 bytes where D allows it.
-SKIM_HD SKIM_INLINE constexpr int dims_at_once(int D) {
-  return D % 32 == 0 ? 32 : 16;
 }
 /// Where number d of a query stands: [D / dims, queries / 8, 32 lanes, dims / 4].
 SKIM_HD SKIM_INLINE constexpr int fragment_at(int query, int d, int D, int queries) {
