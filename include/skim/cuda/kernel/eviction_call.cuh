@@ -125,18 +125,20 @@ struct token_rows {
     const bool has_ends = row.lowest + row.newest > 0;
     using slots = slots_of_lane<Each>;
 #pragma unroll
-    for (int part = 0; part < Each; part += slots::wide) {
-      asm volatile("" ::: "memory");  // no loads of later parts before: there are no registers for them
-      const int from = slots::at(first, part);
+    for (int part = 0; part < Each; part += slots::wide) {  // all loads are under way before one is waited for
       float scores[slots::wide];
-      load_scores(row.scores, row.stride, row.by_four, from, scores);
+      load_scores(row.scores, row.stride, row.by_four, slots::at(first, part), scores);
 #pragma unroll
-      for (int i = 0; i < slots::wide; ++i) {
-        const bool exists = from + i >= row.begin && from + i < row.end;
-        const unsigned rank =
-            has_ends && exists ? rank_of(scores[i], position(list, from + i), ages) : rank_bits(scores[i]);
-        ranks[part + i] = exists ? rank : 0;
-      }
+      for (int i = 0; i < slots::wide; ++i) ranks[part + i] = __float_as_uint(scores[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < Each; ++i) {
+      if (i % slots::wide == 0) asm volatile("" ::: "memory");  // but of positions few: there are no registers for them
+      const int slot = slots::at(first, i);
+      const bool exists = slot >= row.begin && slot < row.end;
+      const float score = __uint_as_float(ranks[i]);
+      const unsigned rank = has_ends && exists ? rank_of(score, position(list, slot), ages) : rank_bits(score);
+      ranks[i] = exists ? rank : 0;
     }
   }
 };
