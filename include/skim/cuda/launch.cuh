@@ -84,7 +84,8 @@ class launcher {
                    int threads, std::size_t shared_bytes, const Arguments&... arguments) {
     if (error_ != cudaSuccess || blocks_x == 0 || blocks_y == 0) return;
     const void* const address = reinterpret_cast<const void*>(kernel);
-    if (shared_bytes > 48 * 1024) {  // beyond that a kernel must be asked; allowed while a graph is captured
+    // Beyond 48 KB, what a kernel has of known size included (at most 16), it must be asked; a graph may be captured.
+    if (shared_bytes > 32 * 1024) {
       error_ =
           cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
       if (error_ != cudaSuccess) return;
