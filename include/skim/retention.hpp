@@ -128,8 +128,8 @@ struct dense_crossing {
 };
 
 /// True if a block of `rows` rows of q behind `past` tokens reads everything. `measured` stands where `keep` says -1.
-SKIM_HD SKIM_LOCAL constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
-                                             dense_crossing measured) {
+SKIM_HD SKIM_INLINE constexpr bool runs_dense(const retention& keep, std::int64_t past, std::int64_t rows,
+                                              dense_crossing measured) {
   if (past <= keep.keys(past)) return true;
   return past < (keep.dense_below >= 0 ? keep.dense_below : measured.past) ||
          rows < (keep.rows_below >= 0 ? keep.rows_below : measured.rows);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cuda::attend against exact arithmetic on the same stored values.
-#include <skim/cuda/attend.cuh>
-
+#include "attention_rounding.hpp"
 #include "on_device.hpp"
 #include "support/attention_sample.hpp"
 #include "support/expect_attention.hpp"
@@ -16,7 +15,6 @@ using namespace skim_test;
 attention_case on_gpu(attention_case c) {
   c.bias = bias_kind::none;
   c.slopes = false;
-  c.batch = false;
   return c;
 }
 
@@ -30,16 +28,6 @@ attention_case for_tensor_cores(attention_case c, std::size_t i) {
   c.padding = c.padding / 3 * 8;
   c.shift = c.shift * 8;
   return c;
-}
-
-bool by_tensor_cores(const skim::attention_args& args) {
-  return skim::cuda::detail::with_tensor_cores(skim::first_view(args), [](auto, auto) {});
-}
-
-skim::testing::arithmetic rounding_of(const skim::attention_args& args) {
-  skim::testing::arithmetic rounding{0x1p-22, 0};
-  if (by_tensor_cores(args)) rounding.factor = skim::testing::roundoff(skim::first_view(args).k.type);
-  return rounding.on_normal_data();
 }
 
 void expect_exact(const attention_case& c, bool tensor_cores) {

@@ -33,7 +33,14 @@ TEST(CudaCheck, NamesWhatItRefuses) {
   c.sequences = 3;
   c.layout = skim::kv_layout::paged;
   c.page_size = 16;
-  EXPECT_EQ(refusal(c, {}), "unsupported: batch.sequences (on a GPU) is 3, expected 0");
+  EXPECT_EQ(refusal(c, {}), "ok");
+  {
+    attention_inputs inputs(c);
+    skim::attention_args args = inputs.args();
+    args.batch.table_stride = std::int64_t{1} << 26;
+    EXPECT_EQ(refusal_of(skim::cuda::attend{}.check(args)),
+              "unsupported: batch.table_stride (times sequences and page_size) is 67108864, expected at most 22369621");
+  }
   c = small_case();
   c.positions = positions_kind::holes;
   EXPECT_EQ(refusal(c, {}), "unsupported: kv.positions (on a GPU) is 1, expected 0");

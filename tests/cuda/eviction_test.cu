@@ -7,6 +7,7 @@
 #include <skim/cuda/evictor/snapkv.cuh>
 #include <skim/cuda/evictor/tova.cuh>
 
+#include "captured_call.hpp"
 #include "on_device.hpp"
 
 namespace skim_test {
@@ -366,22 +367,12 @@ void expect_captured(const Policy& policy) {
   eviction_run<Policy> first(policy, direct.args()), second(policy, captured.args());
   lists_memory lists(2, 40), others(2, 40);
   ASSERT_TRUE(first.run(lists).ok());
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  EXPECT_TRUE(second.op.op.run(second.args, others.lists, second.state.get(), second.workspace.get(), stream).ok());
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
-  ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  captured_call([&](cudaStream_t stream) {
+    return second.op.op.run(second.args, others.lists, second.state.get(), second.workspace.get(), stream);
+  }).replay();
   EXPECT_EQ(lists.indices, others.indices);
   EXPECT_TRUE(direct.snapshot() == captured.snapshot());
   EXPECT_EQ(first.state_bytes(), second.state_bytes());
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
 }
 
 TEST(gpu_eviction_runs, captured_give_the_same_bits) {

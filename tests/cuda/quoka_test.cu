@@ -6,6 +6,7 @@
 #include <skim/interop/safetensors.hpp>
 
 #include "bf16_case.hpp"
+#include "captured_call.hpp"
 #include "on_device.hpp"
 #include "support/attention_sample.hpp"
 #include "support/quoka_stages.hpp"
@@ -376,24 +377,12 @@ TEST(gpu_quoka_graph, replays_with_the_bits_of_a_call) {
   const skim::cuda::launch_report first = op.run(direct.args(), workspace.get(), nullptr);
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(first.taken, skim::path::sparse);
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t replay;
-  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
-  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
-  const skim::cuda::launch_report report = op.run(captured.args(), workspace.get(), stream);
-  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  ASSERT_TRUE(report.ok()) << cudaGetErrorString(report.error);
-  ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
+  const captured_call call([&](cudaStream_t stream) { return op.run(captured.args(), workspace.get(), stream); });
   for (int i = 0; i < 3; ++i) {
     std::memset(captured.out().view().data, 0, 64);
-    ASSERT_EQ(cudaGraphLaunch(replay, stream), cudaSuccess);
-    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+    call.replay();
     EXPECT_EQ(direct.out().bytes(), captured.out().bytes());
   }
-  cudaGraphExecDestroy(replay);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
 }
 
 }  // namespace

@@ -18,7 +18,16 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 /// the bound of `cpu::attend` with 2^-22 in place of 2^-24.
 ///
 /// Nothing is allocated or synchronised: calls may be captured in a graph. Equal arguments give equal bits, and a sequence
-/// those that it has alone or as a block of a longer call. Not supported, and refused by name: bias, slopes, `kv_batch`.
+/// those that it has alone or as a block of a longer call. Not supported, and refused by name: bias, slopes.
+///
+/// One graph serves a growing cache: kernels read `kv.lengths`, tables, positions, lists and a batch's arrays when they run,
+/// and cuts follow from what those say, so that a replay has the bits of a call that was made for it. The host reads none of
+/// them: `kv.tokens` is then the most tokens that a head has, from which follow the scratch, the grid, and what `check` says.
+/// Whether arrays are valid, `cuda::check_indices` finds out on the device.
+///
+/// Sequences of a `kv_batch` are attended to in one launch, or in several where results of splits would fill more than 256 MiB
+/// of scratch. Lists are numbered on the device by the blocks that there are, as tier 0 says: those of a sequence stand behind
+/// those of the sequences before it, and rows behind the last are not read. Tables of all sequences have 2^30 slots at most.
 struct attend {
   /// Reads no pointer but the sequence descriptors.
   launch_report check(const attention_args& args) const {

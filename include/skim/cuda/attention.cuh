@@ -11,6 +11,16 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 
 /// Attention of a chunk over the keys that `Selector` chooses, as `cpu::attention`: `run` is `select`, then `attend`. What
 /// arguments point to, lists and workspace are memory of the device; see `cuda::attend`.
+///
+/// The host's most decides what is dense: a call where no block could leave anything out if it had `kv.tokens`, and of a batch
+/// `most_rows`; and a block by its sequence's `kv.tokens`, whatever `lengths` say, or by the batch's own `tokens`. So a graph
+/// that was captured for a long cache stays sparse while that is short, but that a budget which covers a head's past lists all
+/// of it; one that was captured for a short cache stays dense. A replay has the bits of a call with as few `kv.tokens` where
+/// both judge alike, and where the budget covers the past unless a window hides some of it: then sums are cut elsewhere.
+///
+/// `select` numbers a batch's lists by the blocks that there are, and leaves the rows behind them empty. A sequence of a batch
+/// has the bits that it has alone if `every` is set, or if the kernels for blocks of `most_rows` are those for its own; its
+/// keys are read once for each block of rows, not for four of them.
 template <class Selector = dense>
 struct attention {
   Selector selector{};
@@ -82,7 +92,11 @@ struct attention {
     return kernel::check(selector, args);
   }
 
+  /// Every block has nothing to leave out, as far as the host knows.
   bool runs_dense(const attention_args& args) const {
+    if (detail::is_batch(args)) {
+      return skim::runs_dense(selector.keep, args.kv.tokens, args.batch.most_rows, detail::measured_crossing);
+    }
     bool all = true;
     for_each_block(args, block_rows(), [&](const attention_sequence& block, std::int64_t) {
       all &= skim::runs_dense(selector.keep, block.Tk(), block.Tq, detail::measured_crossing);
@@ -112,8 +126,8 @@ struct attention {
   void select_lists(const attention_args& args, const index_lists& lists, void* workspace,
                     detail::launcher& launch) const {
     std::int64_t list_row = 0;
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      const attention_sequence sequence = sequence_at(args, s);
+    for (std::int64_t s = 0; s < detail::known_sequences(args); ++s) {
+      const attention_sequence sequence = detail::known_sequence(args, s);
       kernel::select(selector, args, sequence, lists, list_row, workspace, launch);
       list_row += block_count(sequence.Tq, block_rows()) * sequence.kv.heads;
     }

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
     for (int i = thread; i < N * chunks; i += tile::threads) {
       const int slot = own[i / chunks];
       copy_16(to + (key_tile % 2 * N + i / chunks) * pitch + i % chunks * 16,
-              call.kv.row(of, at.head, max(slot, 0)) + i % chunks * 16, slot >= 0);
+              call.kv.row(of, at.head, at.base + max(slot, 0)) + i % chunks * 16, slot >= 0);
     }
     end_copies();
   };

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
   let_next_kernel_start();
   row_tile at = rows_at(call, blockIdx.x / call.splits, blockIdx.y);
+  if (at.rows == 0) return;
   const int split = blockIdx.x % call.splits;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < stages; ++stage) {
@@ -63,8 +64,8 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
         slots[i] = key < at.end && j < keys.end ? at.slot(key) : -1;
       }
     };
-    const row_addresses keys_at(call.kv, call.kv.k, at.head, column * 16);
-    const row_addresses values_at(call.kv, call.kv.v, at.head, column * 16);
+    const row_addresses keys_at(call.kv, call.kv.k, at.head, column * 16, at.base);
+    const row_addresses values_at(call.kv, call.kv.v, at.head, column * 16, at.base);
     look_up(keys.begin);
     for (int j = keys.begin; j < keys.end; ++j) {
       const int turn = j - keys.begin, stage = turn % stages;

@@ -52,11 +52,11 @@ __global__ void __launch_bounds__(Threads) attend_plainly(const attend_call call
 
   const auto load_tile = [&](const stored_rows& of) {
     for (int i = thread; i < N * of.dim; i += Threads) {
-      const int slot = slots[i / of.dim];
+      const int slot = slots[i / of.dim], stored = at.base + slot;
       tile[i / of.dim * pitch + i % of.dim] =
           slot < 0 ? 0
-                   : load(of.data, of.type, call.kv.offset(of, at.head, slot) + i % of.dim) *
-                         call.kv.scale(of, at.head, slot);
+                   : load(of.data, of.type, call.kv.offset(of, at.head, stored) + i % of.dim) *
+                         call.kv.scale(of, at.head, stored);
     }
   };
   for (int j = keys.begin; j < keys.end; ++j) {
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(Threads) attend_plainly(const attend_call call
   const bool whole = keys.splits == 1;
   for (int i = thread; i < M; i += Threads) {
     if (at.first + i >= at.rows) continue;
-    const std::int64_t partial = partial_at(call, token_of(i), query_head_of(i), split);
+    const std::int64_t partial = partial_at(call, at, token_of(i), query_head_of(i), split);
     if (!whole) {
       call.partial_sums[2 * partial] = largest[i];
       call.partial_sums[2 * partial + 1] = sum[i];
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(Threads) attend_plainly(const attend_call call
     if (whole) {
       store(call.out, call.out_type, token_of(row) * call.out_row + query_head_of(row) * call.out_head + i % Dv, value);
     } else {
-      call.partial[partial_at(call, token_of(row), query_head_of(row), split) * Dv + i % Dv] = value;
+      call.partial[partial_at(call, at, token_of(row), query_head_of(row), split) * Dv + i % Dv] = value;
     }
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file How the attention of one sequence is cut into tiles of rows and splits of keys, and how splits are merged.
+/// \file How the attention of a sequence is cut into tiles of rows and splits of keys, and how splits are merged.
 ///
 /// Rows of a KV head are packed: row r of a block is token r / G, head r % G of the group. A tile's keys are numbered: first
 /// what the block reads of its past (what is listed, or everything), then its own. Cuts follow from the shape of a block
@@ -7,15 +7,11 @@
 #pragma once
 
 #include <skim/attention.hpp>
+#include <skim/cuda/kernel/batch_tiles.cuh>
 #include <skim/cuda/kernel/cache_rows.cuh>
-#include <skim/cuda/launch.cuh>
 #include <skim/index_lists.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
-
-/// Pieces of work that a GPU is to have, where keys can be split: one for each of 132 processors, and no second turn.
-inline constexpr int wanted_pieces = 132;
-inline constexpr int most_splits = 64, least_tiles_of_split = 4;
 
 struct attend_call {
   cache_rows kv;
@@ -28,45 +24,60 @@ struct attend_call {
   const float* sink_logits;
   std::int64_t left, right;
   float scale, q_sign, soft_cap;  // scale above 0
-  float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]
+  float *partial, *partial_sums;  // [rows, Hq, splits, Dv] and [rows, Hq, splits, 2]; of a batch see `partial_at`
+  const batch_tile* batch;        // [tiles]; null: one sequence
   element q_type, out_type;
   bool q_as_stored;   // tensor cores multiply 16 bytes of q as they are
   bool out_in_pairs;  // two 16-bit numbers of out, the first in an even column, can be stored together
-  int Tq, heads, group, block_rows, tiles_of_block, splits;  // splits: the most that a tile has
+  int Tq, heads, group, block_rows, tiles_of_block, tiles, splits;  // splits: the most that a tile has
   int tile_rows, tile_keys;
 };
 
 /// A tile of packed rows of one KV head.
 struct row_tile {
-  int block, head;      // of the call; KV head
-  int first_token, Tq;  // the block's, in the call's rows
-  int first, rows;      // packed rows of the tile, and all of the block
-  int past;             // tokens before the block
-  int listed;           // past keys that it reads
-  int begin, end;       // its keys, by number
+  int tile, block, head;  // of the call; KV head
+  int first_token, Tq;    // the block's, in the call's rows
+  int first, rows;        // packed rows of the tile, and all of the block
+  int past;               // tokens before the block
+  int base;               // slot 0, for tables
+  int listed;             // past keys that it reads
+  int begin, end;         // its keys, by number
   const std::int32_t* list;
 
   SKIM_DEVICE int slot(int key) const { return list && key < listed ? list[key] : key - listed + past; }
 };
 
-/// Its rows, which follow from what is older than the lists.
+/// Its rows, which follow from what is older than the lists. None where a batch has no such tile.
 SKIM_DEVICE row_tile rows_at(const attend_call& call, int tile, int head) {
   row_tile at;
-  at.block = tile / call.tiles_of_block;
+  at.tile = tile;
   at.head = head;
-  at.first_token = at.block * call.block_rows;
-  at.Tq = min(call.block_rows, call.Tq - at.first_token);
-  at.first = (tile - at.block * call.tiles_of_block) * call.tile_rows;
+  if (call.batch) {
+    await_kernel_before();  // for what the first of the chain wrote
+    const batch_tile& own = call.batch[tile];
+    at.block = own.block;
+    at.first_token = own.first_token;
+    at.Tq = own.Tq;
+    at.first = own.first;
+    at.past = own.past;
+    at.base = own.base;
+  } else {
+    at.block = tile / call.tiles_of_block;
+    at.first_token = at.block * call.block_rows;
+    at.Tq = min(call.block_rows, call.Tq - at.first_token);
+    at.first = (tile - at.block * call.tiles_of_block) * call.tile_rows;
+    at.past = call.kv.length(head) - call.Tq + at.first_token;
+    at.base = 0;
+  }
   at.rows = at.Tq * call.group;
-  at.past = call.kv.length(head) - call.Tq + at.first_token;
-  const int list = at.block * call.heads + head;
-  at.list = call.indices ? call.indices + list * call.list_capacity : nullptr;
   return at;
 }
 
 /// The same with its keys.
 SKIM_DEVICE row_tile with_keys(const attend_call& call, row_tile at) {
-  at.listed = call.indices ? call.counts[at.block * call.heads + at.head] : at.past;
+  const int list = at.block * call.heads + at.head;
+  at.listed = call.indices ? call.counts[list] : at.past;
+  at.list = at.listed < at.past ? call.indices + list * call.list_capacity : nullptr;  // one of everything is none
   at.begin = 0;
   at.end = at.listed + at.Tq;
   if (call.kv.positions) return at;  // in any order
@@ -99,21 +110,13 @@ SKIM_DEVICE uint4 pack_query(const attend_call& call, const row_tile& at, int ow
   return make_uint4(packed[0], packed[1], packed[2], packed[3]);
 }
 
-/// Splits of a tile's keys.
-SKIM_HD SKIM_INLINE int splits_of(int tiles, int heads, int key_tiles) {
-  const int pieces = tiles * heads, wanted = wanted_pieces / pieces;
-  int splits = key_tiles / least_tiles_of_split;
-  splits = splits < wanted ? splits : wanted;
-  splits = splits < most_splits ? splits : most_splits;
-  return splits > 1 ? splits : 1;
-}
-
 struct tile_range {
   int begin, end, splits;  // tiles of keys
 };
 
 /// The tiles of keys of split `split`; none where there is no such split.
 SKIM_DEVICE tile_range split_at(const attend_call& call, const row_tile& at, int split) {
+  if (at.rows == 0) return {0, 0, 0};
   const int tiles = (at.rows + call.tile_rows - 1) / call.tile_rows;
   const int first = at.begin / call.tile_keys, last = (at.end + call.tile_keys - 1) / call.tile_keys;
   const int splits = splits_of(tiles, call.heads, last - first);
@@ -140,9 +143,13 @@ SKIM_DEVICE float finish_row(const attend_call& call, int query_head, row_sums r
   return (shift + log2f(sum)) * ln_2;
 }
 
-/// Where a row's results of one split lie.
-SKIM_DEVICE std::int64_t partial_at(const attend_call& call, int token, int query_head, int split) {
-  return (static_cast<std::int64_t>(token) * call.heads * call.group + query_head) * call.splits + split;
+/// Where a row's results of one split lie: of a batch with those of its block.
+SKIM_DEVICE std::int64_t partial_at(const attend_call& call, const row_tile& at, int token, int query_head, int split) {
+  const int query_heads = call.heads * call.group;
+  if (!call.batch) return (static_cast<std::int64_t>(token) * query_heads + query_head) * call.splits + split;
+  const batch_tile& own = call.batch[at.tile];
+  const std::int64_t row = static_cast<std::int64_t>(token - own.first_token) * query_heads + query_head;
+  return own.part + row * own.splits + split;
 }
 
 /// Writes what four lanes, `quarter` 0 to 3, have of a packed row: lane q columns 8 n + 2 q + e as `value(n, e)`. The row's
@@ -151,9 +158,9 @@ template <int D, class Value>
 SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row, int split, int splits, row_sums own,
                            int quarter, const Value& value) {
   const int token = at.first_token + row / call.group, query_head = at.head * call.group + row % call.group;
-  const std::int64_t partial = partial_at(call, token, query_head, split);
   // One branch before all columns: code that runs once costs its way into the instruction cache.
   if (splits > 1) {
+    const std::int64_t partial = partial_at(call, at, token, query_head, split);
     float* const to = call.partial + partial * D + quarter * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(value(n, 0), value(n, 1));
@@ -182,21 +189,21 @@ SKIM_DEVICE void write_row(const attend_call& call, const row_tile& at, int row,
   if (quarter == 0 && call.lse) call.lse[token * call.lse_row + query_head * call.lse_head] = lse;
 }
 
-/// Merges the splits of each row, in order. A warp for a row of q and query head.
+/// Merges the splits of each row, in order, a warp for a row. Grid: rows that all tiles may have, KV heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) {
   start_in_chain();
-  const int lane = threadIdx.x % 32, query_heads = call.heads * call.group;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (Threads / 32) + threadIdx.x / 32;
-  if (row >= static_cast<std::int64_t>(call.Tq) * query_heads) return;
-  const int token = static_cast<int>(row / query_heads), query_head = static_cast<int>(row % query_heads);
-  const int block = token / call.block_rows, own_token = token - block * call.block_rows;
-  const int in_block = (own_token * call.group + query_head % call.group) / call.tile_rows;
-  const row_tile at = tile_at(call, block * call.tiles_of_block + in_block, query_head / call.group);
+  const int lane = threadIdx.x % 32, rows = min(call.tile_rows, call.block_rows * call.group);
+  const int row = blockIdx.x * (Threads / 32) + threadIdx.x / 32, tile = row / rows;
+  if (tile >= call.tiles) return;
+  const row_tile at = tile_at(call, tile, blockIdx.y);
+  const int own_row = at.first + row - tile * rows;
+  if (own_row >= at.rows) return;
+  const int token = at.first_token + own_row / call.group, query_head = at.head * call.group + own_row % call.group;
   const int splits = split_at(call, at, 0).splits;
   if (splits == 1) return;
   // Lane i has the weights of splits i and 32 + i.
-  const float* const sums = call.partial_sums + 2 * partial_at(call, token, query_head, 0);
+  const float* const sums = call.partial_sums + 2 * partial_at(call, at, token, query_head, 0);
   row_sums own[2], all{minus_infinity(), 0};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -216,7 +223,7 @@ __global__ void __launch_bounds__(Threads) merge_splits(const attend_call call) 
   float factor;
   const float lse = finish_row(call, query_head, all, factor);
   const int Dv = call.kv.v.dim;
-  const float* const values = call.partial + partial_at(call, token, query_head, 0) * Dv;
+  const float* const values = call.partial + partial_at(call, at, token, query_head, 0) * Dv;
   for (int first = 0; first < Dv; first += 128) {
     float value[4] = {};
     constexpr int together = 4;  // whose loads do not wait for each other

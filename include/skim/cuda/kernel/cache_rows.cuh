@@ -56,12 +56,12 @@ struct cache_rows {
   }
 };
 
-/// Addresses of a head's rows, from byte `first` of each on. Where slots are rows of storage they cost one multiplication:
-/// loops over tiles of keys wait for this.
+/// Addresses of a head's rows, from byte `first` of each on; slot i is `base` + i where there is a table. Where slots are rows
+/// of storage they cost one multiplication: loops over tiles of keys wait for this.
 class row_addresses {
  public:
-  SKIM_DEVICE row_addresses(const cache_rows& kv, const stored_rows& of, int head, int first)
-      : kv_(kv), of_(of), head_(head), first_(first) {
+  SKIM_DEVICE row_addresses(const cache_rows& kv, const stored_rows& of, int head, int first, int base = 0)
+      : kv_(kv), of_(of), slot_base_(base) {
     const std::int64_t bytes = of.row * of.element_bytes;
     plain_ = !kv.table && kv.ring_size == 0 && bytes >= 0 && bytes <= 0xffffffff;
     step_ = static_cast<std::uint32_t>(bytes);
@@ -72,14 +72,16 @@ class row_addresses {
   SKIM_DEVICE const char* plain_row(int slot) const {
     return base_ + static_cast<std::uint64_t>(static_cast<std::uint32_t>(slot)) * step_;
   }
-  SKIM_DEVICE const char* row(int slot) const { return plain_ ? plain_row(slot) : kv_.row(of_, head_, slot) + first_; }
+  SKIM_DEVICE const char* row(int slot) const {
+    return plain_ ? plain_row(slot) : base_ + kv_.offset(of_, 0, slot_base_ + slot) * of_.element_bytes;
+  }
 
  private:
   const cache_rows& kv_;
   const stored_rows& of_;
   const char* base_;
   std::uint32_t step_;
-  int head_, first_;
+  int slot_base_;
   bool plain_;
 };
 

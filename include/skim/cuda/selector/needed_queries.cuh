@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(Threads) find_needs(const quoka_call call) {
     __syncthreads();
     load_slots<Threads>(call.kv, call.kv.k, block.head, tile::keys, keys, finite_key, [&](int i) {
       const int key = begin + i;
-      return key >= all ? -1 : key < sampled ? block.first + 4 + key * step : block.past + key - sampled;
+      const int slot = key < sampled ? block.first + 4 + key * step : block.past + key - sampled;
+      return key < all ? block.base + slot : -1;
     });
     __syncthreads();
     float products[tile::rows_of_warp] = {};

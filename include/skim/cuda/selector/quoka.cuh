@@ -15,7 +15,7 @@
 namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
-/// Blocks of a sequence whose scores lie in scratch together.
+/// Blocks of rows, of a sequence or of any of a batch, whose scores lie in scratch together.
 inline constexpr std::int64_t blocks_together = 16;
 
 /// Calls `body` as `with_tensor_cores`, of keys alone.
@@ -45,7 +45,13 @@ bool picks_by_tensor_cores(const quoka_call& call, const kv_view& kv, const Body
   });
 }
 
-/// The blocks of a sequence from `first_block` on, at most `blocks_together`, and their scratch.
+/// Blocks of what the host knows as one sequence; of a batch as many as there may be.
+inline std::int64_t blocks_of(const attention_args& args, const attention_sequence& sequence, std::int64_t every) {
+  return is_batch(args) ? block_count(args, every) : block_count(sequence.Tq, every);
+}
+
+/// The blocks of a sequence, or of a batch as its `known_sequence`, from `first_block` on, at most `blocks_together`, and their
+/// scratch, behind which block of a batch is where.
 inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args, const attention_sequence& sequence,
                                 std::int64_t first_block, skim::detail::arena& arena) {
   const std::int64_t G = group_size(args), D = args.q.extents[2], every = policy.keep.every;
@@ -64,13 +70,13 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   const std::int64_t rows = every > 0 ? smaller(every, sequence.Tq) : sequence.Tq;
   call.block_rows = static_cast<int>(greater(rows, 1));
   call.first_block = static_cast<int>(first_block);
-  call.blocks = static_cast<int>(smaller(block_count(sequence.Tq, every) - first_block, blocks_together));
-  std::int64_t longest = 1;
-  for (int b = 0; b < call.blocks; ++b) {
-    const attention_sequence block = block_of(sequence, first_block + b, every);
-    longest = greater(longest, block.Tk());
-    if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, measured_crossing)) call.dense_blocks |= 1u << b;
-  }
+  const std::int64_t blocks = blocks_of(args, sequence, every);
+  call.blocks = static_cast<int>(smaller(blocks - first_block, blocks_together));
+  const std::int64_t past =
+      is_batch(args) ? sequence.kv.tokens : block_of(sequence, first_block + call.blocks - 1, every).Tk();
+  const std::int64_t longest = greater(past, 1);
+  call.batch = arena.take<batch_tile>(is_batch(args) ? blocks : 0);
+  if (!is_batch(args)) call.batch = nullptr;
   call.rows = static_cast<int>(pieces(greater(rows, 1) * G, picking::rows) * picking::rows);
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
@@ -85,6 +91,8 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   const bool rounds = tensor || (!call.means && sequence.kv.k.type == element::bf16);
   call.query_type = rounds ? sequence.kv.k.type : element::none;
   call.keep = policy.keep;
+  if (call.keep.dense_below < 0) call.keep.dense_below = measured_crossing.past;
+  if (call.keep.rows_below < 0) call.keep.rows_below = measured_crossing.rows;
   const std::int64_t samples = moments_tile::most(longest);
   using together = tensor_scores<64>;
   call.pieces = static_cast<int>(tensor ? smaller(together::most_pieces, pieces(samples, together::samples))
@@ -145,17 +153,18 @@ struct score_kernel<quoka> {
     }
     const std::int64_t heads = first_view(args).heads, most_heads = 65535 / detail::blocks_together;
     if (heads > most_heads) return fault(status::unsupported, "kv.heads", heads, most_heads, "at most");
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      if (sequence_at(args, s).kv.positions) return fault(status::unsupported, "kv.positions (on a GPU)", 1, 0);
+    for (std::int64_t s = 0; s < detail::known_sequences(args); ++s) {
+      if (detail::known_sequence(args, s).kv.positions)
+        return fault(status::unsupported, "kv.positions (on a GPU)", 1, 0);
     }
     return {};
   }
 
   static std::size_t workspace_bytes(const quoka& policy, const attention_args& args) {
     std::size_t most = 0;
-    for (std::int64_t s = 0; s < sequence_count(args); ++s) {
-      const attention_sequence sequence = sequence_at(args, s);
-      const std::int64_t blocks = block_count(sequence.Tq, policy.keep.every);
+    for (std::int64_t s = 0; s < detail::known_sequences(args); ++s) {
+      const attention_sequence sequence = detail::known_sequence(args, s);
+      const std::int64_t blocks = detail::blocks_of(args, sequence, policy.keep.every);
       for (std::int64_t first = 0; first < blocks; first += detail::blocks_together) {
         skim::detail::arena arena;
         static_cast<void>(detail::lay_out_quoka(policy, args, sequence, first, arena));
@@ -168,10 +177,16 @@ struct score_kernel<quoka> {
   /// Scores and chooses; lists begin at row `list_row`.
   static void select(const quoka& policy, const attention_args& args, const attention_sequence& sequence,
                      const index_lists& lists, std::int64_t list_row, void* workspace, detail::launcher& launch) {
-    const std::int64_t blocks = block_count(sequence.Tq, policy.keep.every);
+    const std::int64_t blocks = detail::blocks_of(args, sequence, policy.keep.every);
     for (std::int64_t first = 0; first < blocks; first += detail::blocks_together) {
       skim::detail::arena arena(workspace);
       const detail::quoka_call call = detail::lay_out_quoka(policy, args, sequence, first, arena);
+      if (call.batch && first == 0) {
+        detail::batch_call batch = detail::batch_of(args, call.block_rows, 0, args.batch.sequences);
+        batch.tiles = call.batch;
+        batch.room = static_cast<int>(blocks);
+        detail::find_tiles(batch, launch);
+      }
       if (!detail::picks_by_tensor_cores(call, sequence.kv, [&](auto type, auto dim) {
             pick_together<decltype(type), dim.value>(call, launch);
           })) {
@@ -242,7 +257,8 @@ struct score_kernel<quoka> {
       launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads, tile::bytes(call.whole),
              call);
     }
-    std::int64_t together = smaller(call.blocks, tile::most_lists);  // as far as two blocks share a processor
+    // Blocks of a batch may be of several sequences. As far as two blocks share a processor.
+    std::int64_t together = call.batch ? 1 : smaller(call.blocks, tile::most_lists);
     while (together > 1 && tile::bytes(call.whole, together) > most_shared_bytes / 2) --together;
     // Two blocks on each of 132 processors, if there is work for so many.
     const std::int64_t groups = pieces(call.blocks, together) * call.heads;

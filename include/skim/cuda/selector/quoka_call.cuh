@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file What QUOKA's kernels share: the blocks of one sequence that choose together, and their scratch.
+/// \file What QUOKA's kernels share: blocks of rows that choose at a time, and their scratch.
 #pragma once
 
 #include <skim/cuda/kernel/attend_call.cuh>
@@ -43,7 +43,7 @@ struct quoka_call {
   float scale;
   element q_type;
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
-  unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
+  batch_tile* batch;                                      // blocks of a batch, [all]; null: one sequence
   int n, samples, smooth, rows;                           // rows: room for a block's G * Tq
   int whole;                                              // queries that matrix instructions meet
   int pieces;                                             // of moments, at most
@@ -52,7 +52,7 @@ struct quoka_call {
   element query_type;  // that queries are rounded to; none: they stay f32
   const float* inverse_norms;
   std::int64_t inverse_norms_stride;
-  retention keep;
+  retention keep;  // without -1
   float *needs, *features, *distances, *queries, *factors, *offsets, *raw, *scores;
   float* inverse_lengths;    // [lists, rows]: of the block's rows; NaN of one that has no say
   int *nearest, *picked;     // picked [lists, n]; of means [lists, group, n]
@@ -100,20 +100,34 @@ SKIM_DEVICE void store_query(const quoka_call& call, int list, int query, int d,
 /// One block of rows of one KV head; scratch of lists is laid out by `list`.
 struct quoka_block {
   int list, head, first_token, Tq, rows, past;
-  int first, count;  // candidates: the past slots [first, first + count)
-  bool reads_all;    // nothing to choose
+  int base;               // slot 0, for tables
+  int first, count;       // candidates: the past slots [first, first + count)
+  bool dense, reads_all;  // reads what no row sees too; nothing to choose
 
   SKIM_DEVICE quoka_block(const quoka_call& call, int at) {
     list = at;
     head = at % call.heads;
-    const int block = at / call.heads;
-    first_token = (call.first_block + block) * call.block_rows;
-    Tq = min(call.block_rows, call.Tq - first_token);
+    const int block = call.first_block + at / call.heads;
+    int longest;  // past of the heads, as the host knows it
+    if (call.batch) {
+      await_kernel_before();  // for what the first of the chain wrote
+      const batch_tile& own = call.batch[block];
+      first_token = own.first_token;
+      Tq = own.Tq;
+      past = longest = own.past;
+      base = own.base;
+    } else {
+      first_token = block * call.block_rows;
+      Tq = min(call.block_rows, call.Tq - first_token);
+      past = call.kv.length(head) - call.Tq + first_token;
+      longest = call.kv.tokens - call.Tq + first_token;
+      base = 0;
+    }
     rows = Tq * call.group;
-    past = call.kv.length(head) - call.Tq + first_token;
     first = Tq == 0 ? past : call.left < past ? past - static_cast<int>(call.left) : 0;  // what no row sees is none
     count = past - first;
-    reads_all = (call.dense_blocks >> block & 1u) != 0 || count <= call.keep.keys(past);
+    dense = Tq > 0 && runs_dense(call.keep, longest, Tq, {});
+    reads_all = dense || count <= call.keep.keys(past);
   }
 
   SKIM_DEVICE std::int64_t query_offset(const quoka_call& call, int row) const {

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(Threads) find_moments(const quoka_call call) {
   const int D = call.kv.k.dim, pitch = static_cast<int>(shared_pitch(D)), lane = threadIdx.x % 32;
   const int n = block.queries(call);
   load_slots<Threads>(call.kv, call.kv.k, block.head, tile::samples, keys, nullptr,
-                      [&](int i) { return begin + i < all ? block.moment_slot(begin + i) : -1; });
+                      [&](int i) { return begin + i < all ? block.base + block.moment_slot(begin + i) : -1; });
   __syncthreads();
   const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
   product_moments* const to =

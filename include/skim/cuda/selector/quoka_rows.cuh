@@ -27,13 +27,12 @@ struct quoka_rows {
 
   SKIM_DEVICE score_row row(int list) const {
     const quoka_block block(call, list);
-    const bool dense = (call.dense_blocks >> (list / call.heads) & 1u) != 0;
     const retention keep = call.keep.among(block.past);
     score_row row{};
     row.scores = call.scores + list * call.score_stride;
     row.stride = static_cast<int>(call.score_stride);
     row.by_four = true;
-    row.begin = dense ? 0 : block.first;
+    row.begin = block.dense ? 0 : block.first;
     row.end = block.past;
     row.count = block.reads_all ? block.past : static_cast<int>(keep.keys(block.past));
     row.lowest = static_cast<int>(keep.sinks);

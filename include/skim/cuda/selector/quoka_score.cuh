@@ -31,9 +31,10 @@ SKIM_DEVICE float inverse_of_key(const quoka_call& call, int head, int slot, flo
 /// The score of a key whose squares f32 does not hold, or that has none. By a warp.
 SKIM_DEVICE float score_unusual(const quoka_call& call, const quoka_block& block, int slot) {
   const stored_rows& of = call.kv.k;
-  const unit_factors unit = scale_to_one(call.kv, of, block.head, slot);
-  const char* const key = call.kv.row(of, block.head, slot);
-  const float scale = call.kv.scale(of, block.head, slot);
+  const int stored = block.base + slot;
+  const unit_factors unit = scale_to_one(call.kv, of, block.head, stored);
+  const char* const key = call.kv.row(of, block.head, stored);
+  const float scale = call.kv.scale(of, block.head, stored);
   const std::int64_t first = static_cast<std::int64_t>(block.list) * call.n;
   float most = minus_infinity();
   for (int query = 0; query < block.queries(call); ++query) {
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(Threads) score_plainly(const quoka_call call) 
   const int n = block.queries(call);
   float* const largest = keys + tile::keys * pitch;
   load_slots<Threads>(call.kv, call.kv.k, block.head, tile::keys, keys, nullptr,
-                      [&](int i) { return min(begin + i, block.past - 1); });
+                      [&](int i) { return block.base + min(begin + i, block.past - 1); });
   __syncthreads();
   const std::int64_t first_query = static_cast<std::int64_t>(block.list) * call.n;
   const float* const factors = call.factors + static_cast<std::int64_t>(block.list) * call.n;
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_
   if (block.reads_all || begin >= all) return await_kernel_before();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % key_warps, half_of_block = threadIdx.x / 32 / key_warps;
   const int quarter = lane % 4, end = min(begin + piece, all);
-  const row_addresses keys(call.kv, call.kv.k, block.head, rows::dims / 2 * quarter);
+  const row_addresses keys(call.kv, call.kv.k, block.head, rows::dims / 2 * quarter, block.base);
   rows own;
   const auto load = [&](int first) {
     own.load(keys, [&](int i) { return block.moment_slot(min(first + 16 * warp + i, all - 1)); });
@@ -290,13 +291,13 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
   float2* const factors = reinterpret_cast<float2*>(shared + lists * queries * D * 2);  // and offsets
 
   const int end = block_at(lists - 1).past;  // the longest
-  const row_addresses keys(call.kv, call.kv.k, head, rows::dims / 2 * quarter);
+  const row_addresses keys(call.kv, call.kv.k, head, rows::dims / 2 * quarter, block_at(0).base);
   const int step = static_cast<int>(gridDim.x) * tile::warps * tile::keys;
   int first = (static_cast<int>(blockIdx.x) * tile::warps + thread / 32) * tile::keys +
               block_at(0).first / tile::keys * tile::keys;
   rows own;
   const auto load = [&](int from) { own.load(keys, [&](int i) { return max(min(from + i, end - 1), 0); }); };
-  load(first);
+  if (end > 0) load(first);
   await_kernel_before();
 #pragma unroll 1
   for (int i = 0; i < lists; ++i) {

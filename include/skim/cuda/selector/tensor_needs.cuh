@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(tensor_needs::threads, 2) find_needs_by_tensor
     for (int c = 0; c < chunks; ++c) rows[half][c] = *reinterpret_cast<const uint4*>(row + 32 * c);
     tokens[half] = own % block.Tq;
   }
-  const row_addresses keys(call.kv, call.kv.k, block.head, 16 * quarter);
+  const row_addresses keys(call.kv, call.kv.k, block.head, 16 * quarter, block.base);
   const float to_log2 = call.scale * log2_e;
   const int step = max(1, block.count / call.samples), sampled = block.count > 4 ? (block.count - 5) / step + 1 : 0;
   // Tiles of the sample, then of the block's own keys.
