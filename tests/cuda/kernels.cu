@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel that the library can launch, for a compiler to look at.
 #include <skim/cuda/attention.cuh>
+#include <skim/cuda/check_indices.cuh>
 #include <skim/cuda/eviction.cuh>
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
@@ -15,6 +16,10 @@ skim::report every_kernel(const skim::attention_args& args, skim::memory workspa
   const skim::cuda::attention op{skim::quoka{}};
   if (!dense.run(args, workspace, stream)) return {};
   return op.run(args, workspace, stream);
+}
+
+skim::report every_kernel(const skim::attention_args& args, skim::cuda::index_fault* found, cudaStream_t stream) {
+  return skim::cuda::check_indices(args, nullptr, found, stream);
 }
 
 skim::report every_kernel(const skim::ffn_args& args, skim::tensor_view<float, 2> scores, skim::memory workspace,
