@@ -12,6 +12,7 @@
 #include "on_device.hpp"
 #include "support/eviction_case.hpp"
 #include "support/expect_attention.hpp"
+#include "support/quoka_stages.hpp"
 
 namespace {
 
@@ -91,16 +92,16 @@ class growing_inputs {
   skim::index_lists lists_;
 };
 
-/// Replays one graph while the cache grows. `run(args, lists, workspace, stream)`. `everything`: lists leave out nothing of what rows
-/// see, or are those of the case.
+/// Replays one graph while the cache grows. `run(args, lists, workspace, stream)`.
 template <class Op, class Run>
-void expect_replays(const attention_case& c, const Op& op, bool everything, const Run& run) {
+void expect_replays(const attention_case& c, const Op& op, const Run& run) {
+  constexpr bool selects = !std::is_same_v<Op, skim::cuda::attend>;
   SCOPED_TRACE(testing::Message() << c);
   growing_inputs captured(c), direct(c);
   const std::int64_t most = c.Tq + c.Tk;
   const auto room = [&](const skim::attention_args& args) {
-    if constexpr (std::is_same_v<Op, skim::cuda::attend>) return op.workspace_bytes(args, c.block_rows);
-    if constexpr (!std::is_same_v<Op, skim::cuda::attend>) return op.workspace_bytes(args);
+    if constexpr (selects) return op.workspace_bytes(args);
+    if constexpr (!selects) return op.workspace_bytes(args, c.block_rows);
   };
   guarded_device_memory workspace(room(captured.args(most)));
   const captured_call call(
@@ -125,16 +126,26 @@ void expect_replays(const attention_case& c, const Op& op, bool everything, cons
     ASSERT_TRUE(report.ok()) << cudaGetErrorString(report.error);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     EXPECT_TRUE(workspace.guards_intact() && own.guards_intact());
-    // Where the host knew that all would be read, tiles before a window were not looked at.
-    const bool cut_alike = everything || c.mask.left == skim::mask::unbounded || report.taken == skim::path::sparse;
+    const auto expect_exact = [&](const skim::index_lists* lists) {
+      const auto truth = skim::testing::attend_exactly(args, lists, rounding_of(args));
+      EXPECT_TRUE(skim::testing::satisfies(captured.args(most).out,
+                                           skim::testing::attention_matcher(truth, rounding_of(args))));
+    };
+    // Blocks that the shorter call knew to be dense list what their window hides too, and so cut sums elsewhere.
+    const bool cut_alike = !selects || c.mask.left == skim::mask::unbounded;
     if (cut_alike) {
       EXPECT_EQ(captured.inputs().out().bytes(), direct.inputs().out().bytes());
       EXPECT_EQ(captured.inputs().lse().bytes(), direct.inputs().lse().bytes());
     }
-    if (cut_alike && !everything) continue;
-    const auto truth = skim::testing::attend_exactly(args, direct.lists(), rounding_of(args));
-    EXPECT_TRUE(
-        skim::testing::satisfies(captured.args(most).out, skim::testing::attention_matcher(truth, rounding_of(args))));
+    if constexpr (selects) {
+      if (cut_alike) continue;
+      const selected_lists read(op, args);
+      ASSERT_TRUE(op.select(args, read.lists, own.get(), nullptr).ok());
+      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+      expect_exact(&read.lists);
+    } else {
+      expect_exact(direct.lists());
+    }
     if (testing::Test::HasFailure()) return;
   }
 }
@@ -173,9 +184,9 @@ const auto attention = [](const auto& op, const skim::attention_args& args, cons
 TEST(gpu_growing, attends_to_everything) {
   NEEDS_A_GPU();
   for (attention_case c : growing_cases()) {
-    expect_replays(c, skim::cuda::attend{}, true, attend);
+    expect_replays(c, skim::cuda::attend{}, attend);
     c.mask.left = 300;
-    expect_replays(c, skim::cuda::attend{}, true, attend);
+    expect_replays(c, skim::cuda::attend{}, attend);
     if (HasFailure()) return;
   }
 }
@@ -186,7 +197,7 @@ TEST(gpu_growing, attends_to_lists_and_by_positions) {
     c.lists = lists_kind::third;
     c.block_rows = 16;
     c.positions = positions_kind::holes;
-    expect_replays(c, skim::cuda::attend{}, true, attend);
+    expect_replays(c, skim::cuda::attend{}, attend);
     if (HasFailure()) return;
   }
 }
@@ -200,7 +211,7 @@ TEST(gpu_growing, selects_by_quoka) {
       policy.keep = keep.for_every(32).dense_under(0);
       for (const std::int64_t left : {skim::mask::unbounded, std::int64_t{100}}) {
         c.mask.left = left;
-        expect_replays(c, skim::cuda::attention<skim::quoka>{policy}, false, attention);
+        expect_replays(c, skim::cuda::attention<skim::quoka>{policy}, attention);
       }
       if (HasFailure()) return;
     }

@@ -64,7 +64,6 @@ struct index_checks {
   index_fault* found;
   std::int64_t rows, first_block;  // rows: of q; first_block: of the sequence, in the order of lists
   int sequence, lanes;
-  index_stage stage;
   bool tells;  // what the launch before found
 
   SKIM_DEVICE int rows_of(int s) const { return batch.offsets[s + 1] - batch.offsets[s]; }
@@ -133,6 +132,7 @@ struct index_checks {
     if (threadIdx.x == 0) before = 0;
     __syncthreads();
     int blocks = 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < s; i += threads) {
       blocks += static_cast<int>(block_count(rows_of(i), lists.block_rows));
     }
@@ -140,12 +140,14 @@ struct index_checks {
     __syncthreads();
     const attention_sequence own = sequence_of(s);
     const std::int64_t past = own.past(head), count = block_count(own.Tq, lists.block_rows);
+#pragma unroll 1
     for (std::int64_t b = lane; b < count; b += lanes) {
       const std::int64_t r = (first_block + before + b) * own.kv.heads + head;
       const std::int64_t listed = lists.counts[r], last = past + b * lists.block_rows - 1;
       if (threadIdx.x == 0) expect(index_array::counts, 0, r, 0, listed, 0, lists.capacity);
       if (listed > lists.capacity) continue;
       const std::int32_t* const list = lists.row(r);
+#pragma unroll 1
       for (std::int64_t i = threadIdx.x; i < listed; i += threads) {
         expect(index_array::indices, 0, r, i, list[i], i == 0 ? 0 : list[i - 1] + std::int64_t{1}, last);
       }
@@ -154,30 +156,32 @@ struct index_checks {
 };
 
 /// Grid: of the batch's arrays 1; else sequences times `lanes`, KV heads.
-template <int Threads>
+template <index_stage Stage, int Threads>
 __global__ void __launch_bounds__(Threads) look_at_indices(const index_checks checks) {
   static_assert(Threads == index_checks::threads, "as members count");
   start_in_chain();
   // What an earlier launch told comes first, and later arrays may not be looked at.
   if (checks.found->array != index_array::none || (checks.tells && checks.found->place == 0)) return;
-  const int s = blockIdx.x / checks.lanes, lane = blockIdx.x % checks.lanes, head = blockIdx.y;
-  if (checks.stage == index_stage::batch) return checks.check_batch();
-  if (checks.stage == index_stage::cache) return checks.check_cache(s, head);
-  checks.check_lists(s, lane, head);
+  if constexpr (Stage == index_stage::batch) checks.check_batch();
+  if constexpr (Stage == index_stage::cache) checks.check_cache(blockIdx.x, blockIdx.y);
+  if constexpr (Stage == index_stage::lists) {
+    checks.check_lists(blockIdx.x / checks.lanes, blockIdx.x % checks.lanes, blockIdx.y);
+  }
 }
 
-inline void look_at(index_checks checks, index_stage stage, launcher& launch) {
-  checks.stage = stage;
-  const std::int64_t sequences = greater(checks.batch.sequences, 1);
-  const bool of_batch = stage == index_stage::batch;
-  if (stage == index_stage::lists) {
+template <index_stage Stage>
+void look_at(index_checks checks, launcher& launch) {
+  const std::int64_t sequences = Stage == index_stage::batch ? 1 : greater(checks.batch.sequences, 1);
+  const std::int64_t heads = Stage == index_stage::batch ? 1 : checks.known.kv.heads;
+  checks.lanes = 1;
+  if (Stage == index_stage::lists) {
     const std::int64_t blocks = block_count(checks.known.Tq, checks.lists.block_rows);
     checks.lanes = static_cast<int>(smaller(blocks, index_checks::most_lanes));
   }
   for (const bool tells : {false, true}) {
     checks.tells = tells;
-    launch(&look_at_indices<index_checks::threads>, of_batch ? 1 : sequences * checks.lanes,
-           of_batch ? 1 : checks.known.kv.heads, index_checks::threads, 0, checks);
+    launch(&look_at_indices<Stage, index_checks::threads>, sequences * checks.lanes, heads, index_checks::threads, 0,
+           checks);
   }
 }
 
@@ -204,17 +208,20 @@ inline launch_report check_indices(const attention_args& args, const index_lists
   checks.found = found;
   checks.rows = args.q.extents[0];
   if (lists) checks.lists = *lists;
-  for (const index_stage stage : {index_stage::batch, index_stage::cache, index_stage::lists}) {
-    if ((stage == index_stage::batch && !is_batch(args)) || (stage == index_stage::lists && !lists)) continue;
+  const auto each_sequence = [&](const auto& look) {
     checks.first_block = 0;
     for (std::int64_t s = 0; s < known_sequences(args); ++s) {
       checks.known = known_sequence(args, s);
       checks.sequence = static_cast<int>(s);
-      checks.lanes = 1;
-      look_at(checks, stage, launch);
+      look();
       checks.first_block += block_count(checks.known.Tq, checks.lists.block_rows);
     }
-  }
+  };
+  each_sequence([&] {
+    if (is_batch(args)) look_at<index_stage::batch>(checks, launch);
+    look_at<index_stage::cache>(checks, launch);
+  });
+  if (lists) each_sequence([&] { look_at<index_stage::lists>(checks, launch); });
   return {report{}, launch.error()};
 }
 

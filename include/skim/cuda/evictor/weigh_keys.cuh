@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(tensor_weights<D>::most_threads, 1)
 #pragma unroll 1
     for (int stage = 0; stage < own.tiles; stage += most) {
       const int end = min(stage + most, own.tiles);
-      if (begin < static_cast<int>(gridDim.x) * keys_of_block || own.tiles > most) {  // the first turn
+      if (begin == static_cast<int>(blockIdx.x) * keys_of_block || own.tiles > most) {  // the first turn
         __syncthreads();
         staged.fill(own, head, stage, end - stage);
       }

@@ -29,6 +29,7 @@ struct batch_tile {
   int past;             // tokens before the block
   int base;             // slot i of the sequence is base + i where all tables are one
   int splits;           // that a tile of the block has at most
+  bool dense;           // the block reads everything, as `keep` says
   std::int64_t part;    // results of splits that lie before the block's
 };
 
@@ -40,6 +41,7 @@ struct batch_call {
   int slots;                      // of a sequence's table
   int heads, group, block_rows;   // block_rows: above 0
   int tile_rows, most_key_tiles;  // tile_rows: packed rows
+  retention keep;                 // of a selector, without -1
 };
 
 /// How the rows of sequence `s` fall into blocks and tiles.
@@ -90,6 +92,7 @@ __global__ void __launch_bounds__(Threads) find_batch_tiles(const batch_call cal
     tile.first = i % own.tiles_of_block * call.tile_rows;
     tile.past = call.tokens[s] - own.Tq + b * call.block_rows;
     tile.base = s * call.slots;
+    tile.dense = tile.Tq > 0 && runs_dense(call.keep, tile.past, tile.Tq, {});
     tile.splits = b < own.blocks - 1 ? own.splits : own.splits_of_last;
     tile.part = (parts + own.parts(call, b)) * call.heads * call.group;
     call.tiles[tiles + i] = tile;

@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
 /// The mean of the group's unit queries, slot by slot, rounded to what keys are multiplied in; of those that have no say zeros,
 /// and no query where none has. A warp for each. Grid: pieces of queries, lists.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) average_units(const quoka_call call) {
+__global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call call) {
   start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int query = blockIdx.x * (Threads / 32) + threadIdx.x / 32, n = block.queries(call), lane = threadIdx.x % 32;

@@ -72,11 +72,13 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.first_block = static_cast<int>(first_block);
   const std::int64_t blocks = blocks_of(args, sequence, every);
   call.blocks = static_cast<int>(smaller(blocks - first_block, blocks_together));
-  const std::int64_t past =
-      is_batch(args) ? sequence.kv.tokens : block_of(sequence, first_block + call.blocks - 1, every).Tk();
-  const std::int64_t longest = greater(past, 1);
-  call.batch = arena.take<batch_tile>(is_batch(args) ? blocks : 0);
-  if (!is_batch(args)) call.batch = nullptr;
+  std::int64_t longest = greater(is_batch(args) ? sequence.kv.tokens : 0, 1);
+  if (is_batch(args)) call.batch = arena.take<batch_tile>(blocks);
+  for (int b = 0; !is_batch(args) && b < call.blocks; ++b) {
+    const attention_sequence block = block_of(sequence, first_block + b, every);
+    longest = greater(longest, block.Tk());
+    if (block.Tq > 0 && runs_dense(policy.keep, block.Tk(), block.Tq, measured_crossing)) call.dense_blocks |= 1u << b;
+  }
   call.rows = static_cast<int>(pieces(greater(rows, 1) * G, picking::rows) * picking::rows);
   call.n = static_cast<int>(policy.queries.kept(greater(rows, 1), G));
   call.samples = static_cast<int>(policy.queries.samples);
@@ -91,8 +93,6 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   const bool rounds = tensor || (!call.means && sequence.kv.k.type == element::bf16);
   call.query_type = rounds ? sequence.kv.k.type : element::none;
   call.keep = policy.keep;
-  if (call.keep.dense_below < 0) call.keep.dense_below = measured_crossing.past;
-  if (call.keep.rows_below < 0) call.keep.rows_below = measured_crossing.rows;
   const std::int64_t samples = moments_tile::most(longest);
   using together = tensor_scores<64>;
   call.pieces = static_cast<int>(tensor ? smaller(together::most_pieces, pieces(samples, together::samples))
@@ -185,6 +185,9 @@ struct score_kernel<quoka> {
         detail::batch_call batch = detail::batch_of(args, call.block_rows, 0, args.batch.sequences);
         batch.tiles = call.batch;
         batch.room = static_cast<int>(blocks);
+        batch.keep = policy.keep;
+        if (policy.keep.dense_below < 0) batch.keep.dense_below = detail::measured_crossing.past;
+        if (policy.keep.rows_below < 0) batch.keep.rows_below = detail::measured_crossing.rows;
         detail::find_tiles(batch, launch);
       }
       if (!detail::picks_by_tensor_cores(call, sequence.kv, [&](auto type, auto dim) {

@@ -43,6 +43,7 @@ struct quoka_call {
   float scale;
   element q_type;
   int Tq, heads, group, block_rows, first_block, blocks;  // of the sequence; of these, the ones at work here
+  unsigned dense_blocks;                                  // bit i: block first_block + i reads everything
   batch_tile* batch;                                      // blocks of a batch, [all]; null: one sequence
   int n, samples, smooth, rows;                           // rows: room for a block's G * Tq
   int whole;                                              // queries that matrix instructions meet
@@ -52,7 +53,7 @@ struct quoka_call {
   element query_type;  // that queries are rounded to; none: they stay f32
   const float* inverse_norms;
   std::int64_t inverse_norms_stride;
-  retention keep;  // without -1
+  retention keep;
   float *needs, *features, *distances, *queries, *factors, *offsets, *raw, *scores;
   float* inverse_lengths;    // [lists, rows]: of the block's rows; NaN of one that has no say
   int *nearest, *picked;     // picked [lists, n]; of means [lists, group, n]
@@ -108,25 +109,24 @@ struct quoka_block {
     list = at;
     head = at % call.heads;
     const int block = call.first_block + at / call.heads;
-    int longest;  // past of the heads, as the host knows it
     if (call.batch) {
       await_kernel_before();  // for what the first of the chain wrote
       const batch_tile& own = call.batch[block];
       first_token = own.first_token;
       Tq = own.Tq;
-      past = longest = own.past;
+      past = own.past;
       base = own.base;
+      dense = own.dense;
     } else {
       first_token = block * call.block_rows;
       Tq = min(call.block_rows, call.Tq - first_token);
       past = call.kv.length(head) - call.Tq + first_token;
-      longest = call.kv.tokens - call.Tq + first_token;
       base = 0;
+      dense = (call.dense_blocks >> (block - call.first_block) & 1u) != 0;
     }
     rows = Tq * call.group;
     first = Tq == 0 ? past : call.left < past ? past - static_cast<int>(call.left) : 0;  // what no row sees is none
     count = past - first;
-    dense = Tq > 0 && runs_dense(call.keep, longest, Tq, {});
     reads_all = dense || count <= call.keep.keys(past);
   }
 
