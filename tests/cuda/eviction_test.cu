@@ -310,13 +310,19 @@ TEST(gpu_weights, of_rows_by_tensor_cores) {
   }
 }
 
+/// A small cache that tensor cores read if its type is one of theirs.
+eviction_case case_of(skim::element type) {
+  eviction_case c = small_case();
+  c.call.kv_type = c.call.q_type = type;
+  c.call.D = c.call.Dv = 64;
+  return c;
+}
+
 /// Of logits near 1e8 a rounding may be 8; a softmax weight is at most 1 all the same.
 TEST(gpu_weights, of_huge_logits_are_at_most_one) {
   NEEDS_A_GPU();
   for (const skim::element type : {skim::element::f32, skim::element::bf16}) {
-    eviction_case c = small_case();
-    c.call.kv_type = c.call.q_type = type;
-    c.call.D = c.call.Dv = 64;
+    eviction_case c = case_of(type);
     c.call.scale = 1e7f;
     eviction_inputs inputs(c);
     const skim::eviction_args args = inputs.args();
@@ -334,9 +340,7 @@ TEST(gpu_weights, of_huge_logits_are_at_most_one) {
 TEST(gpu_weights, of_rows_that_are_lost_and_keys_that_are_hidden_are_zero) {
   NEEDS_A_GPU();
   for (const skim::element type : {skim::element::f32, skim::element::bf16}) {
-    eviction_case c = small_case();
-    c.call.kv_type = c.call.q_type = type;
-    c.call.D = c.call.Dv = 64;
+    eviction_case c = case_of(type);
     c.call.Tk = 200;
     c.call.positions = positions_kind::holes;
     c.call.mask = skim::mask::window(200);
