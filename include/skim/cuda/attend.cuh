@@ -18,7 +18,7 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 /// the bound of `cpu::attend` with 2^-22 in place of 2^-24.
 ///
 /// Nothing is allocated or synchronised: calls may be captured in a graph. Equal arguments give equal bits, and a sequence
-/// those that it has alone or as a block of a longer call. Not supported, and refused by name: bias, slopes.
+/// those that it has alone or in any batch. Not supported, and refused by name: bias, slopes.
 ///
 /// One graph serves a growing cache: kernels read `kv.lengths`, tables, positions, lists and a batch's arrays when they run,
 /// and cuts follow from what those say, so that a replay has the bits of a call that was made for it. The host reads none of

@@ -79,17 +79,14 @@ struct attend_plan {
     } else {
       cut(0, plain_tile{});
     }
-    call.tiles_of_block = static_cast<int>(tiles_of(call.block_rows));
+    call.tiles_of_block = static_cast<int>(pieces(call.block_rows * call.group, call.tile_rows));
     std::int64_t parts;
     if (is_batch(args)) {
       parts = cut_batch(args, first, kv, arena);
     } else {
       const std::int64_t blocks = pieces(rows, call.block_rows);
       call.tiles = static_cast<int>(blocks * call.tiles_of_block);
-      // The last block may have fewer rows and so more splits.
-      const int splits = splits_for(call.block_rows, kv),
-                of_last = splits_for(rows - (blocks - 1) * call.block_rows, kv);
-      call.splits = splits > of_last ? splits : of_last;
+      call.splits = splits_of(call.tiles, call.heads, key_tiles(kv));
       parts = call.splits > 1 ? sequence.Tq * args.q.extents[1] * call.splits : 0;
     }
     call.partial = arena.take<float>(parts * kv.v.dim);
@@ -97,32 +94,27 @@ struct attend_plan {
   }
 
  private:
-  std::int64_t tiles_of(std::int64_t rows) const { return pieces(rows * call.group, call.tile_rows); }
-  std::int64_t key_tiles(const kv_view& kv) const {
-    return pieces(kv.tokens, call.tile_keys) + 1;
-  }  // that any tile meets
-  int splits_for(std::int64_t rows, const kv_view& kv) const {
-    return splits_of(static_cast<int>(tiles_of(rows)), call.heads, static_cast<int>(key_tiles(kv)));
-  }
+  /// That any tile meets.
+  int key_tiles(const kv_view& kv) const { return static_cast<int>(pieces(kv.tokens, call.tile_keys)) + 1; }
 
   /// As many sequences from `first` on as scratch is for. Returns the results of splits that they may leave.
   std::int64_t cut_batch(const attention_args& args, std::int64_t first, const kv_view& kv,
                          skim::detail::arena& arena) {
     const std::int64_t longest = args.batch.most_rows, G = call.group, Hq = args.q.extents[1];
     const bool whole = call.block_rows >= longest;  // a block is a sequence
-    call.splits = splits_for(1, kv);
+    call.splits = splits_of(1, call.heads, key_tiles(kv));
     std::int64_t rows, blocks, parts;
     for (sequences = args.batch.sequences - first;; sequences = (sequences + 1) / 2) {
       rows = smaller(args.q.extents[0], sequences * longest);
       blocks = sequences + (whole ? 0 : rows / call.block_rows);
-      // A block of several splits has no more of them than there are pieces for.
-      const std::int64_t of_block = std::int64_t{wanted_pieces} * call.tile_rows;
-      parts = call.splits > 1 ? smaller(rows * Hq * call.splits, blocks * of_block) : 0;
+      // A sequence of several splits has no more of them than there are pieces for.
+      const std::int64_t of_sequence = std::int64_t{wanted_pieces} * call.tile_rows;
+      parts = call.splits > 1 ? smaller(rows * Hq * call.splits, sequences * of_sequence) : 0;
       if (sequences == 1 || parts * (kv.v.dim + 2) * 4 <= most_part_bytes) break;
     }
     batch = batch_of(args, call.block_rows, first, sequences);
     batch.tile_rows = call.tile_rows;
-    batch.most_key_tiles = static_cast<int>(key_tiles(kv));
+    batch.most_key_tiles = key_tiles(kv);
     call.tiles = batch.room =
         static_cast<int>(whole ? rows * G / call.tile_rows + sequences : blocks * call.tiles_of_block);
     call.batch = batch.tiles = arena.take<batch_tile>(batch.room);

@@ -2,8 +2,8 @@
 /// \file How the attention of a sequence is cut into tiles of rows and splits of keys, and how splits are merged.
 ///
 /// Rows of a KV head are packed: row r of a block is token r / G, head r % G of the group. A tile's keys are numbered: first
-/// what the block reads of its past (what is listed, or everything), then its own. Cuts follow from the shape of a block
-/// alone, so that it has the same bits alone, in a longer call and on every GPU.
+/// what the block reads of its past (what is listed, or everything), then its own. Cuts follow from the shape of a sequence
+/// alone, so that it has the same bits alone, in any batch and on every GPU.
 #pragma once
 
 #include <skim/attention.hpp>
@@ -36,6 +36,7 @@ struct attend_call {
 /// A tile of packed rows of one KV head.
 struct row_tile {
   int tile, block, head;  // of the call; KV head
+  int of_sequence;        // tiles that its sequence has
   int first_token, Tq;    // the block's, in the call's rows
   int first, rows;        // packed rows of the tile, and all of the block
   int past;               // tokens before the block
@@ -56,6 +57,7 @@ SKIM_DEVICE row_tile rows_at(const attend_call& call, int tile, int head) {
     await_kernel_before();  // for what the first of the chain wrote
     const batch_tile& own = call.batch[tile];
     at.block = own.block;
+    at.of_sequence = own.of_sequence;
     at.first_token = own.first_token;
     at.Tq = own.Tq;
     at.first = own.first;
@@ -63,6 +65,7 @@ SKIM_DEVICE row_tile rows_at(const attend_call& call, int tile, int head) {
     at.base = own.base;
   } else {
     at.block = tile / call.tiles_of_block;
+    at.of_sequence = call.tiles;
     at.first_token = at.block * call.block_rows;
     at.Tq = min(call.block_rows, call.Tq - at.first_token);
     at.first = (tile - at.block * call.tiles_of_block) * call.tile_rows;
@@ -117,9 +120,8 @@ struct tile_range {
 /// The tiles of keys of split `split`; none where there is no such split.
 SKIM_DEVICE tile_range split_at(const attend_call& call, const row_tile& at, int split) {
   if (at.rows == 0) return {0, 0, 0};
-  const int tiles = (at.rows + call.tile_rows - 1) / call.tile_rows;
   const int first = at.begin / call.tile_keys, last = (at.end + call.tile_keys - 1) / call.tile_keys;
-  const int splits = splits_of(tiles, call.heads, last - first);
+  const int splits = splits_of(at.of_sequence, call.heads, last - first);
   if (split >= splits) return {0, 0, splits};
   const int each = (last - first) / splits, more = (last - first) % splits;
   const int begin = first + split * each + min(split, more);

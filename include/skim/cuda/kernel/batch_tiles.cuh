@@ -12,7 +12,7 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 inline constexpr int wanted_pieces = 132;
 inline constexpr int most_splits = 64, least_tiles_of_split = 4;
 
-/// Splits of a tile's keys, of which there are so many tiles too; `tiles`: of rows.
+/// Splits of a tile's keys, of which there are so many tiles too; `tiles`: of the sequence's rows.
 SKIM_HD SKIM_INLINE int splits_of(int tiles, int heads, int key_tiles) {
   const int pieces = tiles * heads, wanted = wanted_pieces / pieces;
   int splits = key_tiles / least_tiles_of_split;
@@ -28,7 +28,8 @@ struct batch_tile {
   int first;            // packed row of the block that the tile begins with
   int past;             // tokens before the block
   int base;             // slot i of the sequence is base + i where all tables are one
-  int splits;           // that a tile of the block has at most
+  int of_sequence;      // tiles that the sequence has
+  int splits;           // that a tile of it has at most
   bool dense;           // the block reads everything, as `keep` says
   std::int64_t part;    // results of splits that lie before the block's
 };
@@ -46,22 +47,19 @@ struct batch_call {
 
 /// How the rows of sequence `s` fall into blocks and tiles.
 struct batch_rows {
-  int first_row, Tq, blocks, tiles_of_block, splits, splits_of_last;
+  int first_row, Tq, blocks, tiles_of_block, splits;
 
   SKIM_DEVICE batch_rows(const batch_call& call, int s) {
     first_row = call.offsets[s];
     Tq = call.offsets[s + 1] - first_row;
     blocks = max(1, (Tq + call.block_rows - 1) / call.block_rows);
-    const auto tiles_of = [&](int rows) { return max(1, (rows * call.group + call.tile_rows - 1) / call.tile_rows); };
-    tiles_of_block = tiles_of(min(call.block_rows, Tq));
-    splits = splits_of(tiles_of_block, call.heads, call.most_key_tiles);
-    splits_of_last = splits_of(tiles_of(Tq - (blocks - 1) * call.block_rows), call.heads, call.most_key_tiles);
+    tiles_of_block = max(1, (min(call.block_rows, Tq) * call.group + call.tile_rows - 1) / call.tile_rows);
+    splits = splits_of(tiles(), call.heads, call.most_key_tiles);
   }
   SKIM_DEVICE int tiles() const { return blocks * tiles_of_block; }
   /// Results of splits of one query head that blocks before block `b` leave; those of one split are the output.
   SKIM_DEVICE std::int64_t parts(const batch_call& call, int b) const {
-    const std::int64_t rows = min(b, blocks - 1) * call.block_rows, last = b < blocks ? 0 : Tq - rows;
-    return (splits > 1 ? rows * splits : 0) + (splits_of_last > 1 ? last * splits_of_last : 0);
+    return splits > 1 ? static_cast<std::int64_t>(min(b * call.block_rows, Tq)) * splits : 0;
   }
 };
 
@@ -93,7 +91,8 @@ __global__ void __launch_bounds__(Threads) find_batch_tiles(const batch_call cal
     tile.past = call.tokens[s] - own.Tq + b * call.block_rows;
     tile.base = s * call.slots;
     tile.dense = tile.Tq > 0 && runs_dense(call.keep, tile.past, tile.Tq, {});
-    tile.splits = b < own.blocks - 1 ? own.splits : own.splits_of_last;
+    tile.of_sequence = own.tiles();
+    tile.splits = own.splits;
     tile.part = (parts + own.parts(call, b)) * call.heads * call.group;
     call.tiles[tiles + i] = tile;
   }

@@ -3,18 +3,21 @@
 /// chooses by their cosine with its mean, averaged over the group slot by slot. Of any type and dimension, in f32.
 #pragma once
 
+#include <skim/cuda/arch/cluster.cuh>
 #include <skim/cuda/kernel/unit_rows.cuh>
 #include <skim/cuda/selector/quoka_call.cuh>
+#include <skim/math/order.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
 struct mean_queries {
   static constexpr int threads = 512, warps = threads / 32, average_threads = 128;
   static constexpr int rows = 8, columns = 4;  // of a warp, under way at a time; of a lane, side by side
+  static constexpr int most_together = 8;      // heads of a group whose blocks may be a cluster
 
   /// Sums of each warp, the mean, the tokens' cosines and inverse lengths.
   static std::size_t bytes(std::int64_t D, std::int64_t Tq) {
-    return sizeof(float) * static_cast<std::size_t>((warps + 1) * padded(D) + 2 * Tq);
+    return sizeof(float) * static_cast<std::size_t>((warps + 1) * padded(D) + 2 * padded(Tq));
   }
 };
 
@@ -31,21 +34,19 @@ struct head_rows {
     by_four = D % 4 == 0 && stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(first) % (4 * sizeof(T)) == 0;
   }
 
-  /// A warp's every 16th token, eight of them at a time: calls `add(i, token, d, values)` for the four numbers from d on that
-  /// a lane has of the i-th, zeros beyond D, then `end(token of the first)`. Tokens beyond the last repeat it.
+  /// A warp's every 16th token, eight of them at a time: calls `add(token of the first, d, values)` for the four numbers from d
+  /// on that a lane has of each, zeros beyond D, then `end(token of the first)`. Tokens beyond the last repeat it.
   template <class Add, class End>
-  SKIM_DEVICE void for_each(int first_column, int end_column, const Add& add, const End& end) const {
+  SKIM_DEVICE void for_each(const Add& add, const End& end) const {
     using own = mean_queries;
 #pragma unroll 1
     for (int begin = threadIdx.x / 32; begin < Tq; begin += own::warps * own::rows) {
-      const auto token_at = [&](int i) { return begin + i * own::warps; };
 #pragma unroll 1
-      for (int d = first_column + threadIdx.x % 32 * own::columns; d < end_column; d += 32 * own::columns) {
+      for (int d = threadIdx.x % 32 * own::columns; d < D; d += 32 * own::columns) {
         float values[own::rows][own::columns];  // loads first: else they wait for each other
 #pragma unroll
-        for (int i = 0; i < own::rows; ++i) load_four(values[i], min(token_at(i), Tq - 1), d);
-#pragma unroll
-        for (int i = 0; i < own::rows; ++i) add(i, token_at(i), d, values[i]);
+        for (int i = 0; i < own::rows; ++i) load_four(values[i], min(begin + i * own::warps, Tq - 1), d);
+        add(begin, d, values);
       }
       __syncwarp();
       end(begin);
@@ -61,118 +62,31 @@ struct head_rows {
   }
 };
 
-/// Each row's inverse length, NaN of one that has no say, and the tokens of lowest cosine to the head's mean, ascending.
-/// Grid: query heads of a group, lists.
-template <int Threads>
-__global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call call) {
-  using own = mean_queries;
-  static_assert(Threads == own::threads, "rows are dealt out among its warps");
-  extern __shared__ __align__(16) float sums[];  // [warps, padded(D)]
-  start_in_chain();
-  const quoka_block block(call, blockIdx.y);
-  if (block.reads_all) return;
-  const int D = call.kv.k.dim, length = static_cast<int>(padded(D)), thread = threadIdx.x, lane = thread % 32,
-            warp = thread / 32, head = blockIdx.x;
-  float* const mean = sums + own::warps * length;
-  float* const cosines = mean + length;  // [Tq]
-  float* const lengths = cosines + block.Tq;
-  float* const inverse = call.inverse_lengths + static_cast<std::int64_t>(block.list) * call.rows +
-                         static_cast<std::int64_t>(head) * block.Tq;
-  with_type(call.q, call.q_type, [&](auto* q) {
-    const head_rows rows(q, call, block, head);
-    // Sums over the lanes of eight rows' numbers: `put(token, sum)` by the first lane.
-    float found[own::rows] = {};
-    const auto put_sums = [&](int first, const auto& put) {
+/// Lane l's is the sum over the warp's lanes of number l / 4.
+SKIM_DEVICE float sum_of_eight(const float (&own)[8]) {
+  const int lane = threadIdx.x % 32;
+  float four[4], two[2];
 #pragma unroll
-      for (int i = 0; i < own::rows; ++i) {
-        const float sum = sum_of_warp(found[i]);
-        found[i] = 0;
-        if (lane == 0 && first + i * own::warps < block.Tq) put(first + i * own::warps, sum);
-      }
-      __syncwarp();
-    };
-    rows.for_each(
-        0, D,
-        [&](int i, int, int, const float(&x)[4]) {
-          found[i] += x[0] * x[0] + x[1] * x[1] + (x[2] * x[2] + x[3] * x[3]);
-        },
-        [&](int first) {
-          put_sums(first, [&](int token, float squares) { lengths[token] = 1 / sqrtf(squares); });
-#pragma unroll 1
-          for (int token = first; token < min(first + own::rows * own::warps, block.Tq); token += own::warps) {
-            if (is_usable(lengths[token])) continue;  // seldom not: f32 does not hold its squares, or it is zeros
-            const unit_factors unit =
-                scale_to_one(reinterpret_cast<const char*>(rows.first + token * rows.stride), call.q_type, D, 1);
-            const float inverse_length = unit.inverse_length();
-            if (lane == 0) lengths[token] = isinf(inverse_length) ? 0 : inverse_length;
-          }
-        });
-    __syncthreads();
-    for (int token = thread; token < block.Tq; token += Threads) inverse[token] = lengths[token];
-    if (call.choice != query_choice::lowest_cosine || block.queries(call) == block.Tq) return;
-#pragma unroll 1
-    for (int begin = 0; begin < D; begin += 32 * own::columns) {
-      float sum[own::columns] = {};
-      rows.for_each(
-          begin, min(D, begin + 32 * own::columns),
-          [&](int, int token, int, const float(&x)[4]) {
-            const bool counts = token < block.Tq && !isnan(lengths[min(token, block.Tq - 1)]);
+  for (int i = 0; i < 4; ++i) {
+    const bool last = lane & 16;
+    four[i] = (last ? own[i + 4] : own[i]) + __shfl_xor_sync(all_lanes, last ? own[i] : own[i + 4], 16);
+  }
 #pragma unroll
-            for (int j = 0; j < own::columns; ++j) sum[j] += counts ? x[j] : 0;
-          },
-          [](int) {});
-      const int d = begin + lane * own::columns;
-      if (d < length)
-        *reinterpret_cast<float4*>(sums + warp * length + d) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-    }
-    __syncthreads();
-    for (int d = thread; d < length; d += Threads) {
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < own::warps; ++i) sum += sums[i * length + d];
-      mean[d] = sum / static_cast<float>(block.Tq);
-    }
-    __syncthreads();
-    rows.for_each(
-        0, D,
-        [&](int i, int, int d, const float(&x)[4]) {
-          found[i] = dot_4(load_4(mean + d), make_float4(x[0], x[1], x[2], x[3]), found[i]);
-        },
-        [&](int first) {
-          put_sums(first, [&](int token, float product) {
-            cosines[token] = isnan(lengths[token]) ? __int_as_float(0x7f800000) : product * lengths[token];
-          });
-        });
-    __syncthreads();
-    // Four lanes count how many are before a token.
-    const int n = block.queries(call), part = thread % 4;
-    int* const picked = call.picked + (static_cast<std::int64_t>(block.list) * call.group + head) * call.n;
-    for (int begin = 0; begin < block.Tq; begin += Threads / 4) {
-      const int token = begin + thread / 4;
-      const float cosine = cosines[min(token, block.Tq - 1)];
-      int before = 0;
-#pragma unroll 8
-      for (int other = part; other < block.Tq; other += 4) {
-        const float its = cosines[other];
-        before += its < cosine || (its == cosine && other < token) ? 1 : 0;
-      }
-      before += __shfl_xor_sync(all_lanes, before, 1);
-      before += __shfl_xor_sync(all_lanes, before, 2);
-      if (part == 0 && token < block.Tq && before < n) picked[before] = token;
-    }
-  });
+  for (int i = 0; i < 2; ++i) {
+    const bool last = lane & 8;
+    two[i] = (last ? four[i + 2] : four[i]) + __shfl_xor_sync(all_lanes, last ? four[i] : four[i + 2], 8);
+  }
+  const bool last = lane & 4;
+  float one = (last ? two[1] : two[0]) + __shfl_xor_sync(all_lanes, last ? two[0] : two[1], 4);
+  one += __shfl_xor_sync(all_lanes, one, 2);
+  return one + __shfl_xor_sync(all_lanes, one, 1);
 }
 
-/// The mean of the group's unit queries, slot by slot, rounded to what keys are multiplied in; of those that have no say zeros,
-/// and no query where none has. A warp for each. Grid: pieces of queries, lists.
-template <int Threads>
-__global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call call) {
-  start_in_chain();
-  const quoka_block block(call, blockIdx.y);
-  const int query = blockIdx.x * (Threads / 32) + threadIdx.x / 32, n = block.queries(call), lane = threadIdx.x % 32;
-  if (block.reads_all || query >= n) return;
+/// The mean of the group's unit queries of one slot, rounded to what keys are multiplied in; of those that have no say zeros,
+/// and no query where none has. By a warp.
+SKIM_DEVICE void average_query(const quoka_call& call, const quoka_block& block, int query) {
   const std::int64_t list = block.list;
-  const int D = call.kv.k.dim, G = call.group;
+  const int D = call.kv.k.dim, G = call.group, n = block.queries(call), lane = threadIdx.x % 32;
   const bool chosen = call.choice == query_choice::lowest_cosine && n < block.Tq;
   bool some = false;
   with_type(call.q, call.q_type, [&](auto* q) {
@@ -187,7 +101,7 @@ __global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call cal
         const int token = chosen ? call.picked[(list * G + its_head) * call.n + query] : block.Tq - n + query;
         const float its_factor = call.inverse_lengths[list * call.rows + its_head * block.Tq + token];
         some |= __any_sync(all_lanes, !isnan(its_factor)) != 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int i = 0; i < min(32, G - first); ++i) {
           const int row = __shfl_sync(all_lanes, token, i);
           const float factor = __shfl_sync(all_lanes, its_factor, i);
@@ -207,6 +121,140 @@ __global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call cal
   if (lane != 0) return;
   call.factors[list * call.n + query] = some ? 1 : 0;
   call.offsets[list * call.n + query] = some ? 0 : minus_infinity();
+}
+
+/// Each row's inverse length, NaN of one that has no say, and the tokens of lowest cosine to the head's mean, ascending. Where
+/// the blocks of a group are a cluster (`Together`), they also average what they chose. Grid: query heads of a group, lists.
+template <int Threads, bool Together>
+__global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call call) {
+  using own = mean_queries;
+  static_assert(Threads == own::threads, "rows are dealt out among its warps");
+  extern __shared__ __align__(16) float sums[];  // [warps, padded(D)]
+  start_in_chain();
+  const quoka_block block(call, blockIdx.y);
+  if (block.reads_all) return;
+  const int D = call.kv.k.dim, length = static_cast<int>(padded(D)), thread = threadIdx.x, lane = thread % 32,
+            warp = thread / 32, head = blockIdx.x, n = block.queries(call);
+  const bool chooses = call.choice == query_choice::lowest_cosine && n < block.Tq;
+  float* const mean = sums + own::warps * length;
+  float* const lengths = mean + length;                                             // [Tq]
+  unsigned* const ranks = reinterpret_cast<unsigned*>(lengths + padded(block.Tq));  // [padded(Tq)], of the cosines
+  float* const inverse = call.inverse_lengths + static_cast<std::int64_t>(block.list) * call.rows +
+                         static_cast<std::int64_t>(head) * block.Tq;
+  with_type(call.q, call.q_type, [&](auto* q) {
+    const head_rows rows(q, call, block, head);
+    float found[own::rows] = {};  // of eight rows, what a lane has of a sum
+    // Calls `put(token, sum)` for each of them.
+    const auto put_sums = [&](int begin, const auto& put) {
+      const int token = begin + lane / 4 * own::warps;
+      const float sum = sum_of_eight(found);
+      if (lane % 4 == 0 && token < block.Tq) put(token, sum);
+#pragma unroll
+      for (float& each : found) each = 0;
+      __syncwarp();
+    };
+
+    bool spoilt = false;
+    float* const own_sums = sums + warp * length;
+    for (int d = lane; d < length; d += 32) own_sums[d] = 0;
+    __syncwarp();
+    rows.for_each(
+        [&](int begin, int d, const float(&values)[own::rows][own::columns]) {
+          float4 sum = load_4(own_sums + d);
+#pragma unroll
+          for (int i = 0; i < own::rows; ++i) {
+            const float(&x)[own::columns] = values[i];
+            found[i] += x[0] * x[0] + x[1] * x[1] + (x[2] * x[2] + x[3] * x[3]);
+            if (begin + i * own::warps >= block.Tq) continue;
+            sum = make_float4(sum.x + x[0], sum.y + x[1], sum.z + x[2], sum.w + x[3]);
+          }
+          *reinterpret_cast<float4*>(own_sums + d) = sum;
+        },
+        [&](int begin) {
+          put_sums(begin, [&](int token, float squares) { lengths[token] = 1 / sqrtf(squares); });
+#pragma unroll 1
+          for (int token = begin; token < min(begin + own::rows * own::warps, block.Tq); token += own::warps) {
+            if (is_usable(lengths[token])) continue;  // seldom not: f32 does not hold its squares, or it is zeros
+            const unit_factors unit =
+                scale_to_one(reinterpret_cast<const char*>(rows.first + token * rows.stride), call.q_type, D, 1);
+            const float inverse_length = unit.inverse_length();
+            spoilt |= isnan(inverse_length);
+            if (lane == 0) lengths[token] = isinf(inverse_length) ? 0 : inverse_length;
+          }
+        });
+    spoilt = __syncthreads_or(spoilt) != 0;
+    for (int token = thread; token < block.Tq; token += Threads) inverse[token] = lengths[token];
+    if (!chooses) return;
+    for (int d = thread; d < length; d += Threads) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < own::warps; ++i) sum += sums[i * length + d];
+      if (spoilt) {  // rows that are not finite have no part
+        sum = 0;
+        for (int token = 0; token < block.Tq; ++token) {
+          if (d < D && !isnan(lengths[token])) sum += load(rows.first + token * rows.stride, d);
+        }
+      }
+      mean[d] = sum / static_cast<float>(block.Tq);
+    }
+    __syncthreads();
+    rows.for_each(
+        [&](int, int d, const float(&values)[own::rows][own::columns]) {
+          const float4 center = load_4(mean + d);
+#pragma unroll
+          for (int i = 0; i < own::rows; ++i) {
+            const float(&x)[own::columns] = values[i];
+            found[i] = dot_4(center, make_float4(x[0], x[1], x[2], x[3]), found[i]);
+          }
+        },
+        [&](int begin) {
+          put_sums(begin, [&](int token, float product) {
+            ranks[token] = rank_bits(isnan(lengths[token]) ? -minus_infinity() : product * lengths[token]);
+          });
+        });
+  });
+  if (chooses) {
+    const int even = static_cast<int>(padded(block.Tq));
+    if (thread < even - block.Tq) ranks[block.Tq + thread] = ~0u;
+    __syncthreads();
+    // Four lanes count how many are before a token, of equals the earlier.
+    const int part = thread % 4;
+    int* const picked = call.picked + (static_cast<std::int64_t>(block.list) * call.group + head) * call.n;
+    for (int begin = 0; begin < block.Tq; begin += Threads / 4) {
+      const int token = begin + thread / 4;
+      const unsigned rank = ranks[min(token, block.Tq - 1)];
+      int before = 0;
+#pragma unroll 4
+      for (int other = 4 * part; other < even; other += 16) {
+        const uint4 its = *reinterpret_cast<const uint4*>(ranks + other);
+        before += its.x < rank + (other < token) ? 1 : 0;
+        before += its.y < rank + (other + 1 < token) ? 1 : 0;
+        before += its.z < rank + (other + 2 < token) ? 1 : 0;
+        before += its.w < rank + (other + 3 < token) ? 1 : 0;
+      }
+      before += __shfl_xor_sync(all_lanes, before, 1);
+      before += __shfl_xor_sync(all_lanes, before, 2);
+      if (part == 0 && token < block.Tq && before < n) picked[before] = token;
+    }
+  }
+#if SKIM_CUDA_SM90
+  if constexpr (Together) {
+    await_cluster<2>();
+#pragma unroll 1
+    for (int query = warp * call.group + head; query < n; query += own::warps * call.group) {
+      average_query(call, block, query);
+    }
+  }
+#endif
+}
+
+/// The same averages of groups that are no cluster, a warp for each. Grid: pieces of queries, lists.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call call) {
+  start_in_chain();
+  const quoka_block block(call, blockIdx.y);
+  const int query = blockIdx.x * (Threads / 32) + threadIdx.x / 32;
+  if (!block.reads_all && query < block.queries(call)) average_query(call, block, query);
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail

@@ -226,8 +226,13 @@ struct score_kernel<quoka> {
     const std::int64_t lists = lists_of(call), D = call.kv.k.dim;
     if (call.means) {
       using means = mean_queries;
-      launch(&choose_by_cosine<means::threads>, call.group, lists, means::threads, means::bytes(D, call.block_rows),
-             call);
+      const std::size_t bytes = means::bytes(D, call.block_rows);
+      if (launch.hopper() && call.group <= means::most_together) {
+        launch.in_clusters(call.group, &choose_by_cosine<means::threads, true>, call.group, lists, means::threads,
+                           bytes, call);
+        return;
+      }
+      launch(&choose_by_cosine<means::threads, false>, call.group, lists, means::threads, bytes, call);
       launch(&average_units<means::average_threads>, detail::pieces(call.n, means::average_threads / 32), lists,
              means::average_threads, 0, call);
       return;
