@@ -34,10 +34,9 @@ __global__ void __launch_bounds__(tensor_tile<D>::threads, 2) attend_by_tensor_c
   const tile_range keys = split_at(call, at, split);
   if (split >= keys.splits) return;
 
-  for (int i = thread; i < tile::rows * chunks; i += tile::threads) {
-    *reinterpret_cast<uint4*>(shared + i / chunks * pitch + i % chunks * 16) =
-        pack_query<T>(call, at, i / chunks, i % chunks * 8);
-  }
+  pack_queries<T, tile::rows, chunks, tile::threads>(call, at, thread, [&](int row, int column, uint4 eight) {
+    *reinterpret_cast<uint4*>(shared + row * pitch + column * 16) = eight;
+  });
 
   const auto slot_of = [&](int key_tile) {
     const int key = key_tile * N + thread;

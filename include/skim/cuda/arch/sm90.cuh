@@ -100,12 +100,11 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   }
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
-  for (int i = threadIdx.x - 128; i < tile::rows * chunks;
-       i += 256) {  // while lists are made, or keys are on their way
-    const int own = i / chunks, column = i % chunks;
+  // While lists are made, or keys are on their way.
+  pack_queries<T, tile::rows, chunks, 256>(call, at, threadIdx.x - 128, [&](int own, int column, uint4 eight) {
     *reinterpret_cast<uint4*>(shared + column / 8 * (tile::rows * 128) + own * 128 + ((column % 8 ^ own % 8) << 4)) =
-        pack_query<T>(call, at, own, column * 8);
-  }
+        eight;
+  });
   show_copies();
   asm volatile("bar.sync 1, 256;" ::: "memory");
   await_kernel_before();

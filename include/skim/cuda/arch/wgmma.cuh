@@ -77,6 +77,13 @@ struct warpgroup_type;
                    : SKIM_SUMS_32(d, 0)                                                                         \
                    : "l"(a), "l"(b), "r"(keep));                                                                \
     }                                                                                                           \
+    /* The same with a in registers */                                                                          \
+    static SKIM_DEVICE void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b, int keep) {  \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name \
+                   "." name " " SKIM_REGISTERS_32 ", {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"                    \
+                   : SKIM_SUMS_32(d, 0)                                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));                            \
+    }                                                                                                           \
     /* d [64, N] += a [64, 16] b [16, N] */                                                                     \
     static SKIM_DEVICE void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {            \
       asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " SKIM_REGISTERS_32            \

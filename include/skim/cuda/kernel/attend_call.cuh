@@ -97,20 +97,43 @@ SKIM_DEVICE row_tile tile_at(const attend_call& call, int tile, int head) {
   return with_keys(call, rows_at(call, tile, head));
 }
 
-/// Eight numbers of row `own` of a tile's q, from column `column` on, rounded to T. Rows beyond the block's repeat its last.
-template <class T>
-SKIM_DEVICE uint4 pack_query(const attend_call& call, const row_tile& at, int own, int column) {
-  const int row = min(at.first + own, at.rows - 1);
-  const std::int64_t from = (at.first_token + row / call.group) * call.q_row +
-                            (at.head * call.group + row % call.group) * call.q_head + column;
-  if (call.q_as_stored) return *reinterpret_cast<const uint4*>(call.q + from * static_cast<int>(sizeof(T)));
-  std::uint32_t packed[4];
+/// Calls `put(row, c, 16 bytes)` for numbers 8 c to 8 c + 7 of the rows of a tile's q, rounded to T, each by one of `Threads`
+/// threads. Rows beyond the block's repeat its last.
+template <class T, int Rows, int Columns, int Threads, class Put>
+SKIM_DEVICE void pack_queries(const attend_call& call, const row_tile& at, int thread, const Put& put) {
+  constexpr int all = Rows * Columns, together = 8;
+  const auto from = [&](int i) {
+    const int row = min(at.first + i / Columns, at.rows - 1);
+    return (at.first_token + row / call.group) * call.q_row + (at.head * call.group + row % call.group) * call.q_head +
+           i % Columns * 8;
+  };
+  if (call.q_as_stored) {  // one branch for all: loads in branches wait for each other
+#pragma unroll 1
+    for (int begin = thread; begin < all; begin += Threads * together) {
+      uint4 stored[together];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    packed[j] = tensor_type<T>::pack(call.q_sign * load(call.q, call.q_type, from + 2 * j),
-                                     call.q_sign * load(call.q, call.q_type, from + 2 * j + 1));
+      for (int i = 0; i < together; ++i) {
+        stored[i] = *reinterpret_cast<const uint4*>(call.q + from(min(begin + i * Threads, all - 1)) * 2);
+      }
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        const int own = begin + i * Threads;
+        if (own < all) put(own / Columns, own % Columns, stored[i]);
+      }
+    }
+    return;
   }
-  return make_uint4(packed[0], packed[1], packed[2], packed[3]);
+#pragma unroll 1
+  for (int i = thread; i < all; i += Threads) {
+    const std::int64_t own = from(i);
+    std::uint32_t packed[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      packed[j] = tensor_type<T>::pack(call.q_sign * load(call.q, call.q_type, own + 2 * j),
+                                       call.q_sign * load(call.q, call.q_type, own + 2 * j + 1));
+    }
+    put(i / Columns, i % Columns, make_uint4(packed[0], packed[1], packed[2], packed[3]));
+  }
 }
 
 struct tile_range {

@@ -87,7 +87,7 @@ class row_addresses {
 
 /// Part of a row of 16-bit numbers that one lane has.
 template <int Dims>
-struct row_piece {
+struct alignas(Dims / 2) row_piece {
   std::uint32_t words[Dims / 8];
 };
 SKIM_DEVICE void load_piece(row_piece<32>& to, const char* from) {

@@ -27,6 +27,48 @@ class key_rows {
       for (int c = 0; c < chunks; ++c) load_piece(rows_[i][c], row + 2 * dims * c);
     }
   }
+  /// The same by way of shared memory, where a warp has `bytes` for it: what `copy` was told, once it has landed.
+  static constexpr int bytes = Keys * D * 2;
+  template <class Slot>
+  static SKIM_DEVICE void copy(std::uint32_t to, const row_addresses& keys, const Slot& slot) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < 2 * parts; ++i) {
+      const char* const row = keys.row(slot(8 * i + lane / 4));
+#pragma unroll
+      for (int c = 0; c < chunks; ++c) {
+        const std::uint32_t own = to + static_cast<std::uint32_t>(((i * chunks + c) * 32 + lane) * (dims / 2));
+        if constexpr (dims == 32) {
+          copy_16(own, row + 2 * dims * c, true);
+        } else {
+          copy_8(own, row + 2 * dims * c);
+        }
+      }
+    }
+  }
+  SKIM_DEVICE void load_copied(const char* from) {
+    const auto* const pieces = reinterpret_cast<const row_piece<dims>*>(from);
+#pragma unroll
+    for (int i = 0; i < 2 * parts; ++i) {
+#pragma unroll
+      for (int c = 0; c < chunks; ++c) rows_[i][c] = pieces[(i * chunks + c) * 32 + threadIdx.x % 32];
+    }
+  }
+  /// As `mma.sync` and `wgmma` want the first factor, a step of 16 dimensions after another: rows of a lane's interleaved.
+  SKIM_DEVICE void as_first_factors(std::uint32_t (&to)[D / 16][4]) const {
+    static_assert(parts == 1, "16 rows of a warp");
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+      for (int s = 0; s < dims / 16; ++s) {
+        auto& own = to[c * (dims / 16) + s];
+        own[0] = rows_[0][c].words[2 * s];
+        own[1] = rows_[1][c].words[2 * s];
+        own[2] = rows_[0][c].words[2 * s + 1];
+        own[3] = rows_[1][c].words[2 * s + 1];
+      }
+    }
+  }
   /// Squared length of a key: 8 * quarter + lane / 4 of the warp's, where there are so many. The diagonal of the keys' products
   /// with themselves.
   SKIM_DEVICE float squares() const {

@@ -38,6 +38,10 @@ SKIM_DEVICE std::uint32_t shared_address(const void* pointer) {
 SKIM_DEVICE void copy_16(std::uint32_t to, const void* from, bool given) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(given ? 16 : 0));
 }
+/// The same of 8 bytes.
+SKIM_DEVICE void copy_8(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from));
+}
 SKIM_DEVICE void end_copies() {
   asm volatile("cp.async.commit_group;");
 }

@@ -21,44 +21,64 @@ struct mean_queries {
   }
 };
 
-/// The queries of one head.
+/// The queries of a group.
 template <class T>
-struct head_rows {
+struct group_rows {
   const T* first;
-  std::int64_t stride;
+  std::int64_t row_stride, head_stride;
   int Tq, D;
   bool by_four;  // numbers 4 i to 4 i + 3 of a row can be loaded together
 
-  SKIM_DEVICE head_rows(const T* q, const quoka_call& call, const quoka_block& block, int head)
-      : first(q + block.query_offset(call, head * block.Tq)), stride(call.q_row), Tq(block.Tq), D(call.kv.k.dim) {
-    by_four = D % 4 == 0 && stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(first) % (4 * sizeof(T)) == 0;
+  SKIM_DEVICE group_rows(const T* q, const quoka_call& call, const quoka_block& block)
+      : first(q + block.query_offset(call, 0)),
+        row_stride(call.q_row),
+        head_stride(call.q_head),
+        Tq(block.Tq),
+        D(call.kv.k.dim) {
+    by_four = D % 4 == 0 && row_stride % 4 == 0 && head_stride % 4 == 0 &&
+              reinterpret_cast<std::uintptr_t>(first) % (4 * sizeof(T)) == 0;
   }
 
-  /// A warp's every 16th token, eight of them at a time: calls `add(token of the first, d, values)` for the four numbers from d
-  /// on that a lane has of each, zeros beyond D, then `end(token of the first)`. Tokens beyond the last repeat it.
+  SKIM_DEVICE const T* row(int head, int token) const { return first + head * head_stride + token * row_stride; }
+
+  /// Numbers d to d + 3 of rows `of(i)`, zeros beyond D. One branch for all: loads in branches wait for each other.
+  template <int Rows, class Of>
+  SKIM_DEVICE void load_four(float (&to)[Rows][4], int d, const Of& of) const {
+    if (by_four) {
+      using four_numbers = std::conditional_t<sizeof(T) == 4, float4, uint2>;
+      four_numbers four[Rows];
+#pragma unroll
+      for (int i = 0; i < Rows; ++i) four[i] = *reinterpret_cast<const four_numbers*>(of(i) + d);
+#pragma unroll
+      for (int i = 0; i < Rows; ++i) load_together(to[i], reinterpret_cast<const T*>(&four[i]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int i = 0; i < Rows; ++i) {
+          const float number = load(of(i), min(d + j, D - 1));
+          to[i][j] = d + j < D ? number : 0;
+        }
+      }
+    }
+  }
+
+  /// A warp's every 16th token of a head, eight of them at a time: calls `add(token of the first, d, values)` for the four
+  /// numbers from d on that a lane has of each, then `end(token of the first)`. Tokens beyond the last repeat it.
   template <class Add, class End>
-  SKIM_DEVICE void for_each(const Add& add, const End& end) const {
+  SKIM_DEVICE void for_each(int head, const Add& add, const End& end) const {
     using own = mean_queries;
 #pragma unroll 1
     for (int begin = threadIdx.x / 32; begin < Tq; begin += own::warps * own::rows) {
 #pragma unroll 1
       for (int d = threadIdx.x % 32 * own::columns; d < D; d += 32 * own::columns) {
-        float values[own::rows][own::columns];  // loads first: else they wait for each other
-#pragma unroll
-        for (int i = 0; i < own::rows; ++i) load_four(values[i], min(begin + i * own::warps, Tq - 1), d);
+        float values[own::rows][own::columns];
+        load_four(values, d, [&](int i) { return row(head, min(begin + i * own::warps, Tq - 1)); });
         add(begin, d, values);
       }
       __syncwarp();
       end(begin);
     }
-  }
-
-  /// Numbers d to d + 3 of a token, zeros beyond D.
-  SKIM_DEVICE void load_four(float (&to)[4], int token, int d) const {
-    const T* const row = first + token * stride;
-    if (by_four) return load_together(to, row + d);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) to[j] = d + j < D ? load(row, min(d + j, D - 1)) : 0;
   }
 };
 
@@ -90,7 +110,8 @@ SKIM_DEVICE void average_query(const quoka_call& call, const quoka_block& block,
   const bool chosen = call.choice == query_choice::lowest_cosine && n < block.Tq;
   bool some = false;
   with_type(call.q, call.q_type, [&](auto* q) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(q)>>;
+    const group_rows rows(q, call, block);
+    constexpr int at_once = 4;
 #pragma unroll 1
     for (int begin = 0; begin < D; begin += 32 * mean_queries::columns) {
       const int d = begin + lane * mean_queries::columns;
@@ -101,14 +122,21 @@ SKIM_DEVICE void average_query(const quoka_call& call, const quoka_block& block,
         const int token = chosen ? call.picked[(list * G + its_head) * call.n + query] : block.Tq - n + query;
         const float its_factor = call.inverse_lengths[list * call.rows + its_head * block.Tq + token];
         some |= __any_sync(all_lanes, !isnan(its_factor)) != 0;
-#pragma unroll 4
-        for (int i = 0; i < min(32, G - first); ++i) {
-          const int row = __shfl_sync(all_lanes, token, i);
-          const float factor = __shfl_sync(all_lanes, its_factor, i);
-          float values[mean_queries::columns];
-          head_rows<T>(q, call, block, first + i).load_four(values, row, min(d, (D - 1) / 4 * 4));
+#pragma unroll 1
+        for (int begin_head = first; begin_head < min(first + 32, G); begin_head += at_once) {
+          float values[at_once][mean_queries::columns];
+          rows.load_four(values, min(d, (D - 1) / 4 * 4), [&](int i) {
+            const int head = min(begin_head + i, G - 1);
+            return rows.row(head, __shfl_sync(all_lanes, token, head - first));
+          });
 #pragma unroll
-          for (int j = 0; j < mean_queries::columns; ++j) sum[j] += isnan(factor) ? 0 : values[j] * factor;
+          for (int i = 0; i < at_once; ++i) {
+            const float factor = __shfl_sync(all_lanes, its_factor, begin_head + i - first);
+#pragma unroll
+            for (int j = 0; j < mean_queries::columns; ++j) {
+              sum[j] += begin_head + i >= G || isnan(factor) ? 0 : values[i][j] * factor;
+            }
+          }
         }
       }
 #pragma unroll
@@ -130,6 +158,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
   using own = mean_queries;
   static_assert(Threads == own::threads, "rows are dealt out among its warps");
   extern __shared__ __align__(16) float sums[];  // [warps, padded(D)]
+  __shared__ unsigned limit;
   start_in_chain();
   const quoka_block block(call, blockIdx.y);
   if (block.reads_all) return;
@@ -142,7 +171,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
   float* const inverse = call.inverse_lengths + static_cast<std::int64_t>(block.list) * call.rows +
                          static_cast<std::int64_t>(head) * block.Tq;
   with_type(call.q, call.q_type, [&](auto* q) {
-    const head_rows rows(q, call, block, head);
+    const group_rows rows(q, call, block);
     float found[own::rows] = {};  // of eight rows, what a lane has of a sum
     // Calls `put(token, sum)` for each of them.
     const auto put_sums = [&](int begin, const auto& put) {
@@ -159,6 +188,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
     for (int d = lane; d < length; d += 32) own_sums[d] = 0;
     __syncwarp();
     rows.for_each(
+        head,
         [&](int begin, int d, const float(&values)[own::rows][own::columns]) {
           float4 sum = load_4(own_sums + d);
 #pragma unroll
@@ -176,7 +206,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
           for (int token = begin; token < min(begin + own::rows * own::warps, block.Tq); token += own::warps) {
             if (is_usable(lengths[token])) continue;  // seldom not: f32 does not hold its squares, or it is zeros
             const unit_factors unit =
-                scale_to_one(reinterpret_cast<const char*>(rows.first + token * rows.stride), call.q_type, D, 1);
+                scale_to_one(reinterpret_cast<const char*>(rows.row(head, token)), call.q_type, D, 1);
             const float inverse_length = unit.inverse_length();
             spoilt |= isnan(inverse_length);
             if (lane == 0) lengths[token] = isinf(inverse_length) ? 0 : inverse_length;
@@ -192,13 +222,14 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
       if (spoilt) {  // rows that are not finite have no part
         sum = 0;
         for (int token = 0; token < block.Tq; ++token) {
-          if (d < D && !isnan(lengths[token])) sum += load(rows.first + token * rows.stride, d);
+          if (d < D && !isnan(lengths[token])) sum += load(rows.row(head, token), d);
         }
       }
       mean[d] = sum / static_cast<float>(block.Tq);
     }
     __syncthreads();
     rows.for_each(
+        head,
         [&](int, int d, const float(&values)[own::rows][own::columns]) {
           const float4 center = load_4(mean + d);
 #pragma unroll
@@ -214,27 +245,32 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
         });
   });
   if (chooses) {
-    const int even = static_cast<int>(padded(block.Tq));
-    if (thread < even - block.Tq) ranks[block.Tq + thread] = ~0u;
     __syncthreads();
-    // Four lanes count how many are before a token, of equals the earlier.
-    const int part = thread % 4;
-    int* const picked = call.picked + (static_cast<std::int64_t>(block.list) * call.group + head) * call.n;
-    for (int begin = 0; begin < block.Tq; begin += Threads / 4) {
-      const int token = begin + thread / 4;
-      const unsigned rank = ranks[min(token, block.Tq - 1)];
-      int before = 0;
-#pragma unroll 4
-      for (int other = 4 * part; other < even; other += 16) {
-        const uint4 its = *reinterpret_cast<const uint4*>(ranks + other);
-        before += its.x < rank + (other < token) ? 1 : 0;
-        before += its.y < rank + (other + 1 < token) ? 1 : 0;
-        before += its.z < rank + (other + 2 < token) ? 1 : 0;
-        before += its.w < rank + (other + 3 < token) ? 1 : 0;
+    if (warp == 0) {  // a number that n ranks are below, more only where some are equal: bit by bit
+      unsigned number = 0, below = 0;
+#pragma unroll 1
+      for (unsigned bit = 1u << 31; bit != 0 && below != static_cast<unsigned>(n); bit >>= 1) {
+        below = 0;
+        for (int token = lane; token < block.Tq; token += 32) below += ranks[token] < (number | bit) ? 1 : 0;
+        below = __reduce_add_sync(all_lanes, below);
+        number |= below <= static_cast<unsigned>(n) ? bit : 0;
       }
-      before += __shfl_xor_sync(all_lanes, before, 1);
-      before += __shfl_xor_sync(all_lanes, before, 2);
-      if (part == 0 && token < block.Tq && before < n) picked[before] = token;
+      if (lane == 0) limit = number + (below != static_cast<unsigned>(n) ? 1 : 0);
+    }
+    __syncthreads();
+    // A warp counts how many are before such a token, of equals the earlier.
+    int* const picked = call.picked + (static_cast<std::int64_t>(block.list) * call.group + head) * call.n;
+#pragma unroll 1
+    for (int begin = 32 * warp; begin < block.Tq; begin += Threads) {
+      unsigned left = __ballot_sync(all_lanes, begin + lane < block.Tq && ranks[begin + lane] < limit);
+      for (; left != 0; left &= left - 1) {
+        const int token = begin + __ffs(static_cast<int>(left)) - 1;
+        const unsigned rank = ranks[token];
+        int before = 0;
+        for (int other = lane; other < block.Tq; other += 32) before += ranks[other] < rank + (other < token) ? 1 : 0;
+        before = __reduce_add_sync(all_lanes, before);
+        if (lane == 0 && before < n) picked[before] = token;
+      }
     }
   }
 #if SKIM_CUDA_SM90
@@ -250,7 +286,7 @@ __global__ void __launch_bounds__(Threads) choose_by_cosine(const quoka_call cal
 
 /// The same averages of groups that are no cluster, a warp for each. Grid: pieces of queries, lists.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 8) average_units(const quoka_call call) {
+__global__ void __launch_bounds__(Threads, 4) average_units(const quoka_call call) {
   start_in_chain();
   const quoka_block block(call, blockIdx.y);
   const int query = blockIdx.x * (Threads / 32) + threadIdx.x / 32;

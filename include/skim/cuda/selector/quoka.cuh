@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cuda/arch/choose_in_cluster.cuh>
+#include <skim/cuda/arch/score_sm90.cuh>
 #include <skim/cuda/kernel/attend.cuh>
 #include <skim/cuda/kernel/choose.cuh>
 #include <skim/cuda/score_kernel.cuh>
@@ -94,6 +95,7 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
   call.query_type = rounds ? sequence.kv.k.type : element::none;
   call.keep = policy.keep;
   const std::int64_t samples = moments_tile::most(longest);
+  call.most_samples = static_cast<int>(samples);
   using together = tensor_scores<64>;
   call.pieces = static_cast<int>(tensor ? smaller(together::most_pieces, pieces(samples, together::samples))
                                         : pieces(samples, moments_tile::samples));
@@ -215,8 +217,9 @@ struct score_kernel<quoka> {
   static void pick_together(const detail::quoka_call& call, detail::launcher& launch) {
     using namespace detail;
     const std::int64_t rows = std::int64_t{call.block_rows} * call.group;
-    launch(&find_needs_by_tensor_cores<T, D>, pieces(rows, tensor_needs::rows), lists_of(call), tensor_needs::threads,
-           0, call);
+    const std::int64_t each =
+        smaller(greater(1, tensor_needs::wanted / lists_of(call)), pieces(rows, tensor_needs::rows));
+    launch(&find_needs_by_tensor_cores<T, D>, each, lists_of(call), tensor_needs::threads, 0, call);
     launch(&pick_by_tensor_cores<T, D>, 1, lists_of(call), tensor_picking::threads,
            tensor_picking::bytes(rows, call.group, D), call);
   }
@@ -262,11 +265,23 @@ struct score_kernel<quoka> {
     using namespace detail;
     using tile = tensor_scores<D>;
     if (!call.means) {
-      launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads, tile::bytes(call.whole),
-             call);
+      launch(&find_moments_by_tensor_cores<T, D>, call.pieces, lists_of(call), tile::threads,
+             tile::moment_bytes(call.whole, call.most_samples), call);
     }
-    // Blocks of a batch may be of several sequences. As far as two blocks share a processor.
+    // Blocks of a batch may be of several sequences.
     std::int64_t together = call.batch ? 1 : smaller(call.blocks, tile::most_lists);
+    if constexpr (D == 64 || D == 128) {
+      using wide = warpgroup_scores<D>;
+      if (launch.hopper() && !call.means && wide::takes(call.whole)) {
+        while (together > 1 && wide::bytes(call.whole, together) > most_shared_bytes) --together;
+        const std::int64_t groups = pieces(call.blocks, together) * call.heads;
+        const std::int64_t wanted = greater(1, 132 / groups), most = pieces(call.score_stride, wide::warps * 16);
+        launch(&score_by_warpgroups<T, D>, smaller(wanted, most), groups, wide::threads,
+               wide::bytes(call.whole, together), call, static_cast<int>(together));
+        return;
+      }
+    }
+    // As far as two blocks share a processor.
     while (together > 1 && tile::bytes(call.whole, together) > most_shared_bytes / 2) --together;
     // Two blocks on each of 132 processors, if there is work for so many.
     const std::int64_t groups = pieces(call.blocks, together) * call.heads;

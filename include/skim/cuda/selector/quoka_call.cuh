@@ -47,7 +47,7 @@ struct quoka_call {
   batch_tile* batch;                                      // blocks of a batch, [all]; null: one sequence
   int n, samples, smooth, rows;                           // rows: room for a block's G * Tq
   int whole;                                              // queries that matrix instructions meet
-  int pieces;                                             // of moments, at most
+  int pieces, most_samples;                               // of moments, at most
   query_choice choice;
   bool needed, means;  // whether rows of need are picked; whether queries are means of groups, and scores cosines
   element query_type;  // that queries are rounded to; none: they stay f32

@@ -129,8 +129,18 @@ struct tensor_scores {
     return static_cast<std::size_t>(lists * queries * (2 * D + static_cast<std::int64_t>(sizeof(float2))));
   }
   /// Samples of one piece, of so many: by a block's own alone, so that its bits are its own.
-  static SKIM_DEVICE int samples_of_piece(int all) {
-    return max(1, (all + samples * most_pieces - 1) / (samples * most_pieces)) * samples;
+  static SKIM_HD int samples_of_piece(int all) {
+    const int turns = (all + samples * most_pieces - 1) / (samples * most_pieces);
+    return (turns > 1 ? turns : 1) * samples;
+  }
+  /// Turns of a piece of so many samples whose keys are on their way before there are queries, as far as two blocks share a
+  /// processor.
+  static SKIM_HD int turns_ahead(int queries, int piece) {
+    const int room = (static_cast<int>(most_shared_bytes) / (4 * D) - queries) / samples, turns = piece / samples;
+    return room < 0 ? 0 : turns < room ? turns : room;
+  }
+  static std::size_t moment_bytes(int queries, int all) {
+    return static_cast<std::size_t>(2 * D * (queries + turns_ahead(queries, samples_of_piece(all)) * samples));
   }
 };
 
@@ -148,7 +158,8 @@ SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
 
 /// As `find_moments`. Each piece is of whole turns of all warps. Grid: pieces, lists.
 template <class T, int D>
-__global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_tensor_cores(const quoka_call call) {
+__global__ void __launch_bounds__(tensor_scores<D>::threads, D <= 128 ? 2 : 1)
+    find_moments_by_tensor_cores(const quoka_call call) {
   using tile = tensor_scores<D>;
   using rows = key_rows<T, D, 16>;
   constexpr int columns = 2 * tile::tiles, group = 8 * tile::tiles, key_warps = tile::samples / 16;
@@ -161,21 +172,31 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 1) find_moments_by_
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % key_warps, half_of_block = threadIdx.x / 32 / key_warps;
   const int quarter = lane % 4, end = min(begin + piece, all);
   const row_addresses keys(call.kv, call.kv.k, block.head, rows::dims / 2 * quarter, block.base);
-  rows own;
-  const auto load = [&](int first) {
-    own.load(keys, [&](int i) { return block.moment_slot(min(first + 16 * warp + i, all - 1)); });
+  const int queries = call.whole, n = block.queries(call),
+            ahead = min(tile::turns_ahead(queries, piece), (end - begin + tile::samples - 1) / tile::samples);
+  char* const copied = shared + queries * D * 2;
+  const auto slots_of = [&](int first) {
+    return [&, first](int i) { return block.moment_slot(min(first + 16 * warp + i, all - 1)); };
   };
-  load(begin);
+  const auto place = [&](int turn) { return (turn * key_warps + warp) * rows::bytes; };
+  for (int turn = half_of_block; turn < ahead; turn += 2) {
+    rows::copy(shared_address(copied + place(turn)), keys, slots_of(begin + turn * tile::samples));
+  }
   await_kernel_before();
   copy_fragments<D>(call, block.list, shared);
   await_copies<0>();
   __syncthreads();
-  const int queries = call.whole, n = block.queries(call);
+  rows own;
   for (int first_query = 0; first_query < queries; first_query += 2 * group) {
     const int own_query = first_query + half_of_block * group;
     float shift[columns], count[columns] = {}, sum[columns] = {}, squares[columns] = {};
     for (int first = begin; own_query < queries && first < end; first += tile::samples) {
-      if (first > begin || first_query > 0) load(first);
+      const int turn = (first - begin) / tile::samples;
+      if (turn < ahead) {
+        own.load_copied(copied + place(turn));
+      } else {
+        own.load(keys, slots_of(first));
+      }
       float products[1][tile::tiles][4] = {};
       own.multiply(products, reinterpret_cast<const row_piece<rows::dims>*>(shared), queries / 8, own_query / 8);
 #pragma unroll
@@ -230,7 +251,7 @@ SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block,
   const int queries = call.whole, n = block.queries(call), quarter = threadIdx.x % 4;
   bool some = false;
 #pragma unroll 1
-  for (int begin = 0; begin < queries; begin += tile::threads / 4) {  // four threads for a query
+  for (int begin = 0; begin < queries; begin += blockDim.x / 4) {  // four threads for a query
     const int query = begin + static_cast<int>(threadIdx.x) / 4;
     product_moments part[tile::most_pieces / 4], all;
 #pragma unroll
@@ -271,6 +292,46 @@ SKIM_DEVICE bool copy_factors(const quoka_call& call, const quoka_block& block, 
   return some;
 }
 
+/// The blocks of rows of one KV head that a thread block scores for.
+struct scored_lists {
+  int head, first_block, count;
+
+  /// `at`: which of KV heads times groups of blocks, `together` in each.
+  SKIM_DEVICE scored_lists(const quoka_call& call, int at, int together)
+      : head(at % call.heads),
+        first_block(at / call.heads * together),
+        count(min(together, call.blocks - first_block)) {}
+  SKIM_DEVICE int list(const quoka_call& call, int i) const { return (first_block + i) * call.heads + head; }
+  SKIM_DEVICE quoka_block at(const quoka_call& call, int i) const { return quoka_block(call, list(call, i)); }
+};
+
+/// What is known of them once there are queries.
+struct list_ends {
+  int end[4];      // 0 where there is nothing to choose
+  bool scores[4];  // whether some query does
+};
+
+/// Calls `copy(i, block)` for each that chooses, to have its queries; leaves factors and offsets in `factors`. Copies may still
+/// be under way.
+template <int D, bool Means, class Copy>
+SKIM_DEVICE void prepare_lists(const quoka_call& call, const scored_lists& lists, float2* factors, list_ends& ends,
+                               const Copy& copy) {
+#pragma unroll 1
+  for (int i = 0; i < lists.count; ++i) {
+    const quoka_block block = lists.at(call, i);
+    bool some = false;
+    if (!block.reads_all) {
+      copy(i, block);
+      some = Means ? copy_factors(call, block, factors + i * call.whole)
+                   : merge_moments<D>(call, block, factors + i * call.whole);
+    }
+    some = __syncthreads_or(some) != 0;
+    if (threadIdx.x != 0) continue;
+    ends.scores[i] = some;
+    ends.end[i] = block.reads_all ? 0 : block.past;
+  }
+}
+
 /// Scores of keys for `together` blocks of rows, whose moments it merges first. Grid: pieces of keys, KV heads times groups
 /// of blocks.
 template <class T, int D, bool Means>
@@ -280,39 +341,25 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
   using rows = key_rows<T, D, tile::keys>;
   constexpr int parts = rows::parts, tiles = D < 128 && !Means ? 4 : 2;  // of queries at a time, as registers allow
   extern __shared__ __align__(16) char shared[];
-  __shared__ int ends[tile::most_lists];  // 0 where there is nothing to choose
-  __shared__ bool scores[tile::most_lists];
+  __shared__ list_ends ends;
+  static_assert(tile::most_lists == sizeof(ends.end) / sizeof(int), "one for each list");
   let_next_kernel_start();
-  const int thread = threadIdx.x, lane = thread % 32, quarter = lane % 4;
-  const int queries = call.whole;
-  const int head = blockIdx.y % call.heads, first_block = static_cast<int>(blockIdx.y) / call.heads * together;
-  const int lists = min(together, call.blocks - first_block);
-  const auto block_at = [&](int i) { return quoka_block(call, (first_block + i) * call.heads + head); };
-  float2* const factors = reinterpret_cast<float2*>(shared + lists * queries * D * 2);  // and offsets
+  const int thread = threadIdx.x, lane = thread % 32, quarter = lane % 4, queries = call.whole;
+  const scored_lists lists(call, blockIdx.y, together);
+  float2* const factors = reinterpret_cast<float2*>(shared + lists.count * queries * D * 2);  // and offsets
 
-  const int end = block_at(lists - 1).past;  // the longest
-  const row_addresses keys(call.kv, call.kv.k, head, rows::dims / 2 * quarter, block_at(0).base);
+  const int end = lists.at(call, lists.count - 1).past;  // the longest
+  const row_addresses keys(call.kv, call.kv.k, lists.head, rows::dims / 2 * quarter, lists.at(call, 0).base);
   const int step = static_cast<int>(gridDim.x) * tile::warps * tile::keys;
   int first = (static_cast<int>(blockIdx.x) * tile::warps + thread / 32) * tile::keys +
-              block_at(0).first / tile::keys * tile::keys;
+              lists.at(call, 0).first / tile::keys * tile::keys;
   rows own;
   const auto load = [&](int from) { own.load(keys, [&](int i) { return max(min(from + i, end - 1), 0); }); };
   if (end > 0) load(first);
   await_kernel_before();
-#pragma unroll 1
-  for (int i = 0; i < lists; ++i) {
-    const quoka_block block = block_at(i);
-    bool some = false;
-    if (!block.reads_all) {
-      copy_fragments<D>(call, block.list, shared + i * queries * D * 2);
-      some = Means ? copy_factors(call, block, factors + i * queries)
-                   : merge_moments<D>(call, block, factors + i * queries);
-    }
-    some = __syncthreads_or(some) != 0;
-    if (thread != 0) continue;
-    scores[i] = some;
-    ends[i] = block.reads_all ? 0 : block.past;
-  }
+  prepare_lists<D, Means>(call, lists, factors, ends, [&](int i, const quoka_block& block) {
+    copy_fragments<D>(call, block.list, shared + i * queries * D * 2);
+  });
   await_copies<0>();
   __syncthreads();
 
@@ -320,7 +367,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
   for (; first < end; first += step) {
     const float squares = Means && !call.inverse_norms ? own.squares() : 0;
 #pragma unroll 1
-    for (int at = 0; at < lists; ++at) {
+    for (int at = 0; at < lists.count; ++at) {
       float most[2 * parts];
 #pragma unroll
       for (float& each : most) each = minus_infinity();
@@ -350,14 +397,14 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
         most[i] = fmaxf(most[i], __shfl_xor_sync(all_lanes, most[i], 2));
         if (quarter == i) score = most[i];
       }
-      const bool mine = quarter < 2 * parts && slot < ends[at];
-      const int list = (first_block + at) * call.heads + head;
+      const bool mine = quarter < 2 * parts && slot < ends.end[at];
+      const int list = lists.list(call, at);
       if constexpr (Means) {
-        const float inverse = mine ? inverse_of_key(call, head, slot, squares) : 1;
-        if (mine) raw_scores(call, list)[slot] = raw_score(scores[at] ? score * inverse : 0);
+        const float inverse = mine ? inverse_of_key(call, lists.head, slot, squares) : 1;
+        if (mine) raw_scores(call, list)[slot] = raw_score(ends.scores[at] ? score * inverse : 0);
         put_unusual(call, list, slot, mine && !is_usable(inverse));
       } else if (mine) {
-        raw_scores(call, list)[slot] = raw_score(scores[at] ? score : newest_first(ends[at], slot));
+        raw_scores(call, list)[slot] = raw_score(ends.scores[at] ? score : newest_first(ends.end[at], slot));
       }
     }
     load(first + step);

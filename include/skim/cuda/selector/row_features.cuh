@@ -105,35 +105,33 @@ class row_features {
   SKIM_DEVICE void load_rows() {
     const T* const q =
         reinterpret_cast<const T*>(call.q) + block.first_token * call.q_row + block.head * G * call.q_head;
-    constexpr int rows_at_once = tile::threads / columns, unroll = 8;
+    constexpr int rows_at_once = tile::threads / columns;
     const int column = thread % columns, more_heads = rows_at_once / Tq, more_tokens = rows_at_once % Tq;
     int token = thread / columns % Tq, head = thread / columns / Tq;
-#pragma unroll 1
-    for (int first = thread / columns; first - thread / columns < rows; first += rows_at_once * unroll) {
-      uint4 values[unroll];
-#pragma unroll
-      for (int i = 0; i < unroll; ++i) {
-        values[i] =
-            *reinterpret_cast<const uint4*>(q + token * call.q_row + min(head, G - 1) * call.q_head + 8 * column);
-        token += more_tokens;
-        head += more_heads + (token >= Tq ? 1 : 0);
-        token -= token >= Tq ? Tq : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < unroll; ++i) {
-        const int row = first + rows_at_once * i;
-        const unsigned all = __ballot_sync(all_lanes, all_finite<T>(values[i]));
-        constexpr unsigned whole = columns == 16 ? 0xffffu : 0xffu;
-        const bool finite = row < R && (all >> (lane / columns * columns) & whole) == whole;
-        if (row >= rows) continue;
-        *reinterpret_cast<uint4*>(own_rows + piece(row, column)) = finite ? values[i] : make_uint4(0, 0, 0, 0);
-        if (column == 0) at.finite_rows[row] = finite;
-      }
+#pragma unroll 4
+    for (int row = thread / columns; row < rows; row += rows_at_once) {
+      copy_16(shared_address(own_rows + piece(row, column)),
+              q + token * call.q_row + min(head, G - 1) * call.q_head + 8 * column, row < R);
+      token += more_tokens;
+      head += more_heads + (token >= Tq ? 1 : 0);
+      token -= token >= Tq ? Tq : 0;
     }
+    end_copies();
     for (int i = thread; i < tile::mean_rows(G) * columns; i += tile::threads) {
       reinterpret_cast<uint4*>(points)[i] = make_uint4(0, 0, 0, 0);
     }
     at.row_heads[thread] = static_cast<std::uint8_t>(min(thread, R - 1) / Tq);
+    await_copies<0>();
+    for (int first = 0; first < rows; first += rows_at_once) {  // what a thread copied itself
+      const int row = first + thread / columns;
+      uint4* const own_piece = reinterpret_cast<uint4*>(own_rows + piece(min(row, rows - 1), column));
+      const unsigned all = __ballot_sync(all_lanes, all_finite<T>(*own_piece));
+      constexpr unsigned whole = columns == 16 ? 0xffffu : 0xffu;
+      const bool finite = (all >> (lane / columns * columns) & whole) == whole;
+      if (row >= rows) continue;
+      if (!finite) *own_piece = make_uint4(0, 0, 0, 0);
+      if (column == 0) at.finite_rows[row] = finite && row < R;
+    }
   }
 
   /// Eight lanes share the rows of a head's 16 bytes.

@@ -40,116 +40,123 @@ struct met_logits {
   SKIM_DEVICE float over_all() const { return sum > 0 ? largest + log2f(sum) : minus_infinity(); }
 };
 
-/// A tile of 16 rows, whose keys eight warps share.
+/// Four tiles of 16 rows at a time, whose keys four warps each share.
 struct tensor_needs {
-  static constexpr int rows = 16, splits = 8, threads = 32 * splits, at_once = 3;  // tiles of 8 keys
+  static constexpr int tile_rows = 16, tiles = 4, rows = tiles * tile_rows, splits = 4, threads = 32 * splits * tiles;
+  static constexpr int at_once = 3;  // of a warp, tiles of 8 keys
+  /// Blocks in all: enough processors stay free for the next kernel, whose first steps need nothing of this one.
+  static constexpr std::int64_t wanted = 96;
 };
 
-/// Step 1: need of each row; -1 of rows with an infinity or NaN. Grid: tiles of rows, lists.
+/// Step 1: need of each row; -1 of rows with an infinity or NaN. Grid: any number, whose blocks take tiles in turn; lists.
 template <class T, int D>
-__global__ void __launch_bounds__(tensor_needs::threads, 2) find_needs_by_tensor_cores(const quoka_call call) {
+__global__ void __launch_bounds__(tensor_needs::threads, 1) find_needs_by_tensor_cores(const quoka_call call) {
   using tile = tensor_needs;
   constexpr int chunks = D / 32, at_once = tile::at_once;
   __shared__ met_logits shared[tile::rows][tile::splits][2];
   __shared__ bool finite_row[tile::rows];
   start_in_chain();
   const quoka_block block(call, blockIdx.y);
-  const int first_row = blockIdx.x * tile::rows;
-  if (!block.picks(call) || first_row >= block.rows) return;
-  const int lane = threadIdx.x % 32, split = threadIdx.x / 32, eighth = lane / 4, quarter = lane % 4;
+  if (!block.picks(call)) return;
+  const int lane = threadIdx.x % 32, split = threadIdx.x / 32 % tile::splits, eighth = lane / 4, quarter = lane % 4;
+  const int tile_row = threadIdx.x / 32 / tile::splits * tile::tile_rows + eighth;
   const T* const q = reinterpret_cast<const T*>(call.q);
-  uint4 rows[2][chunks];
-  int tokens[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int own = min(first_row + eighth + 8 * half, block.rows - 1);
-    const T* const row = q + block.query_offset(call, own) + 8 * quarter;
-#pragma unroll
-    for (int c = 0; c < chunks; ++c) rows[half][c] = *reinterpret_cast<const uint4*>(row + 32 * c);
-    tokens[half] = own % block.Tq;
-  }
   const row_addresses keys(call.kv, call.kv.k, block.head, 16 * quarter, block.base);
   const float to_log2 = call.scale * log2_e;
   const int step = max(1, block.count / call.samples), sampled = block.count > 4 ? (block.count - 5) / step + 1 : 0;
   // Tiles of the sample, then of the block's own keys.
   const int sampled_tiles = (sampled + 7) / 8, all = sampled_tiles + (block.Tq + 7) / 8;
-  met_logits met[2][2];  // [sample, own][half]
 #pragma unroll 1
-  for (int first = split; first < all; first += tile::splits * at_once) {
-    uint4 key[at_once][chunks];
+  for (int first_row = blockIdx.x * tile::rows; first_row < block.rows; first_row += gridDim.x * tile::rows) {
+    uint4 rows[2][chunks];
+    int tokens[2];
 #pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int j = min(first + tile::splits * i, all - 1);
-      const int slot = j < sampled_tiles ? block.first + 4 + min(8 * j + eighth, sampled - 1) * step
-                                         : block.past + min(8 * (j - sampled_tiles) + eighth, block.Tq - 1);
-      const char* const row = keys.row(slot);
+    for (int half = 0; half < 2; ++half) {
+      const int own = min(first_row + tile_row + 8 * half, block.rows - 1);
+      const T* const row = q + block.query_offset(call, own) + 8 * quarter;
 #pragma unroll
-      for (int c = 0; c < chunks; ++c) key[i][c] = *reinterpret_cast<const uint4*>(row + 64 * c);
+      for (int c = 0; c < chunks; ++c) rows[half][c] = *reinterpret_cast<const uint4*>(row + 32 * c);
+      tokens[half] = own % block.Tq;
     }
+    met_logits met[2][2];  // [sample, own][half]
+#pragma unroll 1
+    for (int first = split; first < all; first += tile::splits * at_once) {
+      uint4 key[at_once][chunks];
 #pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int j = first + tile::splits * i;
-      if (j >= all) break;
-      float products[4] = {};
+      for (int i = 0; i < at_once; ++i) {
+        const int j = min(first + tile::splits * i, all - 1);
+        const int slot = j < sampled_tiles ? block.first + 4 + min(8 * j + eighth, sampled - 1) * step
+                                           : block.past + min(8 * (j - sampled_tiles) + eighth, block.Tq - 1);
+        const char* const row = keys.row(slot);
 #pragma unroll
-      for (int c = 0; c < chunks; ++c) multiply_32<T>(products, rows[0][c], rows[1][c], key[i][c]);
-      const bool of_sample = j < sampled_tiles;
-      const int first_key = 8 * (of_sample ? j : j - sampled_tiles), count = of_sample ? sampled : block.Tq;
+        for (int c = 0; c < chunks; ++c) key[i][c] = *reinterpret_cast<const uint4*>(row + 64 * c);
+      }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        met_logits now = of_sample ? met[0][half] : met[1][half];
-        float logits[2], most = now.largest;
+      for (int i = 0; i < at_once; ++i) {
+        const int j = first + tile::splits * i;
+        if (j >= all) break;
+        float products[4] = {};
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int own = first_key + 2 * quarter + e;
-          const float logit = products[2 * half + e] * to_log2;
-          const bool sees = of_sample || (own <= tokens[half] + call.right && own >= tokens[half] - call.left);
-          logits[e] = own < count && isfinite(logit) && sees ? logit : minus_infinity();
-          most = fmaxf(most, logits[e]);
-        }
-        now.sum =
-            now.sum * power_of_2(now.largest - most) + (power_of_2(logits[0] - most) + power_of_2(logits[1] - most));
-        now.largest = most;
-        if (of_sample) {
-          met[0][half] = now;
-        } else {
-          met[1][half] = now;
+        for (int c = 0; c < chunks; ++c) multiply_32<T>(products, rows[0][c], rows[1][c], key[i][c]);
+        const bool of_sample = j < sampled_tiles;
+        const int first_key = 8 * (of_sample ? j : j - sampled_tiles), count = of_sample ? sampled : block.Tq;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          met_logits now = of_sample ? met[0][half] : met[1][half];
+          float logits[2], most = now.largest;
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int own = first_key + 2 * quarter + e;
+            const float logit = products[2 * half + e] * to_log2;
+            const bool sees = of_sample || (own <= tokens[half] + call.right && own >= tokens[half] - call.left);
+            logits[e] = own < count && isfinite(logit) && sees ? logit : minus_infinity();
+            most = fmaxf(most, logits[e]);
+          }
+          now.sum =
+              now.sum * power_of_2(now.largest - most) + (power_of_2(logits[0] - most) + power_of_2(logits[1] - most));
+          now.largest = most;
+          if (of_sample) {
+            met[0][half] = now;
+          } else {
+            met[1][half] = now;
+          }
         }
       }
     }
-  }
+    __syncthreads();  // all has been read of the tiles before
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    bool finite = true;
+    for (int half = 0; half < 2; ++half) {
+      bool finite = true;
 #pragma unroll
-    for (int c = 0; c < chunks; ++c) finite &= all_finite<T>(rows[half][c]);
-    const unsigned lanes = __ballot_sync(all_lanes, finite);
+      for (int c = 0; c < chunks; ++c) finite &= all_finite<T>(rows[half][c]);
+      const unsigned lanes = __ballot_sync(all_lanes, finite);
 #pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-      met_logits& own = met[kind][half];
+      for (int kind = 0; kind < 2; ++kind) {
+        met_logits& own = met[kind][half];
 #pragma unroll
-      for (int other = 1; other < 4; other *= 2) {
-        own.join({__shfl_xor_sync(all_lanes, own.largest, other), __shfl_xor_sync(all_lanes, own.sum, other)});
+        for (int other = 1; other < 4; other *= 2) {
+          own.join({__shfl_xor_sync(all_lanes, own.largest, other), __shfl_xor_sync(all_lanes, own.sum, other)});
+        }
+        if (quarter == 0) shared[tile_row + 8 * half][split][kind] = own;
       }
-      if (quarter == 0) shared[eighth + 8 * half][split][kind] = own;
+      if (quarter == 0 && split == 0) finite_row[tile_row + 8 * half] = (lanes >> lane & 15u) == 15u;
     }
-    if (quarter == 0 && split == 0) finite_row[eighth + 8 * half] = (lanes >> lane & 15u) == 15u;
-  }
-  __syncthreads();
-  const int row = first_row + static_cast<int>(threadIdx.x);
-  if (threadIdx.x >= tile::rows || row >= block.rows) return;
-  met_logits past_sum, own_sum;
+    __syncthreads();
+    const int row = first_row + static_cast<int>(threadIdx.x);
+    if (threadIdx.x >= tile::rows || row >= block.rows) continue;
+    met_logits past_sum, own_sum;
 #pragma unroll
-  for (int i = 0; i < tile::splits; ++i) {
-    past_sum.join(shared[threadIdx.x][i][0]);
-    own_sum.join(shared[threadIdx.x][i][1]);
+    for (int i = 0; i < tile::splits; ++i) {
+      past_sum.join(shared[threadIdx.x][i][0]);
+      own_sum.join(shared[threadIdx.x][i][1]);
+    }
+    const float past = past_sum.over_all(), here = own_sum.over_all();
+    float need = 1;
+    if (past != minus_infinity() && here != minus_infinity()) {
+      need = 1 / (1 + exp2f(here - past - log2f(static_cast<float>(block.count) / static_cast<float>(sampled))));
+    }
+    call.needs[static_cast<std::int64_t>(block.list) * call.rows + row] = finite_row[threadIdx.x] ? need : -1;
   }
-  const float past = past_sum.over_all(), here = own_sum.over_all();
-  float need = 1;
-  if (past != minus_infinity() && here != minus_infinity()) {
-    need = 1 / (1 + exp2f(here - past - log2f(static_cast<float>(block.count) / static_cast<float>(sampled))));
-  }
-  call.needs[static_cast<std::int64_t>(block.list) * call.rows + row] = finite_row[threadIdx.x] ? need : -1;
 }
 
 }}}}  // namespace skim::v0_2::cuda::detail
