@@ -10,13 +10,18 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 struct cluster_choosing {
   static constexpr int threads = 1024, warps = threads / 32, bins = 2 * threads, bin_bits = 11;
 
-  /// Blocks of a cluster for so many slots, of which a thread of one block holds 8, of four 16, of eight 20 or, by stored
-  /// positions, 16; 0 where that are too many.
-  static int blocks(std::int64_t slots, bool by_position) {
-    return slots <= 8 * threads                             ? 1
-           : slots <= 4 * 16 * threads                      ? 4
-           : slots <= 8 * (by_position ? 16 : 20) * threads ? 8
-                                                            : 0;
+  /// Slots of a thread, and clusters of four that 132 processors hold at a time: so many groups of these share a crossbar.
+  static constexpr int most_each(bool by_position) { return by_position ? 16 : 20; }
+  static constexpr int fours_at_once = 30;
+
+  /// Blocks of a cluster for each of `rows` rows of so many slots; 0 where those are too many. Of one block a thread holds
+  /// at most 8: four finish sooner.
+  static int blocks(std::int64_t slots, bool by_position, std::int64_t rows = 1) {
+    return slots <= 8 * threads                                                    ? 1
+           : rows > fours_at_once && slots <= 2 * most_each(by_position) * threads ? 2
+           : slots <= 4 * most_each(by_position) * threads                         ? 4
+           : slots <= 8 * most_each(by_position) * threads                         ? 8
+                                                                                   : 0;
   }
 };
 
@@ -285,7 +290,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 template <class Rows>
 bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count, launcher& launch) {
   using choosing = cluster_choosing;
-  const int blocks = launch.hopper() ? choosing::blocks(slots, Rows::by_position) : 0;
+  const int blocks = launch.hopper() ? choosing::blocks(slots, Rows::by_position, count) : 0;
   if (blocks == 0) return false;
   const std::int64_t each = pieces(slots, std::int64_t{blocks} * choosing::threads);
   const auto with = [&](auto of_thread, auto cluster) {
@@ -293,11 +298,16 @@ bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count
                        choosing::threads, 0, rows);
   };
   constexpr std::integral_constant<int, 1> one{};
+  constexpr std::integral_constant<int, 2> two{};
   constexpr std::integral_constant<int, 4> four{};
   constexpr std::integral_constant<int, 8> eight{};
   if (blocks == 8) {
     if (each <= 16) return with(std::integral_constant<int, 16>{}, eight), true;
     if constexpr (!Rows::by_position) with(std::integral_constant<int, 20>{}, eight);
+  } else if (blocks == 2) {
+    if (each <= 8) return with(std::integral_constant<int, 8>{}, two), true;
+    if (each <= 16) return with(std::integral_constant<int, 16>{}, two), true;
+    if constexpr (!Rows::by_position) with(std::integral_constant<int, 20>{}, two);
   } else if (blocks == 1) {
     if (each <= 4) return with(std::integral_constant<int, 4>{}, one), true;
     with(std::integral_constant<int, 8>{}, one);
@@ -305,8 +315,10 @@ bool choose_by_clusters(const Rows& rows, std::int64_t slots, std::int64_t count
     with(std::integral_constant<int, 4>{}, four);
   } else if (each <= 8) {
     with(std::integral_constant<int, 8>{}, four);
-  } else {
+  } else if (each <= 16) {
     with(std::integral_constant<int, 16>{}, four);
+  } else {
+    if constexpr (!Rows::by_position) with(std::integral_constant<int, 20>{}, four);
   }
   return true;
 }

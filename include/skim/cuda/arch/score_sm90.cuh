@@ -25,13 +25,13 @@ struct warpgroup_scores {
 /// A list's queries, from the fragments of `mma.sync` to the rows of `wgmma`: of the 8 numbers of a quarter of 32 dimensions
 /// each pair is a word of one of two steps of 16, whose first half has the first pairs of all quarters.
 template <int D>
-SKIM_DEVICE void spread_fragments(const quoka_call& call, int list, char* to) {
+SKIM_DEVICE void spread_fragments(const quoka_call& call, int list, char* to, int thread, int threads) {
   using tile = warpgroup_scores<D>;
   const uint4* const from =
       reinterpret_cast<const uint4*>(call.fragments) + static_cast<std::int64_t>(list) * call.whole * D / 8;
   const int queries = call.whole;
-#pragma unroll 4
-  for (int at = threadIdx.x; at < queries * D / 8; at += tile::threads) {
+#pragma unroll 6
+  for (int at = thread; at < queries * D / 8; at += threads) {
     const uint4 four = from[at];
     const std::uint32_t words[4] = {four.x, four.y, four.z, four.w};
     const int quarter = at % 4, query = at / 32 % (queries / 8) * 8 + at / 4 % 8, chunk = at / (4 * queries);
@@ -47,8 +47,32 @@ SKIM_DEVICE void spread_fragments(const quoka_call& call, int list, char* to) {
 
 #endif  // SKIM_CUDA_SM90
 
-/// Grid: pieces of keys, KV heads times groups of `together` blocks of rows.
-template <class T, int D>
+/// Of a warp's 16 keys the largest scores of `Lists` lists, each over four lanes: lane `quarter` gets those of list `quarter`,
+/// every lane those of a single one.
+template <int Lists>
+SKIM_DEVICE void largest_of_quarters(float (&most)[Lists][2]) {
+  static_assert(Lists == 1 || Lists == 4, "a list for each lane, or one");
+  const bool odd = (threadIdx.x & 1u) != 0, upper = (threadIdx.x & 2u) != 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if constexpr (Lists == 1) {
+      most[0][i] = fmaxf(most[0][i], __shfl_xor_sync(all_lanes, most[0][i], 1));
+      most[0][i] = fmaxf(most[0][i], __shfl_xor_sync(all_lanes, most[0][i], 2));
+    } else {
+      float two[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float its = __shfl_xor_sync(all_lanes, odd ? most[2 * j][i] : most[2 * j + 1][i], 1);
+        two[j] = fmaxf(odd ? most[2 * j + 1][i] : most[2 * j][i], its);
+      }
+      const float its = __shfl_xor_sync(all_lanes, upper ? two[0] : two[1], 2);
+      most[0][i] = fmaxf(upper ? two[1] : two[0], its);
+    }
+  }
+}
+
+/// For at most `Lists` blocks of rows. Grid: pieces of keys, KV heads times groups of `together` blocks of rows.
+template <class T, int D, int Lists>
 __global__ void __launch_bounds__(warpgroup_scores<D>::threads, 1)
     score_by_warpgroups(const quoka_call call, int together) {
 #if SKIM_CUDA_SM90
@@ -76,21 +100,25 @@ __global__ void __launch_bounds__(warpgroup_scores<D>::threads, 1)
   const auto load = [&](int from) { next.load(addresses, [&](int i) { return max(min(from + i, end - 1), 0); }); };
   if (end > 0) load(first);
   await_kernel_before();
-  prepare_lists<D, false>(call, lists, factors, ends, [&](int i, const quoka_block& block) {
-    spread_fragments<D>(call, block.list, shared + i * queries * D * 2);
+  prepare_lists<D, false>(call, lists, factors, ends, [&](int i, const quoka_block& block, int part, int parts) {
+    spread_fragments<D>(call, block.list, shared + i * queries * D * 2, part, parts);
+    show_copies();
   });
-  show_copies();
-  __syncthreads();
 
+  const int mine = Lists == 1 ? 0 : quarter, own_end = mine < lists.count ? ends.end[mine] : 0;
+  const bool scores = own_end > 0 && ends.scores[mine];
+  float* const to = raw_scores(call, lists.list(call, min(mine, lists.count - 1)));
   const std::uint64_t query_rows = swizzled(base, 16, 1024);
 #pragma unroll 1
   for (int turn = 0; turn < turns; ++turn, first += step) {
     std::uint32_t keys[D / 16][4];
     next.as_first_factors(keys);
     load(first + step);
-#pragma unroll 1
-    for (int at = 0; at < lists.count; ++at) {
-      float most[2] = {minus_infinity(), minus_infinity()};
+    float most[Lists][2];
+#pragma unroll
+    for (int at = 0; at < Lists; ++at) {
+      most[at][0] = most[at][1] = minus_infinity();
+      if (at >= lists.count) continue;
 #pragma unroll 1
       for (int begin = 0; begin < queries; begin += tile::queries) {
         float sums[32];
@@ -102,27 +130,28 @@ __global__ void __launch_bounds__(warpgroup_scores<D>::threads, 1)
           warpgroup::multiply(sums, keys[d], its_rows + (d / 4 * (tile::queries * 128) + d % 4 * 32) / 16, d);
         }
         end_products();
-        await_products<0>();
-        const float2* const own_factors = factors + at * queries + begin + 2 * quarter;
+        float4 own[8];  // while products are made
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-          const float4 both = *reinterpret_cast<const float4*>(own_factors + 8 * j);
+          own[j] = *reinterpret_cast<const float4*>(factors + at * queries + begin + 2 * quarter + 8 * j);
+        }
+        await_products<0>();
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {  // what is not a number loses
-            most[i] = fmaxf(most[i], fmaxf(fmaf(sums[4 * j + 2 * i], both.x, both.y),
-                                           fmaf(sums[4 * j + 2 * i + 1], both.z, both.w)));
+            most[at][i] = fmaxf(most[at][i], fmaxf(fmaf(sums[4 * j + 2 * i], own[j].x, own[j].y),
+                                                   fmaf(sums[4 * j + 2 * i + 1], own[j].z, own[j].w)));
           }
         }
       }
+    }
+    largest_of_quarters<Lists>(most);
 #pragma unroll
-      for (float& each : most) {
-        each = fmaxf(each, __shfl_xor_sync(all_lanes, each, 1));
-        each = fmaxf(each, __shfl_xor_sync(all_lanes, each, 2));
-      }
-      const int slot = first + 8 * quarter + lane / 4;
-      if (quarter < 2 && slot < ends.end[at]) {
-        raw_scores(call, lists.list(call, at))[slot] =
-            raw_score(ends.scores[at] ? quarter == 0 ? most[0] : most[1] : newest_first(ends.end[at], slot));
+    for (int i = 0; i < 2; ++i) {
+      const int slot = first + 8 * i + lane / 4;
+      if ((Lists == 4 || quarter == i) && slot < own_end) {
+        to[slot] = raw_score(scores ? most[0][i] : newest_first(own_end, slot));
       }
     }
   }

@@ -276,8 +276,8 @@ struct score_kernel<quoka> {
         while (together > 1 && wide::bytes(call.whole, together) > most_shared_bytes) --together;
         const std::int64_t groups = pieces(call.blocks, together) * call.heads;
         const std::int64_t wanted = greater(1, 132 / groups), most = pieces(call.score_stride, wide::warps * 16);
-        launch(&score_by_warpgroups<T, D>, smaller(wanted, most), groups, wide::threads,
-               wide::bytes(call.whole, together), call, static_cast<int>(together));
+        launch(together > 1 ? &score_by_warpgroups<T, D, 4> : &score_by_warpgroups<T, D, 1>, smaller(wanted, most),
+               groups, wide::threads, wide::bytes(call.whole, together), call, static_cast<int>(together));
         return;
       }
     }

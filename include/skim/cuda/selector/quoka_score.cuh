@@ -144,13 +144,13 @@ struct tensor_scores {
   }
 };
 
-/// Starts to copy a list's queries to shared memory, 16 bytes at a time.
+/// Starts to copy a list's queries to shared memory, 16 bytes at a time. By `threads` threads, of which this one is `thread`.
 template <int D>
-SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to) {
+SKIM_DEVICE void copy_fragments(const quoka_call& call, int list, char* to, int thread, int threads) {
   const int bytes = call.whole * D * 2;
   const char* const from = call.fragments + static_cast<std::int64_t>(list) * bytes;
 #pragma unroll 4
-  for (int at = threadIdx.x * 16; at < bytes; at += tensor_scores<D>::threads * 16) {
+  for (int at = thread * 16; at < bytes; at += threads * 16) {
     copy_16(shared_address(to + at), from + at, true);
   }
   end_copies();
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, D <= 128 ? 2 : 1)
     rows::copy(shared_address(copied + place(turn)), keys, slots_of(begin + turn * tile::samples));
   }
   await_kernel_before();
-  copy_fragments<D>(call, block.list, shared);
+  copy_fragments<D>(call, block.list, shared, threadIdx.x, tile::threads);
   await_copies<0>();
   __syncthreads();
   rows own;
@@ -243,16 +243,17 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, D <= 128 ? 2 : 1)
 }
 
 /// Factor and offset of each query of a list, in `factors`, from the moments of its pieces. Says whether some query of the
-/// thread's scores.
+/// thread's scores. By `threads` threads, whole warps, of which this one is `thread`.
 template <int D>
-SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block, float2* factors) {
+SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block, float2* factors, int thread,
+                               int threads) {
   using tile = tensor_scores<D>;
   const int piece = tile::samples_of_piece(block.moment_count()), pieces = (block.moment_count() + piece - 1) / piece;
-  const int queries = call.whole, n = block.queries(call), quarter = threadIdx.x % 4;
+  const int queries = call.whole, n = block.queries(call), quarter = thread % 4;
   bool some = false;
 #pragma unroll 1
-  for (int begin = 0; begin < queries; begin += blockDim.x / 4) {  // four threads for a query
-    const int query = begin + static_cast<int>(threadIdx.x) / 4;
+  for (int begin = 0; begin < queries; begin += threads / 4) {  // four threads for a query
+    const int query = begin + thread / 4;
     product_moments part[tile::most_pieces / 4], all;
 #pragma unroll
     for (int i = 0; i < tile::most_pieces / 4; ++i) {
@@ -280,10 +281,11 @@ SKIM_DEVICE bool merge_moments(const quoka_call& call, const quoka_block& block,
 }
 
 /// The same of queries that are means of a group, which score as they are.
-SKIM_DEVICE bool copy_factors(const quoka_call& call, const quoka_block& block, float2* factors) {
+SKIM_DEVICE bool copy_factors(const quoka_call& call, const quoka_block& block, float2* factors, int thread,
+                              int threads) {
   const std::int64_t first = static_cast<std::int64_t>(block.list) * call.n;
   bool some = false;
-  for (int query = threadIdx.x; query < call.whole; query += blockDim.x) {
+  for (int query = thread; query < call.whole; query += threads) {
     float2 own = make_float2(0, minus_infinity());
     if (query < block.queries(call)) own = make_float2(call.factors[first + query], call.offsets[first + query]);
     some |= own.x > 0;
@@ -311,25 +313,27 @@ struct list_ends {
   bool scores[4];  // whether some query does
 };
 
-/// Calls `copy(i, block)` for each that chooses, to have its queries; leaves factors and offsets in `factors`. Copies may still
-/// be under way.
+/// Calls `copy(i, block, thread, threads)` for each that chooses, to have its queries; leaves factors and offsets in `factors`.
+/// Each list has warps of its own. Ends with the block's threads together.
 template <int D, bool Means, class Copy>
 SKIM_DEVICE void prepare_lists(const quoka_call& call, const scored_lists& lists, float2* factors, list_ends& ends,
                                const Copy& copy) {
-#pragma unroll 1
-  for (int i = 0; i < lists.count; ++i) {
+  const int thread = threadIdx.x, threads = static_cast<int>(blockDim.x) / 32 / lists.count * 32, i = thread / threads;
+  if (thread < lists.count) ends.scores[thread] = false;
+  __syncthreads();
+  if (i < lists.count) {
     const quoka_block block = lists.at(call, i);
-    bool some = false;
     if (!block.reads_all) {
-      copy(i, block);
-      some = Means ? copy_factors(call, block, factors + i * call.whole)
-                   : merge_moments<D>(call, block, factors + i * call.whole);
+      copy(i, block, thread % threads, threads);
+      float2* const own = factors + i * call.whole;
+      const bool some = Means ? copy_factors(call, block, own, thread % threads, threads)
+                              : merge_moments<D>(call, block, own, thread % threads, threads);
+      if (some) ends.scores[i] = true;
     }
-    some = __syncthreads_or(some) != 0;
-    if (threadIdx.x != 0) continue;
-    ends.scores[i] = some;
-    ends.end[i] = block.reads_all ? 0 : block.past;
+    if (thread % threads == 0) ends.end[i] = block.reads_all ? 0 : block.past;
   }
+  await_copies<0>();
+  __syncthreads();
 }
 
 /// Scores of keys for `together` blocks of rows, whose moments it merges first. Grid: pieces of keys, KV heads times groups
@@ -357,11 +361,9 @@ __global__ void __launch_bounds__(tensor_scores<D>::threads, 2)
   const auto load = [&](int from) { own.load(keys, [&](int i) { return max(min(from + i, end - 1), 0); }); };
   if (end > 0) load(first);
   await_kernel_before();
-  prepare_lists<D, Means>(call, lists, factors, ends, [&](int i, const quoka_block& block) {
-    copy_fragments<D>(call, block.list, shared + i * queries * D * 2);
+  prepare_lists<D, Means>(call, lists, factors, ends, [&](int i, const quoka_block& block, int part, int parts) {
+    copy_fragments<D>(call, block.list, shared + i * queries * D * 2, part, parts);
   });
-  await_copies<0>();
-  __syncthreads();
 
 #pragma unroll 1
   for (; first < end; first += step) {
