@@ -10,7 +10,7 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 struct cluster_choosing {
   static constexpr int threads = 1024, warps = threads / 32, bins = 2 * threads, bin_bits = 11;
 
-  /// Slots of a thread, and clusters of four that 132 processors hold at a time: so many groups of these share a crossbar.
+  /// Slots of a thread at most; clusters of four at a time on 132 processors, whose groups do not divide by four.
   static constexpr int most_each(bool by_position) { return by_position ? 16 : 20; }
   static constexpr int fours_at_once = 30;
 
@@ -168,8 +168,8 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
 
 /// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; a thread has `Each` slots from `first`
 /// on, as `slots_of_lane` says, whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the
-/// highest number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1]
-/// from the newest.
+/// highest number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest,
+/// ages[1] from the newest.
 template <int Each, int Blocks, class Rows>
 __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluster(const Rows rows) {
 #if SKIM_CUDA_SM90

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Scores of keys on Hopper: as `score_by_tensor_cores`, where 64 queries or a multiple meet keys of 64 or 128 dimensions.
+/// \file Scores of keys on Hopper: as `score_by_tensor_cores`, where 64 queries or a multiple meet keys of 64 or 128
+/// dimensions.
 #pragma once
 
 #include <skim/cuda/arch/wgmma.cuh>

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   const auto k_full = [&](int stage) { return barriers + 8 * stage; };
   const auto v_full = [&](int stage) { return barriers + 8 * (stages + stage); };
   const auto empty = [&](int stage) { return barriers + 8 * (2 * stages + stage); };
-  const int thread = threadIdx.x % 128, group = threadIdx.x / 128;
+  const int thread = threadIdx.x % 128, group = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 128, 0);
   let_next_kernel_start();
   row_tile at = rows_at(call, blockIdx.x / call.splits, blockIdx.y);
   if (at.rows == 0) return;
@@ -112,6 +112,13 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   const tile_range keys = split_at(call, at, split);
   if (split >= keys.splits) return;
   const int lane = thread % 32, own_row = (group - 1) * 64 + thread / 32 * 16 + lane / 4;
+  // Products read keys and values from shared memory as fast as it allows: queries stay in registers.
+  std::uint32_t queries[D / 16][4];
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) {
+    const int row = (group - 1) * 64 + thread / 32 * 16 + lane % 16, column = 2 * d + lane / 16;
+    load_matrices(queries[d], base + column / 8 * (tile::rows * 128) + row * 128 + ((column % 8 ^ row % 8) << 4));
+  }
   float values[D / 2], logits[N / 2], before[2];
   std::uint32_t weights[N / 16][4];
 #pragma unroll
@@ -126,7 +133,6 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
   }
 
   // Matrices are told by addresses in units of 16 bytes in the low bits: those of later parts and stages are sums.
-  const std::uint64_t q_rows = swizzled(base + (group - 1) * 64 * 128, 16, 1024);
   const std::uint64_t k_rows = swizzled(tiles_at, 16, 1024), v_rows = swizzled(tiles_at + tile::k_bytes, N * 128, 1024);
   int k_stage = 0, k_phase = 0, v_stage = 0, v_phase = 0;
   const auto multiply_keys = [&] {
@@ -136,8 +142,7 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
     const std::uint64_t stage_rows = k_rows + static_cast<std::uint32_t>(k_stage * (tile::stage_bytes / 16));
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
-      warpgroup::multiply(logits, q_rows + (d / 4 * (tile::rows * 128) + d % 4 * 32) / 16,
-                          stage_rows + (d / 4 * (N * 128) + d % 4 * 32) / 16, d);
+      warpgroup::multiply(logits, queries[d], stage_rows + (d / 4 * (N * 128) + d % 4 * 32) / 16, d);
     }
     end_products();
     k_phase ^= k_stage == stages - 1 ? 1 : 0;
@@ -238,21 +243,30 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
     await_products<0>();
     weigh(keys.begin);
     round_weights();
+    // The warpgroups take turns, so that one multiplies while the other weighs.
+    if (group == 2) pass_turn(group);
 #pragma unroll 1
     for (int j = keys.begin; j + 1 < keys.end; ++j) {
       const int stage = v_stage;
+      take_turn(group);
       multiply_keys();
       multiply_values();
+      pass_turn(group);
       await_products<1>();
       weigh(j + 1);
-      await_products<0>();
-      if (thread == 0) arrive(empty(stage));
-      if (!__all_sync(all_lanes, before[0] == 1 && before[1] == 1)) {  // seldom: the largest logits come early
+      // Waits in branches, which stay behind the weights: a single one would be moved before them, and values would no longer
+      // be multiplied while these are made.
+      if (__all_sync(all_lanes, before[0] == 1 && before[1] == 1)) {
+        await_products<0>();
+      } else {  // seldom: the largest logits come early
+        await_products<0>();
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) values[i] *= before[i / 2 % 2];
       }
+      if (thread == 0) arrive(empty(stage));
       round_weights();
     }
+    if (group == 1) take_turn(group);  // what the other has passed on
     multiply_values();
     await_products<0>();
   }

@@ -50,6 +50,14 @@ SKIM_DEVICE std::uint64_t swizzled(std::uint32_t address, std::uint32_t leading_
          static_cast<std::uint64_t>(stride_bytes >> 4) << 32 | std::uint64_t{1} << 62;
 }
 
+/// Of two warpgroups, 1 and 2, one at a time: waits until the other has passed the turn on.
+SKIM_DEVICE void take_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+SKIM_DEVICE void pass_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(4 - group) : "memory");
+}
+
 // clang-format off: lists of registers
 #define SKIM_SUMS_8(d, i)                                                                                     \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \

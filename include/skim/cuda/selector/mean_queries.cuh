@@ -15,7 +15,7 @@ struct mean_queries {
   static constexpr int rows = 8, columns = 4;  // of a warp, under way at a time; of a lane, side by side
   static constexpr int most_together = 8;      // heads of a group whose blocks may be a cluster
 
-  /// Sums of each warp, the mean, the tokens' cosines and inverse lengths.
+  /// Sums of each warp, the mean, the tokens' inverse lengths and the ranks of their cosines.
   static std::size_t bytes(std::int64_t D, std::int64_t Tq) {
     return sizeof(float) * static_cast<std::size_t>((warps + 1) * padded(D) + 2 * padded(Tq));
   }

@@ -124,9 +124,10 @@ inline quoka_call lay_out_quoka(const quoka& policy, const attention_args& args,
 /// The library's own rule, `needed` queries or all of a head's own rows and `standardised` scores; and the paper's, `cosine`
 /// with group means of the tokens of `lowest_cosine`, of the `newest` or of all. As on the CPU, but that where tensor cores
 /// score (16-bit keys of 64, 80, 96, 128, 192 or 256) queries are rounded to the keys' type, that sums are ordered otherwise,
-/// and that squares of queries must not overflow f32 with our rule, and that with the paper's those shorter than 2^-126 are zeros. Where tensor cores pick (`tensor_picking::takes`), distances of features are made of products of rows as they are
-/// stored: off by 2^-24 (D / 8 + 16) times 16 |x|^2 / spread^2 of the longest row, so that rows must not have nearly all in
-/// common. Without stored positions, which may be in any order.
+/// that squares of queries must not overflow f32 with our rule, and that with the paper's those shorter than 2^-126 are zeros.
+/// Where tensor cores pick (`tensor_picking::takes`), distances of features are made of products of rows as they are stored:
+/// off by 2^-24 (D / 8 + 16) times 16 |x|^2 / spread^2 of the longest row, so that rows must not have nearly all in common.
+/// Without stored positions, which may be in any order.
 template <>
 struct score_kernel<quoka> {
   static report check(const quoka& policy, const attention_args& args) {
