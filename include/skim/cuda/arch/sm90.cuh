@@ -254,16 +254,12 @@ __global__ void __launch_bounds__(warpgroup_tile<D>::threads, 1) attend_by_warpg
       pass_turn(group);
       await_products<1>();
       weigh(j + 1);
-      // Waits in branches, which stay behind the weights: a single one would be moved before them, and values would no longer
-      // be multiplied while these are made.
-      if (__all_sync(all_lanes, before[0] == 1 && before[1] == 1)) {
-        await_products<0>();
-      } else {  // seldom: the largest logits come early
-        await_products<0>();
+      await_products<0>();
+      if (thread == 0) arrive(empty(stage));
+      if (!__all_sync(all_lanes, before[0] == 1 && before[1] == 1)) {  // seldom: the largest logits come early
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) values[i] *= before[i / 2 % 2];
       }
-      if (thread == 0) arrive(empty(stage));
       round_weights();
     }
     if (group == 1) take_turn(group);  // what the other has passed on
