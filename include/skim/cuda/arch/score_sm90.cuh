@@ -13,9 +13,9 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 template <int D>
 struct warpgroup_scores {
   static constexpr int threads = 384, keys = 64, warps = threads / 32, queries = 64;
-  static constexpr int panels = D / 64, list_bytes = queries * D * 2;
+  static constexpr int list_bytes = queries * D * 2;
 
-  static bool takes(std::int64_t whole) { return (D == 64 || D == 128) && whole % queries == 0; }
+  static bool takes(std::int64_t whole) { return whole % queries == 0; }
   static std::size_t bytes(std::int64_t whole, std::int64_t lists = 1) {
     return static_cast<std::size_t>(1024 + lists * whole * (2 * D + static_cast<std::int64_t>(sizeof(float2))));
   }
