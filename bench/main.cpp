@@ -143,6 +143,10 @@ int run(const settings& from) {
   const std::size_t count = benchmark::RunSpecifiedBenchmarks(&reporter, "(^roofline/)|(" + from.filter + ")");
   bench::show_progress("");
   if (count == 0) return 2;
+  if (written.str().front() != '{') {  // names alone: --benchmark_list_tests
+    std::cout << written.str();
+    return 0;
+  }
   const nlohmann::ordered_json result = bench::complete(written.str());
   bench::print_table(result);
   if (!from.json_path.empty()) {
