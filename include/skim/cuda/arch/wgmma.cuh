@@ -79,13 +79,6 @@ struct warpgroup_type;
   template <>                                                                                                   \
   struct warpgroup_type<T> {                                                                                    \
     /* d [64, 64] = a [64, 16] b [64, 16]^T, added to d if `keep` */                                            \
-    static SKIM_DEVICE void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, int keep) {              \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name \
-                   "." name " " SKIM_REGISTERS_32 ", %32, %33, p, 1, 1, 0, 0;\n}"                               \
-                   : SKIM_SUMS_32(d, 0)                                                                         \
-                   : "l"(a), "l"(b), "r"(keep));                                                                \
-    }                                                                                                           \
-    /* The same with a in registers */                                                                          \
     static SKIM_DEVICE void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b, int keep) {  \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name \
                    "." name " " SKIM_REGISTERS_32 ", {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"                    \
