@@ -6,46 +6,73 @@
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
-/// Rows of other memory in the lanes: blocks of two vectors, see `row_lanes`.
+/// Rows of other memory in the lanes.
 template <class Math>
 struct lane_rows {
   using step = typename Math::step;
-  step* data;  // [steps of D, stride] by `row_lanes`
+  step* data;  // [steps of D, stride], block by block
   std::int64_t D, stride;
 
   SKIM_INLINE std::int64_t steps() const { return (D + Math::values - 1) / Math::values; }
 
+  /// The block that a lane lies in. Blocks are two vectors wide; of an odd number of vectors the last is three wide, one
+  /// broadcast being hardly worth one multiplication, or one where there are no registers for three.
+  SKIM_INLINE row_lanes block(std::int64_t lane) const {
+    constexpr std::int64_t wide = row_vectors * simd::lanes;
+    const std::int64_t odd = stride % wide, joined = simd::registers >= 32 && stride > wide ? wide : 0;
+    const std::int64_t last = stride - odd - (odd > 0 ? joined : 0);
+    if (odd > 0 && lane >= last) return {last, stride - last};
+    return {lane / wide * wide, wide};
+  }
+
   /// Null: zeros.
   SKIM_INLINE void put(std::int64_t lane, const float* row) const {
-    const row_lanes place = row_lanes::of(lane, stride);
+    const row_lanes place = block(lane);
     step* const target = data + place.offset(lane, steps(), 0);
     if (row) return Math::pack_lane(row, D, 1.0f, target, place.width);
     for (std::int64_t i = 0; i < steps(); ++i) target[i * place.width] = 0;
   }
 };
 
+/// Calls `body(vectors, begin)` for the blocks of lanes from that of `begin` to that before `end`.
+template <class Math, class Body>
+SKIM_INLINE void each_block(const lane_rows<Math>& lanes, std::int64_t begin, std::int64_t end, const Body& body) {
+  while (begin < end) {
+    const std::int64_t width = lanes.block(begin).width;
+    if (width == simd::lanes) {
+      body(std::integral_constant<int, 1>{}, begin);
+    } else if (simd::registers < 32 || width == 2 * simd::lanes) {
+      body(std::integral_constant<int, 2>{}, begin);
+    } else {
+      body(std::integral_constant<int, simd::registers < 32 ? 2 : 3>{}, begin);
+    }
+    begin += width;
+  }
+}
+
 /// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows from `rows` on and the
-/// lanes [begin, begin + Vectors * lanes).
-template <class Math, int Vectors, class Take>
+/// lanes [begin, begin + Vectors * lanes), a block. `between`: see `multiply_tile`.
+template <class Math, int Vectors, class Take, class Between = nothing_between>
 SKIM_INLINE void multiply_lanes(const typename Math::step* rows, std::int64_t row_stride, const lane_rows<Math>& lanes,
-                                std::int64_t begin, const Take& take) {
+                                std::int64_t begin, const Take& take, const Between& between = {}) {
   simd::vectors<Vectors> acc[broadcasts];
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
   });
   multiply_tile<Math, Vectors>(rows, row_stride, unit_stride{}, lanes.data + begin * lanes.steps(),
-                               width_constant<Vectors>{}, lanes.steps(), acc);
+                               width_constant<Vectors>{}, lanes.steps(), acc, between);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
   });
 }
+
+/// The products with all lanes.
 template <class Math, class Take>
 SKIM_INLINE void multiply_all_lanes(const typename Math::step* rows, std::int64_t row_stride,
-                                    const lane_rows<Math>& lanes, std::int64_t begin, std::int64_t end,
-                                    const Take& take) {
-  constexpr std::int64_t wide = row_vectors * simd::lanes;
-  for (; begin + wide <= end; begin += wide) multiply_lanes<Math, row_vectors>(rows, row_stride, lanes, begin, take);
-  for (; begin < end; begin += simd::lanes) multiply_lanes<Math, 1>(rows, row_stride, lanes, begin, take);
+                                    const lane_rows<Math>& lanes, const Take& take) {
+  each_block(lanes, 0, lanes.stride, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
+    multiply_lanes<Math, vectors>(rows, row_stride, lanes, begin, take);
+  });
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

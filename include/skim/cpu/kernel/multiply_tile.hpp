@@ -14,16 +14,23 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 inline constexpr int broadcasts = simd::registers >= 32 ? 8 : 4;
 inline constexpr int row_vectors = 2;
 
+/// Where nothing is done between steps.
+struct nothing_between {};
+
+/// Steps between which a tile does a little of something else.
+inline constexpr std::int64_t steps_between = 16 / broadcasts;
+
 /// acc[i][v] += sum over steps of broadcast(i, step) * packed[step][v]. `broadcast(i, step)` is at broadcast + i * across + step * along.
-template <class Math, int Vectors, class Across, class Along, class Stride>
+/// `between(step)` is called every `steps_between` steps.
+template <class Math, int Vectors, class Between = nothing_between, class Across, class Along, class Stride>
 SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcast, Across across, Along along,
                                const typename Math::step* SKIM_RESTRICT packed, Stride packed_stride,
-                               std::int64_t steps, simd::vectors<Vectors> (&acc)[broadcasts]) {
+                               std::int64_t steps, simd::vectors<Vectors> (&acc)[broadcasts], const Between& between = {}) {
   simd::vectors<Vectors> sum[broadcasts];  // a local that never escapes stays in registers
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
   });
-  for (std::int64_t step = 0; step < steps; ++step) {
+  const auto take_step = [&]() SKIM_LAMBDA_INLINE {
     simd::vectors<Vectors> row;
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(packed + v * simd::lanes); });
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
@@ -33,7 +40,15 @@ SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcas
     });
     broadcast += along;
     packed += packed_stride;
+  };
+  std::int64_t step = 0;
+  if constexpr (!std::is_same_v<Between, nothing_between>) {
+    for (; step + steps_between <= steps; step += steps_between) {
+      between(step);
+      simd::unroll<steps_between>([&](auto) SKIM_LAMBDA_INLINE { take_step(); });
+    }
   }
+  for (; step < steps; ++step) take_step();
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = sum[i][v]; });
   });

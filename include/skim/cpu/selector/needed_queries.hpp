@@ -127,11 +127,10 @@ SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin,
                 static_cast<std::size_t>(job.length) * sizeof(float));
     sizes[i] = i < count ? scratch.size[r] : std::numeric_limits<float>::infinity();
   }
-  constexpr std::int64_t wide = row_vectors * simd::lanes;
-  const std::int64_t rows = padded_row(job.R);
-  std::int64_t first = 0;
-  for (; first + wide <= rows; first += wide) meet_rows<row_vectors>(job, first, begin, some, picked, sizes);
-  for (; first < rows; first += simd::lanes) meet_rows<1>(job, first, begin, some, picked, sizes);
+  const auto lanes = features_in_lanes(job);
+  each_block(lanes, 0, lanes.stride, [&](auto vectors, std::int64_t first) SKIM_LAMBDA_INLINE {
+    meet_rows<vectors>(job, first, begin, some, picked, sizes);
+  });
 }
 
 /// Step 3: up to n rows, in the order picked. Returns how many: fewer where fewer are finite.

@@ -145,7 +145,7 @@ SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::i
     for (std::int64_t i = 0; i < count; i += broadcasts) {
       float* const products = scratch.products + i * lanes;
       if (queries.in_lanes) {
-        multiply_all_lanes(keys + i * stride, stride, queries.lanes<Math>(), 0, queries.n,
+        multiply_all_lanes(keys + i * stride, stride, queries.lanes<Math>(),
                            [&](auto k, std::int64_t lane, simd::floats dot)
                                SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
         continue;

@@ -28,7 +28,7 @@ SKIM_INLINE bool all_usable(const float* factors) {
 
 /// Queries ready to meet keys: those of one KV head and block.
 struct packed_queries {
-  void* data;      // in lanes: steps of D [n lanes by `row_lanes`, a multiple]; else f32 rows [n, padded D]
+  void* data;      // in lanes: steps of D [n lanes by `lane_rows`, a multiple]; else f32 rows [n, padded D]
   float* factors;  // [n rounded up to lanes]: standardised = product * factor + offset; null: the product
   float* offsets;
   std::int64_t n;  // as few as 1; rounded up to lanes where they are in lanes; 0: none scores
@@ -99,20 +99,42 @@ SKIM_INLINE float score_key(const packed_queries& queries, const float* key, std
   return best;
 }
 
-/// Keys whose turn comes next. They are fetched a few at a time while others are multiplied: in a tile of one head rows lie
-/// apart, which no prefetcher follows, and waiting for them took a quarter as long as the multiplying.
+/// Keys whose turn comes next. In a tile of one head rows lie apart, which no prefetcher follows. They are fetched while
+/// others are multiplied, a line at a time: fetches that come together wait for each other, and hold up what follows.
 struct coming_keys {
   head_rows rows;
   const kv_view* kv;
   std::int64_t begin, count;
+  /// Of a stored row, while 16 steps are multiplied.
+  std::int64_t line;
 
   coming_keys(const kv_view& of, std::int64_t head, std::int64_t first, std::int64_t end)
-      : rows(of, of.k, head), kv(&of), begin(first), count(greater(end - first, 0)) {}
-  SKIM_INLINE void fetch(std::int64_t i, std::int64_t some) const {
-    const std::int64_t bytes = bytes_of(kv->k.type, kv->k.dim);
-    for (const std::int64_t end = smaller(i + some, count); i < end; ++i) {
-      simd::prefetch(rows.at(kv->place(begin + i)).data, bytes);
+      : rows(of, of.k, head),
+        kv(&of),
+        begin(first),
+        count(smaller(greater(end - first, 0), keys_of_tile)),
+        line(of.k.type == element::bf16 ? 64 : 16 * bytes_of(of.k.type, 1)) {}
+
+  SKIM_INLINE const char* row(std::int64_t i) const {
+    return static_cast<const char*>(rows.at(kv->place(begin + i)).data);
+  }
+  SKIM_INLINE void fetch() const {
+    for (std::int64_t i = 0; i < count; ++i) simd::prefetch(row(i), bytes_of(kv->k.type, kv->k.dim));
+  }
+};
+
+/// Fetches the rows that lie `broadcasts` before others in a tile, between the steps of multiplying those.
+struct fetch_between {
+  const char* rows[broadcasts];
+  std::int64_t line;
+
+  SKIM_INLINE fetch_between(const coming_keys& next, std::int64_t begin, const void* none) : line(next.line) {
+    for (std::int64_t j = 0; j < broadcasts; ++j) {
+      rows[j] = begin + j < next.count ? next.row(begin + j) : static_cast<const char*>(none);
     }
+  }
+  SKIM_INLINE void operator()(std::int64_t step) const {
+    simd::prefetch_line(rows[step / steps_between % broadcasts] + step / 16 * line);
   }
 };
 
@@ -122,20 +144,24 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typen
                                       std::int64_t stride, std::int64_t count, const coming_keys& next, float* dots) {
   const lane_rows<Math> lanes = queries.lanes<Math>();
   for (std::int64_t i = 0; i < count; i += broadcasts) {
-    next.fetch(i, broadcasts);
+    const fetch_between fetch(next, i, keys);
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
-    multiply_all_lanes(keys + i * stride, stride, lanes, 0, queries.n,
-                       [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
-                         if constexpr (Standardised) {
-                           const simd::floats z =
-                               simd::fma(dot, simd::load(queries.factors + lane), simd::load(queries.offsets + lane));
-                           best[j] = simd::larger(z, best[j]);
-                         } else {
-                           static_cast<void>(lane);
-                           best[j] = simd::larger(best[j], dot);
-                         }
-                       });
+    each_block(lanes, 0, queries.n, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
+      multiply_lanes<Math, vectors>(
+          keys + i * stride, stride, lanes, begin,
+          [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
+            if constexpr (Standardised) {
+              const simd::floats z =
+                  simd::fma(dot, simd::load(queries.factors + lane), simd::load(queries.offsets + lane));
+              best[j] = simd::larger(z, best[j]);
+            } else {
+              static_cast<void>(lane);
+              best[j] = simd::larger(best[j], dot);
+            }
+          },
+          fetch);
+    });
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { dots[i + j] = simd::max_lane(best[j]); });
   }
 }
@@ -212,7 +238,7 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     if (scales) find_factors(job, begin, count, keys, factors);
   }
   if (!queries.in_lanes) {
-    next.fetch(0, keys_of_tile);
+    next.fetch();
     for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
   } else if (queries.factors) {
     score_keys_of_tile<Math, true>(queries, keys, stride, count, next, dots);

@@ -19,7 +19,7 @@ static_assert(rows_weighed % broadcasts == 0);
 struct needed_scratch {
   float* x;                 // [R, padded D]: scale * q
   float* y;                 // [R, padded D]: features
-  float* features;          // [D, R by `row_lanes`]: the same
+  float* features;          // [D, R by `lane_rows`]: the same
   float* row;               // [padded D]: a key; a head's mean
   float* lanes;             // [D, samples + Tq, each padded]: keys; then [picked rows of a round, padded D + 1]
   float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
@@ -184,21 +184,19 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
     const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
-    constexpr std::int64_t wide = row_vectors * simd::lanes;
-    for (std::int64_t lane = 0; lane < width;
-         lane = row_lanes::of(lane, width).begin + row_lanes::of(lane, width).width) {
-      const std::int64_t last = smaller(lane + wide, width);
+    each_block(lanes, 0, width, [&](auto vectors, std::int64_t lane) SKIM_LAMBDA_INLINE {
+      const std::int64_t last = lane + vectors * simd::lanes;
       const bool own = lane >= first_own;
       const position_range keys = own_range(job, own ? lane - first_own : 0, own ? smaller(last - first_own, Tq) : 0);
       for (std::int64_t r = begin; r < end; r += broadcasts) {
         const position_range seen = job.args.mask.keys(own_range(job, r, own ? smaller(r + broadcasts, job.R) : r));
         if (own && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;  // hidden: nobody looks at the logits
         float* const logits = scratch.logits + (r - begin) * width;
-        multiply_all_lanes(rows + r * job.length, job.length, lanes, lane, last,
-                           [&](auto i, std::int64_t v, simd::floats sums)
-                               SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
+        multiply_lanes<Math, vectors>(rows + r * job.length, job.length, lanes, lane,
+                                      [&](auto i, std::int64_t v, simd::floats sums)
+                                          SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
       }
-    }
+    });
     for (std::int64_t r = begin; r < smaller(end, job.R); ++r) {
       if (is_silent(job.x(r))) {
         scratch.need[r] = 0;

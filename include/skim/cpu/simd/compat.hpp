@@ -222,6 +222,15 @@ SKIM_INLINE float max_lane(floats x) {
 
 SKIM_INTRINSICS_END
 
+/// Asks for the line of an address, which is read soon.
+SKIM_INLINE void prefetch_line(const void* data) {
+#if defined(__GNUC__)
+  __builtin_prefetch(data, 0, 3);
+#else
+  static_cast<void>(data);
+#endif
+}
+
 /// Asks for the lines of `bytes` bytes, which are read soon, in the second-level cache: the first holds what is read now.
 SKIM_INLINE void prefetch(const void* data, std::int64_t bytes) {
 #if defined(__GNUC__)
