@@ -3,6 +3,7 @@
 #pragma once
 
 #include <skim/cpu/kernel/multiply_tile.hpp>
+#include <skim/cpu/simd/transpose.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
@@ -31,6 +32,19 @@ struct lane_rows {
     step* const target = data + place.offset(lane, steps(), 0);
     if (row) return Math::pack_lane(row, D, 1.0f, target, place.width);
     for (std::int64_t i = 0; i < steps(); ++i) target[i * place.width] = 0;
+  }
+
+  /// A vector of lanes from `lane` on, of rows of steps that are `row_stride` apart.
+  SKIM_INLINE void put_vector(std::int64_t lane, const step* rows, std::int64_t row_stride) const {
+    const row_lanes place = block(lane);
+    step* const target = data + place.offset(lane, steps(), 0);
+    std::int64_t i = 0;
+    for (; i + simd::lanes <= steps(); i += simd::lanes) {
+      simd::store_transposed(rows + i, row_stride, target + i * place.width, place.width);
+    }
+    for (; i < steps(); ++i) {
+      for (std::int64_t j = 0; j < simd::lanes; ++j) target[i * place.width + j] = rows[j * row_stride + i];
+    }
   }
 };
 

@@ -30,7 +30,10 @@ SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcas
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });
   });
-  const auto take_step = [&]() SKIM_LAMBDA_INLINE {
+  for (std::int64_t step = 0; step < steps; ++step) {
+    if constexpr (!std::is_same_v<Between, nothing_between>) {
+      if (step % steps_between == 0) between(step);
+    }
     simd::vectors<Vectors> row;
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(packed + v * simd::lanes); });
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
@@ -40,15 +43,7 @@ SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcas
     });
     broadcast += along;
     packed += packed_stride;
-  };
-  std::int64_t step = 0;
-  if constexpr (!std::is_same_v<Between, nothing_between>) {
-    for (; step + steps_between <= steps; step += steps_between) {
-      between(step);
-      simd::unroll<steps_between>([&](auto) SKIM_LAMBDA_INLINE { take_step(); });
-    }
   }
-  for (; step < steps; ++step) take_step();
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = sum[i][v]; });
   });

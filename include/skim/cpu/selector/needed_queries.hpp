@@ -69,17 +69,20 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
     const float factor = flat || !(rms > 0) ? 0.0f : static_cast<float>(1 / rms);
     for (std::int64_t r = first; r < first + Tq; ++r) {
       float* const y = scratch.y + r * length;
-      const bool silent = is_silent(job.x(r));
-      for (std::int64_t d = 0; d < length; d += simd::lanes)
-        simd::store(y + d, simd::load(y + d) * simd::floats(factor));
-      scratch.size[r] = silent ? 0.0f : scratch.size[r] * factor * factor;
-      lanes.put(r, silent ? nullptr : y);
+      if (is_silent(job.x(r))) {
+        clear_row(y, length);
+        scratch.size[r] = 0;
+      } else {
+        scale_row(factor, length, y);
+        scratch.size[r] *= factor * factor;
+      }
     }
   }
   for (std::int64_t r = job.R; r < lanes.stride; ++r) {
-    lanes.put(r, nullptr);
+    clear_row(scratch.y + r * length, length);
     scratch.size[r] = 0;
   }
+  for (std::int64_t r = 0; r < lanes.stride; r += simd::lanes) lanes.put_vector(r, scratch.y + r * length, length);
 }
 
 /// `meet_picked` for the rows [first, first + Vectors * lanes). `picked` [some, padded D]: features of those in places from
@@ -197,8 +200,10 @@ SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const atten
                                              const needed_scratch& scratch, float* queries) {
   const std::int64_t D = args.q.extents[2], G = group_size(args), R = block.Tq * G, kept = rule.kept(block.Tq, G);
   const needed_job job{rule, args, block, head, past, scratch, D, padded_row(D), G, R};
+  const bool needed = kept < R && rule.choice == query_choice::needed;
+  if (needed) fetch_samples(job);
   load_own_rows(job);
-  if (kept < R && rule.choice == query_choice::needed) {
+  if (needed) {
     const kv_tensor& keys = block.kv.k;
     const bool exact = args.q.type == keys.type && !keys.scales;  // in 16 bits as they are
     simd::with_math(accumulate::dot_pairs{}, exact ? keys.type : element::none,

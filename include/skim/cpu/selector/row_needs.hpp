@@ -18,7 +18,7 @@ static_assert(rows_weighed % broadcasts == 0);
 /// Scratch for the choice of one KV head, one a worker. Rows are padded, and their number to whole broadcasts.
 struct needed_scratch {
   float* x;                 // [R, padded D]: scale * q
-  float* y;                 // [R, padded D]: features
+  float* y;                 // [R to whole vectors, padded D]: features
   float* features;          // [D, R by `lane_rows`]: the same
   float* row;               // [padded D]: a key; a head's mean
   float* lanes;             // [D, samples + Tq, each padded]: keys; then [picked rows of a round, padded D + 1]
@@ -37,7 +37,7 @@ struct needed_scratch {
     const bool needed = rule.choice == query_choice::needed;
     const std::int64_t chosen = needed ? R : 0, met = needed ? most_met(rule, Tq) : 0;
     x = arena.take<float>(saturated(R, length));
-    y = arena.take<float>(saturated(chosen, length));
+    y = arena.take<float>(saturated(round_up(chosen, simd::lanes), length));
     features = arena.take<float>(saturated(round_up(chosen, simd::lanes), D));
     row = arena.take<float>(length);
     lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length + 1));
@@ -73,16 +73,22 @@ struct needed_job {
   std::int64_t D, length, G, R;
 
   SKIM_INLINE const float* x(std::int64_t r) const { return scratch.x + r * length; }
+  SKIM_INLINE const void* q(std::int64_t r) const {
+    return args.q.at(block.first_row + r % block.Tq, head * G + r / block.Tq);
+  }
 };
 
 /// x = scale * q of all rows; those with an infinity or NaN are silenced.
 SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
   const float scale = logit_scale(job.args);
+  constexpr std::int64_t ahead = 16;  // rows of one head lie apart in q
+  const std::int64_t bytes = bytes_of(job.args.q.type, job.D);
+  for (std::int64_t r = 0; r < smaller(ahead, job.R); ++r) simd::prefetch(job.q(r), bytes);
   for (std::int64_t r = 0; r < job.R; ++r) {
+    if (r + ahead < job.R) simd::prefetch(job.q(r + ahead), bytes);
     float* const row = job.scratch.x + r * job.length;
     simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
-    const std::int64_t g = r / job.block.Tq, t = r % job.block.Tq;
-    widen({job.args.q.at(job.block.first_row + t, job.head * job.G + g), job.args.q.type}, job.D, row);
+    widen({job.q(r), job.args.q.type}, job.D, row);
     simd::floats spoilt(0.0f);
     for (std::int64_t d = 0; d < job.length; d += simd::lanes) {
       const simd::floats value = simd::load(row + d) * simd::floats(scale);
@@ -93,6 +99,28 @@ SKIM_NOINLINE inline void load_own_rows(const needed_job& job) {
   }
   for (std::int64_t r = job.R; r < round_up(job.R, broadcasts); ++r)
     clear_row(job.scratch.x + r * job.length, job.length);
+}
+
+/// Which past keys need is estimated from, in order of position: every `step`th from the fifth on.
+struct sampled_keys {
+  std::int64_t step, count;
+
+  SKIM_INLINE sampled_keys(std::int64_t n, std::int64_t samples)
+      : step(greater(n / samples, 1)), count(n > first ? (n - first + step - 1) / step : 0) {}
+  SKIM_INLINE std::int64_t slot(const slot_order& past, std::int64_t i) const { return past.at(first + i * step); }
+
+ private:
+  static constexpr std::int64_t first = 4;
+};
+
+/// Asks for the sampled keys, which lie far apart: they arrive while the block's own rows are loaded.
+SKIM_INLINE void fetch_samples(const needed_job& job) {
+  const kv_view& kv = job.block.kv;
+  const sampled_keys samples(job.past.count, job.rule.samples);
+  const head_rows keys(kv, kv.k, job.head);
+  for (std::int64_t i = 0; i < samples.count; ++i) {
+    simd::prefetch(keys.at(kv.place(samples.slot(job.past, i))).data, bytes_of(kv.k.type, job.D));
+  }
 }
 
 /// Puts a key into a lane, or what hides it there.
@@ -141,8 +169,9 @@ SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, s
 /// The positions of own tokens [begin, end), modulo Tq: of `broadcasts` rows, or of the keys in a block of lanes.
 SKIM_INLINE position_range own_range(const needed_job& job, std::int64_t begin, std::int64_t end) {
   position_range range{std::int64_t{1} << 31, 0};
-  for (std::int64_t i = begin; i < end; ++i) {
-    const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + i % job.block.Tq);
+  for (std::int64_t i = begin, t = begin % job.block.Tq; i < end; ++i) {
+    const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + t);
+    if (++t == job.block.Tq) t = 0;
     range.begin = smaller(range.begin, position);
     range.end = greater(range.end, position + 1);
   }
@@ -157,11 +186,58 @@ SKIM_INLINE const typename Math::step* steps_of_rows(const needed_job& job) {
   } else {
     typename Math::step* const steps = reinterpret_cast<typename Math::step*>(job.scratch.y);  // not needed yet
     for (std::int64_t r = 0; r < round_up(job.R, broadcasts); ++r) {
-      const std::int64_t g = smaller(r, job.R - 1) / job.block.Tq, t = smaller(r, job.R - 1) % job.block.Tq;
-      const void* const q = job.args.q.at(job.block.first_row + t, job.head * job.G + g);
-      Math::load_row(static_cast<const bf16*>(q), job.D, steps + r * job.length);
+      Math::load_row(static_cast<const bf16*>(job.q(smaller(r, job.R - 1))), job.D, steps + r * job.length);
     }
     return steps;
+  }
+}
+
+/// logits of the rows [begin, end) with the keys in a block of lanes, own keys from the `own`th on where that is not below 0.
+template <class Math, int Vectors>
+SKIM_NOINLINE void multiply_keys(const needed_job& job, const typename Math::step* rows, const lane_rows<Math>& lanes,
+                                 std::int64_t lane, std::int64_t own, std::int64_t begin, std::int64_t end) {
+  const std::int64_t Tq = job.block.Tq;
+  const position_range keys = own_range(job, own < 0 ? 0 : own, own < 0 ? 0 : smaller(own + Vectors * simd::lanes, Tq));
+  for (std::int64_t r = begin; r < end; r += broadcasts) {
+    if (own >= 0) {
+      const position_range seen = job.args.mask.keys(own_range(job, r, smaller(r + broadcasts, job.R)));
+      if (keys.end <= seen.begin || seen.end <= keys.begin) continue;  // hidden: nobody looks at the logits
+    }
+    float* const logits = job.scratch.logits + (r - begin) * lanes.stride;
+    multiply_lanes<Math, Vectors>(rows + r * job.length, job.length, lanes, lane,
+                                  [&](auto i, std::int64_t v, simd::floats sums)
+                                      SKIM_LAMBDA_INLINE { simd::store(logits + i * lanes.stride + v, sums); });
+  }
+}
+
+/// need of the rows [begin, end), at most `rows_weighed`, from their logits [width], those of own keys from `first_own` on.
+/// `factor`: what turns products into logits to base 2. `share`: past keys for each sampled one.
+SKIM_NOINLINE inline void find_needs(const needed_job& job, std::int64_t width, std::int64_t first_own, float factor,
+                                     double share, std::int64_t begin, std::int64_t end) {
+  const needed_scratch& scratch = job.scratch;
+  exponential_sum past[rows_weighed], own[rows_weighed];
+  for (std::int64_t r = begin; r < end; ++r) {
+    float* const logits = scratch.logits + (r - begin) * width;
+    const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + r % job.block.Tq);
+    const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
+    const simd::ints low(clamped(position - job.args.mask.left)), high(clamped(position + job.args.mask.right));
+    past[r - begin] = sum_exponentials(logits, scratch.bias, first_own, factor,
+                                       [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
+    own[r - begin] =
+        sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
+                         [&](std::int64_t i) SKIM_LAMBDA_INLINE {
+                           const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
+                           return simd::as_float_mask((low <= at) & (at <= high));
+                         });
+  }
+  // sigmoid(P - O) from what exceeds the larger maximum
+  for (std::int64_t r = begin; r < end; ++r) {
+    const exponential_sum P = past[r - begin], O = own[r - begin];
+    const double gap = static_cast<double>(P.largest - O.largest), less = std::exp2(gap > 0 ? -gap : gap);
+    const double before = static_cast<double>(P.sum) * share * (gap > 0 ? 1 : less);
+    const double after = static_cast<double>(O.sum) * (gap > 0 ? less : 1);
+    const bool both = P.sum > 0 && O.sum > 0;
+    scratch.need[r] = is_silent(job.x(r)) ? 0.0f : both ? static_cast<float>(before / (before + after)) : 1.0f;
   }
 }
 
@@ -171,12 +247,13 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   const kv_view& kv = job.block.kv;
   const needed_scratch& scratch = job.scratch;
   const std::int64_t Tq = job.block.Tq, n = job.past.count, past = job.block.past(job.head);
-  const std::int64_t step = greater(n / job.rule.samples, 1), w = n > 4 ? (n - 4 + step - 1) / step : 0;
+  const sampled_keys samples(n, job.rule.samples);
+  const std::int64_t w = samples.count;
   const std::int64_t first_own = round_up(w, simd::lanes), width = first_own + round_up(Tq, simd::lanes);
   const lane_rows<Math> lanes{reinterpret_cast<typename Math::step*>(scratch.lanes), job.D, width};
   const typename Math::step* const rows = steps_of_rows<Math>(job);
   const float factor = 1.44269504f * (Math::values == 1 ? 1.0f : logit_scale(job.args));
-  for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? job.past.at(4 + i * step) : -1);
+  for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? samples.slot(job.past, i) : -1);
   for (std::int64_t i = 0; i < width - first_own; ++i) {
     put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
     scratch.positions[i] = static_cast<std::int32_t>(kv.position(job.head, past + smaller(i, Tq - 1)));
@@ -185,43 +262,9 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
     const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
     each_block(lanes, 0, width, [&](auto vectors, std::int64_t lane) SKIM_LAMBDA_INLINE {
-      const std::int64_t last = lane + vectors * simd::lanes;
-      const bool own = lane >= first_own;
-      const position_range keys = own_range(job, own ? lane - first_own : 0, own ? smaller(last - first_own, Tq) : 0);
-      for (std::int64_t r = begin; r < end; r += broadcasts) {
-        const position_range seen = job.args.mask.keys(own_range(job, r, own ? smaller(r + broadcasts, job.R) : r));
-        if (own && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;  // hidden: nobody looks at the logits
-        float* const logits = scratch.logits + (r - begin) * width;
-        multiply_lanes<Math, vectors>(rows + r * job.length, job.length, lanes, lane,
-                                      [&](auto i, std::int64_t v, simd::floats sums)
-                                          SKIM_LAMBDA_INLINE { simd::store(logits + i * width + v, sums); });
-      }
+      multiply_keys<Math, vectors>(job, rows, lanes, lane, lane - first_own, begin, end);
     });
-    for (std::int64_t r = begin; r < smaller(end, job.R); ++r) {
-      if (is_silent(job.x(r))) {
-        scratch.need[r] = 0;
-        continue;
-      }
-      float* const logits = scratch.logits + (r - begin) * width;
-      const std::int64_t position = kv.position(job.head, past + r % Tq);
-      const mask see = job.args.mask;
-      const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
-      const simd::ints low(clamped(position - see.left)), high(clamped(position + see.right));
-      const exponential_sum P =
-          sum_exponentials(logits, scratch.bias, first_own, factor,
-                           [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
-      const exponential_sum O =
-          sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
-                           [&](std::int64_t i) SKIM_LAMBDA_INLINE {
-                             const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
-                             return simd::as_float_mask((low <= at) & (at <= high));
-                           });
-      // sigmoid(P - O) from what exceeds the larger maximum
-      const double gap = static_cast<double>(P.largest - O.largest), less = std::exp2(gap > 0 ? -gap : gap);
-      const double before = static_cast<double>(P.sum) * share * (gap > 0 ? 1 : less);
-      const double own = static_cast<double>(O.sum) * (gap > 0 ? less : 1);
-      scratch.need[r] = P.sum > 0 && O.sum > 0 ? static_cast<float>(before / (before + own)) : 1.0f;
-    }
+    find_needs(job, lanes.stride, first_own, factor, share, begin, smaller(end, job.R));
   }
 }
 

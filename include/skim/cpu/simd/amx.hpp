@@ -89,33 +89,6 @@ SKIM_INLINE void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<c
   if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, lower + amx_units, sum_bytes);
 }
 
-/// Row i of `target`, `stride` apart, = column i of `source`.
-SKIM_INLINE void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride) {
-  __m512i rows[16], pairs[16], quads[16];
-  for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(source[i]);
-  for (int i = 0; i < 16; i += 2) {
-    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      quads[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + 2 + j]);
-      quads[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + 2 + j]);
-    }
-  }
-  // quads[4 g + j] holds, in 128-bit lane l, rows 4 g .. 4 g + 3 of column 4 l + j.
-  for (int j = 0; j < 4; ++j) {
-    const __m512i low_even = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0x88);
-    const __m512i low_odd = _mm512_shuffle_i32x4(quads[j], quads[4 + j], 0xdd);
-    const __m512i high_even = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0x88);
-    const __m512i high_odd = _mm512_shuffle_i32x4(quads[8 + j], quads[12 + j], 0xdd);
-    _mm512_storeu_si512(target + j * stride, _mm512_shuffle_i32x4(low_even, high_even, 0x88));
-    _mm512_storeu_si512(target + (4 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0x88));
-    _mm512_storeu_si512(target + (8 + j) * stride, _mm512_shuffle_i32x4(low_even, high_even, 0xdd));
-    _mm512_storeu_si512(target + (12 + j) * stride, _mm512_shuffle_i32x4(low_odd, high_odd, 0xdd));
-  }
-}
-
 SKIM_INTRINSICS_END
 
 #else
@@ -124,7 +97,6 @@ class amx_registers;
 template <int Rows, int Columns>
 void multiply_amx(amx_matrix<const std::uint32_t> left, amx_matrix<const std::uint32_t> right, amx_matrix<float> sums,
                   std::int64_t steps, bool fresh);
-void store_transposed(const std::uint32_t (&source)[16][16], std::uint32_t* target, std::int64_t stride);
 
 #endif
 
