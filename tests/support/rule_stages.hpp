@@ -49,8 +49,10 @@ struct own_stages {
     if (kept == R || rule.choice != skim::query_choice::needed) return;
     for (std::int64_t r = 0; r < R; ++r) {
       needs.push_back(scratch.need[r]);
-      features.emplace_back(scratch.y + r * length, scratch.y + r * length + D);
-      nearest.push_back(kernel::is_silent(scratch.x + r * length) ? -1 : scratch.owner[r]);
+      const bool silent = kernel::is_silent(scratch.x + r * length);
+      const float* const feature = (silent ? scratch.x : scratch.y) + r * length;  // the reference's are not finite then
+      features.emplace_back(feature, feature + D);
+      nearest.push_back(silent ? -1 : scratch.owner[r]);
     }
     picked.assign(scratch.picked, scratch.picked + queries.size());
   }

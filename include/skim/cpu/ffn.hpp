@@ -34,8 +34,8 @@ SKIM_NOINLINE inline std::int64_t choose_neurons(const float* scores, std::int64
     for (std::int64_t j = 0; j < f; ++j) take(j);
     return length;
   }
-  for (std::int64_t j = 0; j < f; ++j) scratch.ranks[j] = rank_bits(scores[j]);
-  const auto rank = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return scratch.ranks[j]; };
+  rank_scores(scores, f, scratch.ranks);
+  const stored_ranks rank{scratch.ranks};
   take_above(rank, f, find_threshold(rank, f, count, scratch.histogram), take);
   return length;
 }

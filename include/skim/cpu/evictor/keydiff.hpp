@@ -134,7 +134,7 @@ SKIM_NOINLINE inline void find_anchor(anchor::median, const kv_view& kv, std::in
       const stored_row key = kv.row(kv.k, head, slot);
       place.ranks[slot] = rank_bits(load_element(key.data, key.type, d) * key.scale);
     }
-    const auto rank = [&](std::int64_t slot) SKIM_LAMBDA_INLINE { return place.ranks[slot]; };
+    const stored_ranks rank{place.ranks};
     anchor[d] = score_of_rank(find_threshold(rank, n, n - (n - 1) / 2, place.histogram).rank);
   }
 }

@@ -52,7 +52,7 @@ SKIM_INLINE std::int64_t choose_pages(const kv_view& kv, const retention& keep, 
                                       bool later, const rank_scratch& scratch, std::int32_t* list) {
   const std::int64_t n = kv.tokens, pages = pages_of(n, kv.page_size);
   pool_pages(scores, n, kv.page_size, by_page);
-  for (std::int64_t page = 0; page < pages; ++page) scratch.ranks[page] = rank_bits(by_page[page]);
+  rank_scores(by_page, pages, scratch.ranks);
   const retention of_pages = retention::budget(keep.count / kv.page_size, pages_of(keep.sinks, kv.page_size),
                                                recent_pages(keep.recent, n, kv.page_size));
   kv_view in_order;  // pages know no positions: they age in the order of slots
@@ -113,7 +113,7 @@ SKIM_NOINLINE inline std::int64_t choose_row(const eviction_args& args, const ch
   const retention keep = kept_of_head(rule.keep, args, row);
   if (args.how == compaction::pages) return choose_pages(kv, keep, scores, by_page, rule.prefers_later, scratch, list);
   const std::int64_t n = kv.length(row);
-  for (std::int64_t slot = 0; slot < n; ++slot) scratch.ranks[slot] = rank_bits(scores[slot]);
+  rank_scores(scores, n, scratch.ranks);
   return keep_ranked(kv, row, n, n, keep, keep.count, rule.prefers_later, scratch, list);
 }
 

@@ -73,7 +73,8 @@ SKIM_INLINE void weigh_neurons(const neuron_sums& sums, activation act, const pa
       if constexpr (Math::amx) {
         std::uint32_t steps[16][16];
         for (int i = 0; i < 16; ++i) weigh_step<Math>(sums, act, 2 * i, at, width, steps[i]);
-        simd::store_transposed(steps[0], 16, target.row_at(token + lane, step), packed_tokens<Math>::room(target.steps));
+        simd::store_transposed(steps[0], 16, target.row_at(token + lane, step),
+                               packed_tokens<Math>::room(target.steps));
       } else {
         for (std::int64_t i = 0; i < sums.count; i += Math::values) {
           weigh_step<Math>(sums, act, i, at, width, target.lanes_at(token, step + i / Math::values) + lane);

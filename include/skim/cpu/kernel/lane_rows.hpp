@@ -58,7 +58,7 @@ SKIM_INLINE void each_block(const lane_rows<Math>& lanes, std::int64_t begin, st
     } else if (simd::registers < 32 || width == 2 * simd::lanes) {
       body(std::integral_constant<int, 2>{}, begin);
     } else {
-      body(std::integral_constant<int, simd::registers < 32 ? 2 : 3>{}, begin);
+      body(std::integral_constant < int, simd::registers<32 ? 2 : 3>{}, begin);
     }
     begin += width;
   }

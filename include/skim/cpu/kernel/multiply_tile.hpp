@@ -25,7 +25,8 @@ inline constexpr std::int64_t steps_between = 16 / broadcasts;
 template <class Math, int Vectors, class Between = nothing_between, class Across, class Along, class Stride>
 SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcast, Across across, Along along,
                                const typename Math::step* SKIM_RESTRICT packed, Stride packed_stride,
-                               std::int64_t steps, simd::vectors<Vectors> (&acc)[broadcasts], const Between& between = {}) {
+                               std::int64_t steps, simd::vectors<Vectors> (&acc)[broadcasts],
+                               const Between& between = {}) {
   simd::vectors<Vectors> sum[broadcasts];  // a local that never escapes stays in registers
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { sum[i][v] = acc[i][v]; });

@@ -55,6 +55,15 @@ class chunk_sight {
   /// The positions outside which no key is seen.
   SKIM_INLINE position_range hull() const { return see_.keys(queries_); }
 
+  /// Whether the keys that are seen are those of a run of slots.
+  SKIM_INLINE bool is_run() const { return !kv_->positions && !has_gaps_; }
+  /// The run, of the first `past` slots.
+  SKIM_INLINE position_range run(std::int64_t past) const {
+    if (Tq_ == 0) return {0, 0};
+    const std::int64_t begin = smaller(greater(hull().begin - kv_->first_position, 0), past);
+    return {begin, smaller(greater(hull().end - kv_->first_position, begin), past)};
+  }
+
   SKIM_INLINE bool sees(std::int64_t position) const {
     const position_range range = hull();
     if (Tq_ == 0 || position < range.begin || position >= range.end) return false;
@@ -128,6 +137,13 @@ SKIM_NOINLINE inline std::int64_t rank_candidates(const attention_args& args, co
   const std::int64_t past = sequence.past(head);
   const chunk_sight sight(args, sequence, head);
   std::int64_t candidates = 0;
+  if (scores && sight.is_run()) {
+    const position_range run = sight.run(past);
+    for (std::int64_t slot = 0; slot < run.begin; ++slot) ranks[slot] = no_candidate;
+    rank_scores(scores + run.begin, run.end - run.begin, ranks + run.begin);
+    for (std::int64_t slot = run.end; slot < past; ++slot) ranks[slot] = no_candidate;
+    return run.end - run.begin;
+  }
   for (std::int64_t slot = 0; slot < past; ++slot) {
     const bool seen = sight.sees(kv.position(head, slot));
     ranks[slot] = !seen ? no_candidate : scores ? rank_bits(scores[slot]) : rank_bits(0.0f);
@@ -153,7 +169,7 @@ SKIM_NOINLINE inline std::int64_t keep_ranked(const kv_view& kv, std::int64_t he
   const bool ascend = positions_ascend(kv, head, n);
   keep_ends(kv, head, n, keep.sinks, false, ascend, scratch);
   keep_ends(kv, head, n, keep.recent, true, ascend, scratch);
-  const auto rank = [ranks](std::int64_t slot) SKIM_LAMBDA_INLINE { return ranks[slot]; };
+  const stored_ranks rank{ranks};
   rank_threshold limit = find_threshold(rank, n, budget, scratch.histogram);
   // Of several equals the first slots would be taken: where those are not the wanted positions, these are settled first.
   if ((!ascend || later) && limit.ties < limit.equals) {

@@ -12,7 +12,7 @@ SKIM_INLINE lane_rows<simd::tile_math<accumulate::widen_fma>> features_in_lanes(
   return {job.scratch.features, job.D, padded_row(job.R)};
 }
 
-/// Step 2: features of every row, and their squared lengths. Silent rows stay silent.
+/// Step 2: features of every row, and their squared lengths; zeros of silent rows.
 SKIM_NOINLINE inline void find_features(const needed_job& job) {
   const needed_scratch& scratch = job.scratch;
   const std::int64_t Tq = job.block.Tq, length = job.length;

@@ -223,12 +223,12 @@ SKIM_NOINLINE inline void find_needs(const needed_job& job, std::int64_t width, 
     const simd::ints low(clamped(position - job.args.mask.left)), high(clamped(position + job.args.mask.right));
     past[r - begin] = sum_exponentials(logits, scratch.bias, first_own, factor,
                                        [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
-    own[r - begin] =
-        sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
-                         [&](std::int64_t i) SKIM_LAMBDA_INLINE {
-                           const simd::ints at = simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
-                           return simd::as_float_mask((low <= at) & (at <= high));
-                         });
+    own[r - begin] = sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
+                                      [&](std::int64_t i) SKIM_LAMBDA_INLINE {
+                                        const simd::ints at =
+                                            simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
+                                        return simd::as_float_mask((low <= at) & (at <= high));
+                                      });
   }
   // sigmoid(P - O) from what exceeds the larger maximum
   for (std::int64_t r = begin; r < end; ++r) {

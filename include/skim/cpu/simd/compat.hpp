@@ -220,7 +220,36 @@ SKIM_INLINE float max_lane(floats x) {
 #endif
 }
 
+/// The lanes that are true, the first in the lowest bit.
+SKIM_INLINE std::uint32_t bits_of(float_mask mask) {
+#if XSIMD_WITH_AVX512F
+  return static_cast<__mmask16>(mask);
+#elif XSIMD_WITH_AVX
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(mask));
+#elif XSIMD_WITH_SSE2
+  return static_cast<std::uint32_t>(_mm_movemask_ps(mask));
+#else
+  bool lane[lanes];
+  mask.store_unaligned(lane);
+  std::uint32_t bits = 0;
+  for (std::int64_t i = 0; i < lanes; ++i) bits |= static_cast<std::uint32_t>(lane[i]) << i;
+  return bits;
+#endif
+}
+
 SKIM_INTRINSICS_END
+
+/// The number of the lowest bit that is set; some are.
+SKIM_INLINE std::int64_t lowest_bit(std::uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctz(bits);
+#else
+  std::int64_t bit = 0;
+  for (; (bits >> bit & 1) == 0; ++bit) {
+  }
+  return bit;
+#endif
+}
 
 /// Asks for the line of an address, which is read soon.
 SKIM_INLINE void prefetch_line(const void* data) {
