@@ -265,7 +265,7 @@ struct attend_call {
     if (plan.units() > 1) sums[0] = partial(plan, index, Dv);
     const std::int64_t first = unit * plan.shared;
     attend_pieces(job, plan, first, smaller(first + plan.shared, plan.pieces), scratch, sums);
-    if (plan.units() == 1) store_rows(job, sums[0], scratch.row);
+    if (plan.units() == 1) store_rows(job, sums[0], scratch.rows);
   }
 
   /// Merges and stores strip `index`, if several units share it.
@@ -284,7 +284,7 @@ struct attend_call {
     }
     stack.finish(merge);
     arena arena(workspace.scratch_of(worker));
-    store_rows(job, sums[0], arena.take<float>(round_up(Dv, padded_to)));
+    store_rows(job, sums[0], arena.take<float>(simd::lanes * round_up(Dv, padded_to)));
   }
 };
 

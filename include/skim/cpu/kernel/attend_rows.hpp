@@ -6,6 +6,7 @@
 #pragma once
 
 #include <skim/cpu/kernel/attend_tile.hpp>
+#include <skim/cpu/kernel/lane_rows.hpp>
 #include <skim/cpu/kernel/rows.hpp>
 #include <skim/workspace.hpp>
 
@@ -38,7 +39,7 @@ template <class Math>
 struct attend_scratch {
   using step = typename Math::step;
   step *qt, *k, *v, *weights;
-  float *scores, *row;  // row: a query or output row in f32
+  float *scores, *rows;  // rows: a vector of output rows in f32, or one query
   std::int32_t *first, *last, *query_positions, *positions;
   float* slopes;
   float* value;  // one V row in f32
@@ -51,7 +52,7 @@ struct attend_scratch {
     v = arena.take<step>(tile_keys * padded);
     weights = arena.take<step>(tile_keys * width);
     scores = arena.take<float>(tile_keys * width);
-    row = arena.take<float>(greater(D, padded));
+    rows = arena.take<float>(greater(D, simd::lanes * padded));
     first = arena.take<std::int32_t>(stride);
     last = arena.take<std::int32_t>(stride);
     query_positions = arena.take<std::int32_t>(stride);
@@ -92,22 +93,27 @@ SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>&
   const kv_view& kv = job.sequence.kv;
   const std::int64_t D = args.q.extents[2], steps = (D + Math::values - 1) / Math::values;
   for (std::int64_t r = 0; r < job.stride; ++r) {
-    const row_lanes place = row_lanes::of(r, job.stride);
+    typename Math::step* const packed = scratch.k + r % simd::lanes * steps;  // there are no keys yet
     scratch.slopes[r] = 0;
     scratch.query_positions[r] = 0;
     if (r < job.rows) {
       const std::int64_t t = job.token(r), h = job.query_head(r), position = kv.position(job.head, job.past() + t);
-      widen({args.q.at(job.sequence.first_row + t, h), args.q.type}, D, scratch.row);
+      widen({args.q.at(job.sequence.first_row + t, h), args.q.type}, D, scratch.rows);
+      scale_row(scale, D, scratch.rows);
+      Math::round_row(scratch.rows, D, packed);
       scratch.first[r] = clamp_position(position - args.mask.left);
       scratch.last[r] = clamp_position(position + args.mask.right);
       scratch.query_positions[r] = static_cast<std::int32_t>(position);
       if (args.alibi_slopes) scratch.slopes[r] = args.alibi_slopes[h] * static_cast<float>(log2_e);
     } else {
-      for (std::int64_t d = 0; d < D; ++d) scratch.row[d] = 0;
+      for (std::int64_t i = 0; i < steps; ++i) packed[i] = 0;
       scratch.first[r] = largest_index;
       scratch.last[r] = -largest_index;
     }
-    Math::pack_lane(scratch.row, D, scale, scratch.qt + place.offset(r, steps, 0), place.width);
+    if ((r + 1) % simd::lanes != 0) continue;
+    const std::int64_t first = r + 1 - simd::lanes;
+    const row_lanes place = row_lanes::of(first, job.stride);
+    store_columns(scratch.k, steps, steps, scratch.qt + place.offset(first, steps, 0), place.width);
   }
 }
 
@@ -320,7 +326,8 @@ inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scrat
 }
 
 /// Normalises and stores the job's rows: out = sum of weighted values / denominator, lse = log of the denominator.
-inline void store_rows(const attend_job& job, const strip_sums& sums, float* row) {  // row [Dv]: scratch
+inline void store_rows(const attend_job& job, const strip_sums& sums,
+                       float* rows) {  // rows [lanes, padded Dv]: scratch
   const attention_args& args = *job.args;
   const std::int64_t Dv = args.out.extents[2], dims = round_up(Dv, padded_to);
   for (std::int64_t r = 0; r < job.rows; ++r) {
@@ -335,9 +342,12 @@ inline void store_rows(const attend_job& job, const strip_sums& sums, float* row
         most = base;
       }
     }
-    const float inverse = total == 0 ? 0 : shrink / total;
-    const row_lanes place = row_lanes::of(r, job.stride);
-    for (std::int64_t d = 0; d < Dv; ++d) row[d] = sums.out[place.offset(r, dims, d)] * inverse;
+    if (r % simd::lanes == 0) {
+      const row_lanes place = row_lanes::of(r, job.stride);
+      load_columns(sums.out + place.offset(r, dims, 0), place.width, dims, rows, dims);
+    }
+    float* const row = rows + r % simd::lanes * dims;
+    scale_row(total == 0 ? 0 : shrink / total, dims, row);
     narrow(row, Dv, args.out.at(t, h), args.out.type);
     if (args.lse.data) {
       const double log_sum = (static_cast<double>(most) + std::log2(static_cast<double>(total))) / log2_e;

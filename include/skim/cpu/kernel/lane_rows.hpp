@@ -7,6 +7,31 @@
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
+/// A vector of rows of `count` steps, `row_stride` apart, into lanes: step i of all of them at target + i * width.
+template <class Step>
+SKIM_INLINE void store_columns(const Step* rows, std::int64_t row_stride, std::int64_t count, Step* target,
+                               std::int64_t width) {
+  std::int64_t i = 0;
+  for (; i + simd::lanes <= count; i += simd::lanes) {
+    simd::store_transposed(rows + i, row_stride, target + i * width, width);
+  }
+  for (; i < count; ++i) {
+    for (std::int64_t lane = 0; lane < simd::lanes; ++lane) target[i * width + lane] = rows[lane * row_stride + i];
+  }
+}
+
+/// And back: a vector of lanes, `count` numbers each, as rows.
+SKIM_INLINE void load_columns(const float* source, std::int64_t width, std::int64_t count, float* rows,
+                              std::int64_t row_stride) {
+  std::int64_t i = 0;
+  for (; i + simd::lanes <= count; i += simd::lanes) {
+    simd::store_transposed(source + i * width, width, rows + i, row_stride);
+  }
+  for (; i < count; ++i) {
+    for (std::int64_t lane = 0; lane < simd::lanes; ++lane) rows[lane * row_stride + i] = source[i * width + lane];
+  }
+}
+
 /// Rows of other memory in the lanes.
 template <class Math>
 struct lane_rows {
@@ -37,14 +62,7 @@ struct lane_rows {
   /// A vector of lanes from `lane` on, of rows of steps that are `row_stride` apart.
   SKIM_INLINE void put_vector(std::int64_t lane, const step* rows, std::int64_t row_stride) const {
     const row_lanes place = block(lane);
-    step* const target = data + place.offset(lane, steps(), 0);
-    std::int64_t i = 0;
-    for (; i + simd::lanes <= steps(); i += simd::lanes) {
-      simd::store_transposed(rows + i, row_stride, target + i * place.width, place.width);
-    }
-    for (; i < steps(); ++i) {
-      for (std::int64_t j = 0; j < simd::lanes; ++j) target[i * place.width + j] = rows[j * row_stride + i];
-    }
+    store_columns(rows, row_stride, steps(), data + place.offset(lane, steps(), 0), place.width);
   }
 };
 

@@ -24,7 +24,11 @@ SKIM_INLINE void with_row(const stored_row& row, const Body& body) {
 
 SKIM_INLINE void scale_row(float scale, std::int64_t n, float* row) {
   if (scale == 1.0f) return;
-  for (std::int64_t d = 0; d < n; ++d) row[d] *= scale;
+  std::int64_t d = 0;
+  for (; d + simd::lanes <= n; d += simd::lanes) {
+    simd::store(row + d, simd::load(static_cast<const float*>(row) + d) * simd::floats(scale));
+  }
+  for (; d < n; ++d) row[d] *= scale;
 }
 
 /// target [n] = the row's values; reads exactly n elements. For loops over keys; elsewhere `widen`, compiled once, does.

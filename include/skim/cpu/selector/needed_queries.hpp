@@ -18,40 +18,35 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
   const std::int64_t Tq = job.block.Tq, length = job.length;
   const auto lanes = features_in_lanes(job);
   float* const center = scratch.row;
+  const auto put = [&](std::int64_t r) SKIM_LAMBDA_INLINE {  // into its lane, with all of a vector
+    const std::int64_t begin = r + 1 - simd::lanes;
+    if ((r + 1) % simd::lanes == 0) lanes.put_vector(begin, scratch.y + begin * length, length);
+  };
   for (std::int64_t first = 0; first < job.R; first += Tq) {
     simd::floats most(0.0f);
     std::int64_t finite = 0;
     for (std::int64_t r = first; r < first + Tq; ++r) {
       if (is_silent(job.x(r))) continue;
       ++finite;
-      for (std::int64_t d = 0; d < length; d += simd::lanes) {
-        most = simd::larger(xsimd::abs(simd::load(job.x(r) + d)), most);
-      }
+      most = larger_of_row(job.x(r), length, most);
     }
-    const float largest = simd::max_lane(most);
     // Features do not change with the rows' common size, but squares of it would overflow or vanish.
-    const float unit = largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) / 2)) : 1.0f;
-    const float rest =
-        largest > 0 ? static_cast<float>(std::ldexp(1.0, -std::ilogb(largest) + std::ilogb(largest) / 2)) : 1.0f;
-    for (std::int64_t r = first; r < first + Tq; ++r) {
-      float* const y = scratch.y + r * length;
-      for (std::int64_t d = 0; d < length; d += simd::lanes) {
-        simd::store(y + d, simd::load(job.x(r) + d) * simd::floats(unit) * simd::floats(rest));
-      }
-    }
+    const to_one scaled(simd::max_lane(most));
     // The mean in two steps: what the first, rounded, leaves is small.
     clear_row(center, length);
-    for (int pass = 0; pass < (Tq > 1 ? 2 : 0); ++pass) {
+    for (int pass = 0; pass < 2; ++pass) {
       float* const sum = scratch.lanes;
       clear_row(sum, length);
       for (std::int64_t r = first; r < first + Tq; ++r) {
         if (is_silent(job.x(r))) continue;
-        const float* const y = scratch.y + r * length;
+        float* const y = scratch.y + r * length;
         for (std::int64_t d = 0; d < length; d += simd::lanes) {
-          simd::store(sum + d, simd::load(sum + d) + (simd::load(y + d) - simd::load(center + d)));
+          const simd::floats value = pass == 0 ? scaled(simd::load(job.x(r) + d)) : simd::load(y + d);
+          if (pass == 0) simd::store(y + d, value);
+          simd::store(sum + d, simd::load(sum + d) + (value - simd::load(center + d)));
         }
       }
-      add_scaled_of(sum, finite > 0 ? 1 / static_cast<float>(finite) : 0.0f, center, length);
+      if (Tq > 1) add_scaled_of(sum, finite > 0 ? 1 / static_cast<float>(finite) : 0.0f, center, length);
     }
     double spread = 0, size = 0;
     for (std::int64_t r = first; r < first + Tq; ++r) {
@@ -76,13 +71,14 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
         scale_row(factor, length, y);
         scratch.size[r] *= factor * factor;
       }
+      put(r);
     }
   }
   for (std::int64_t r = job.R; r < lanes.stride; ++r) {
     clear_row(scratch.y + r * length, length);
     scratch.size[r] = 0;
+    put(r);
   }
-  for (std::int64_t r = 0; r < lanes.stride; r += simd::lanes) lanes.put_vector(r, scratch.y + r * length, length);
 }
 
 /// `meet_picked` for the rows [first, first + Vectors * lanes). `picked` [some, padded D]: features of those in places from

@@ -27,8 +27,16 @@ SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_
   for (std::int64_t i = 0; i < n; ++i) {
     float* const row = rows + i * length;
     if (is_silent(row)) continue;
-    scale_to_one(row, length);
-    for (std::int64_t d = 0; type == element::bf16 && d < D; ++d) row[d] = to_float(from_float<bf16>(row[d]));
+    const to_one scaled(simd::max_lane(larger_of_row(row, length, simd::floats(0.0f))));
+    for (std::int64_t d = 0; d < length; d += simd::lanes) {
+      bf16 rounded[simd::lanes];
+      simd::floats x = scaled(simd::load(static_cast<const float*>(row) + d));
+      if (type == element::bf16) {
+        simd::store(static_cast<bf16*>(rounded), x);
+        x = simd::load(static_cast<const bf16*>(rounded));
+      }
+      simd::store(row + d, x);
+    }
   }
 }
 

@@ -34,6 +34,26 @@ SKIM_INLINE void silence(float* row) {
   row[0] = std::numeric_limits<float>::quiet_NaN();
 }
 
+/// Powers of two which, one after the other, bring numbers whose largest is `largest` to about 1; 1 where that is 0 or not
+/// finite. Two, since one may be too large for f32.
+struct to_one {
+  float first = 1, second = 1;
+
+  SKIM_INLINE explicit to_one(float largest) {
+    if (!(largest > 0) || largest * 0 != 0) return;
+    const int power = std::ilogb(largest);
+    first = static_cast<float>(std::ldexp(1.0, -power / 2));
+    second = static_cast<float>(std::ldexp(1.0, -power + power / 2));
+  }
+  SKIM_INLINE simd::floats operator()(simd::floats x) const { return x * simd::floats(first) * simd::floats(second); }
+};
+
+/// The largest of some padded rows' absolute values, lane by lane.
+SKIM_INLINE simd::floats larger_of_row(const float* row, std::int64_t length, simd::floats most) {
+  for (std::int64_t d = 0; d < length; d += simd::lanes) most = simd::larger(xsimd::abs(simd::load(row + d)), most);
+  return most;
+}
+
 /// Scratch for the choice of one KV head, one a worker. Rows are padded.
 struct choose_scratch {
   float* rows;              // [Tq, padded D]: one query head's queries, those of unusual size by 2^-exponent

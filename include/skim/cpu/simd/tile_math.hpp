@@ -35,6 +35,8 @@ struct tile_math<accumulate::widen_fma> {
   static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, float* target, std::int64_t stride) {
     for (std::int64_t d = 0; d < n; ++d) target[d * stride] = row[d] * scale;
   }
+  /// A row as steps along it: `target [n]`.
+  static SKIM_INLINE void round_row(const float* row, std::int64_t n, float* target) { widen(row, n, target); }
   /// A stored row as steps along it: `target [n]`.
   template <class T>
   static SKIM_INLINE void load_row(const T* source, std::int64_t n, float* target) {
@@ -95,6 +97,10 @@ struct tile_math<accumulate::dot_pairs> {
         std::memcpy(target + (begin + d) / 2 * stride, rounded + d, sizeof *target);
       }
     }
+  }
+  static SKIM_INLINE void round_row(const float* row, std::int64_t n, std::uint32_t* target) {
+    if (n % 2 != 0) target[n / 2] = 0;
+    narrow(row, n, reinterpret_cast<bf16*>(target));
   }
   static SKIM_INLINE void load_row(const bf16* source, std::int64_t n, std::uint32_t* target) {
     if (n % 2 != 0) target[n / 2] = 0;  // an odd D ends in half a step
