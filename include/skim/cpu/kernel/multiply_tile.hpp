@@ -38,7 +38,7 @@ SKIM_INLINE void multiply_tile(const typename Math::step* SKIM_RESTRICT broadcas
     simd::vectors<Vectors> row;
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { row[v] = Math::load_steps(packed + v * simd::lanes); });
     simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-      const typename Math::step factor = broadcast[i * across];
+      const typename Math::step factor = Math::load_step(broadcast + i * across);
       simd::unroll<Vectors>([&](auto v)
                                 SKIM_LAMBDA_INLINE { sum[i][v] = Math::multiply_add(row[v], factor, sum[i][v]); });
     });

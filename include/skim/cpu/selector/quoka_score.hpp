@@ -138,18 +138,80 @@ struct fetch_between {
   }
 };
 
-/// dots [round_up(count, broadcasts)] = max over queries of q . key, standardised or not, for a tile of loaded keys.
-template <class Math, bool Standardised>
-SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const typename Math::step* keys,
-                                      std::int64_t stride, std::int64_t count, const coming_keys& next, float* dots) {
+/// Loads the keys of `count` slots, `slot(i)`, as rows of steps; rows up to a whole broadcast are zeros.
+template <class Math, class Slot>
+SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_t count, const Slot& slot,
+                           typename Math::step* keys) {
+  const std::int64_t stride = padded_row(kv.k.dim);
+  for (std::int64_t i = 0; i < count; ++i) {
+    typename Math::step* const key = keys + i * stride;
+    if constexpr (Math::values == 1) simd::store(key + stride - simd::lanes, simd::floats(0.0f));
+    load_row<Math>(rows.at(kv.place(slot(i))), kv.k.dim, key);
+  }
+  for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) {
+    std::memset(keys + i * stride, 0, static_cast<std::size_t>(stride) * sizeof(*keys));
+  }
+}
+
+/// The keys of a tile as rows of steps, `broadcasts` at a time: where they are stored, if they are steps there and equally
+/// far apart, else copied.
+template <class Math>
+struct key_rows {
+  using step = typename Math::step;
+  const kv_view* kv;
+  const head_rows* rows;
+  std::int64_t begin, count;
+  step* copy;  // [broadcasts, padded D]
+  bool plain;
+
+  key_rows(const kv_view& of, const head_rows& head, std::int64_t first, std::int64_t some, step* scratch)
+      : kv(&of), rows(&head), begin(first), count(some), copy(scratch) {
+    plain = of.k.type == Math::stored && !of.k.scales && of.k.dim % Math::values == 0;
+  }
+
+  struct group {
+    const step* rows;
+    std::int64_t stride;  // in steps
+  };
+  SKIM_INLINE group at(std::int64_t i) const {
+    const char* place[broadcasts];
+    bool even = plain && i + broadcasts <= count;
+    for (std::int64_t j = 0; even && j < broadcasts; ++j) {
+      place[j] = static_cast<const char*>(rows->at(kv->place(begin + i + j)).data);
+      even &= place[j] - place[0] == j * (place[j == 0 ? 0 : 1] - place[0]);
+    }
+    constexpr std::int64_t size = sizeof(step);
+    if (even && reinterpret_cast<std::uintptr_t>(place[0]) % size == 0 && (place[1] - place[0]) % size == 0) {
+      return {reinterpret_cast<const step*>(place[0]), (place[1] - place[0]) / size};
+    }
+    const auto slot = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return begin + i + j; };
+    load_keys<Math>(*kv, *rows, smaller(count - i, broadcasts), slot, copy);
+    return {copy, padded_row(kv->k.dim)};
+  }
+};
+
+/// Those of a tile that has been loaded.
+template <class Math>
+struct loaded_keys {
+  const typename Math::step* rows;
+  std::int64_t stride;
+
+  SKIM_INLINE loaded_keys at(std::int64_t i) const { return {rows + i * stride, stride}; }
+};
+
+/// dots [round_up(count, broadcasts)] = max over queries of q . key, standardised or not, for a tile of keys.
+template <class Math, bool Standardised, class Keys>
+SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const Keys& keys, std::int64_t count,
+                                      const coming_keys& next, float* dots) {
   const lane_rows<Math> lanes = queries.lanes<Math>();
   for (std::int64_t i = 0; i < count; i += broadcasts) {
-    const fetch_between fetch(next, i, keys);
+    const auto group = keys.at(i);
+    const fetch_between fetch(next, i, queries.data);
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
     each_block(lanes, 0, queries.n, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
       multiply_lanes<Math, vectors>(
-          keys + i * stride, stride, lanes, begin,
+          group.rows, group.stride, lanes, begin,
           [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
             if constexpr (Standardised) {
               const simd::floats z =
@@ -201,21 +263,6 @@ SKIM_NOINLINE inline void find_factors(const score_job& job, std::int64_t begin,
   }
 }
 
-/// Loads the keys of `count` slots, `slot(i)`, as rows of steps; rows up to a whole broadcast are zeros.
-template <class Math, class Slot>
-SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_t count, const Slot& slot,
-                           typename Math::step* keys) {
-  const std::int64_t stride = padded_row(kv.k.dim);
-  for (std::int64_t i = 0; i < count; ++i) {
-    typename Math::step* const key = keys + i * stride;
-    if constexpr (Math::values == 1) simd::store(key + stride - simd::lanes, simd::floats(0.0f));
-    load_row<Math>(rows.at(kv.place(slot(i))), kv.k.dim, key);
-  }
-  for (std::int64_t i = count; i < round_up(count, broadcasts); ++i) {
-    std::memset(keys + i * stride, 0, static_cast<std::size_t>(stride) * sizeof(*keys));
-  }
-}
-
 /// scores [slot] for a tile of keys [begin, begin + count); -inf, unread, where all lies outside every window.
 template <class Math>
 SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure, const packed_queries& queries,
@@ -231,6 +278,11 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
     return;
   }
+  if (queries.in_lanes && queries.factors) {
+    score_keys_of_tile<Math, true>(queries, key_rows<Math>(kv, rows, begin, count, keys), count, next, dots);
+    std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
   load_keys<Math>(
       kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
   const bool scales = measure == similarity::cosine;
@@ -240,10 +292,8 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
   if (!queries.in_lanes) {
     next.fetch();
     for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
-  } else if (queries.factors) {
-    score_keys_of_tile<Math, true>(queries, keys, stride, count, next, dots);
   } else {
-    score_keys_of_tile<Math, false>(queries, keys, stride, count, next, dots);
+    score_keys_of_tile<Math, false>(queries, loaded_keys<Math>{keys, stride}, count, next, dots);
   }
   if constexpr (Math::values == 1) {
     if (scales) {

@@ -17,13 +17,15 @@ struct tile_math;
 /// One step is one f32.
 template <>
 struct tile_math<accumulate::widen_fma> {
-  using step = float;                        ///< storage of one step
-  static constexpr std::int64_t values = 1;  ///< numbers in a step
+  using step = float;                              ///< storage of one step
+  static constexpr element stored = element::f32;  ///< whose rows are steps
+  static constexpr std::int64_t values = 1;        ///< numbers in a step
   static constexpr bool rounds_lanes =
       false;  ///< packing rounds: q.k is scaled then, so that queries of the step's type stay exact
   static constexpr bool amx = false;  ///< multiplied by AMX: 16 steps at a time
 
   static SKIM_INLINE floats load_steps(const float* p) { return load(p); }
+  static SKIM_INLINE float load_step(const float* p) { return *p; }
   static SKIM_INLINE floats multiply_add(floats packed, float factor, floats sum) {
     return fma(packed, floats(factor), sum);
   }
@@ -58,12 +60,19 @@ SKIM_INTRINSICS_BEGIN
 template <>
 struct tile_math<accumulate::dot_pairs> {
   using step = std::uint32_t;
+  static constexpr element stored = element::bf16;
   static constexpr std::int64_t values = 2;
   static constexpr bool rounds_lanes = true;
   static constexpr bool amx = false;
 
   static SKIM_INLINE floats load_steps(const std::uint32_t* p) {
     return floats(_mm512_castsi512_ps(_mm512_loadu_si512(p)));
+  }
+  /// Stored bf16 are read as the steps they are.
+  static SKIM_INLINE std::uint32_t load_step(const std::uint32_t* p) {
+    std::uint32_t step;
+    std::memcpy(&step, p, sizeof step);
+    return step;
   }
   static SKIM_INLINE floats multiply_add(floats packed, std::uint32_t factor, floats sum) {
     const __m512i pair = _mm512_set1_epi32(static_cast<int>(factor));
