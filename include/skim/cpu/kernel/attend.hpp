@@ -257,13 +257,13 @@ struct attend_call {
     const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_unit);
     const std::int64_t unit = (index - plan.first_unit) % plan.units();
     const attend_job job = this->job(plan, (index - plan.first_unit) / plan.units());
-    const std::int64_t Dv = job.sequence.kv.v.dim;
+    const std::int64_t Dv = job.sequence.kv.v.dim, first = unit * plan.shared, begin = first * plan.piece_keys;
+    fetch_keys(job, begin, smaller(begin + tile_keys, job.listed() + job.sequence.Tq));  // while queries are loaded
     arena arena(workspace.scratch_of(worker));
     const attend_scratch<Math> scratch = load(job, arena);
     strip_sums sums[merge_stack::most];
     for (std::int64_t i = 0; i < workspace.depth; ++i) sums[i] = strip_sums(arena, Dv, plan.stride);
     if (plan.units() > 1) sums[0] = partial(plan, index, Dv);
-    const std::int64_t first = unit * plan.shared;
     attend_pieces(job, plan, first, smaller(first + plan.shared, plan.pieces), scratch, sums);
     if (plan.units() == 1) store_rows(job, sums[0], scratch.rows);
   }

@@ -188,11 +188,22 @@ SKIM_INLINE bool is_finite(float x) {
   return std::fabs(x) <= (std::numeric_limits<float>::max)();
 }
 
+SKIM_INLINE bool all_finite(const float* row, std::int64_t n) {
+  const simd::floats zero(0.0f);
+  simd::floats spoilt = zero;
+  std::int64_t d = 0;
+  for (; d + simd::lanes <= n; d += simd::lanes) spoilt = simd::fma(simd::load(row + d), zero, spoilt);
+  bool finite = xsimd::all(spoilt == zero);
+  for (; d < n; ++d) finite &= is_finite(row[d]);
+  return finite;
+}
+
 /// Zeroes the infinities and NaNs of V row `key` in the tile; true if there were any.
 template <class Math>
 SKIM_INLINE bool clear_nonfinite(const stored_tile& stored, std::int64_t Dv, std::int64_t key,
                                  const attend_scratch<Math>& scratch, std::int64_t v_stride) {
   widen(stored.v[key], Dv, scratch.value);
+  if (all_finite(scratch.value, Dv)) return false;
   bool found = false;
   for (std::int64_t d = 0; d < Dv; ++d) {
     if (is_finite(scratch.value[d])) continue;

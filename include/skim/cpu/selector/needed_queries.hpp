@@ -48,17 +48,20 @@ SKIM_NOINLINE inline void find_features(const needed_job& job) {
       }
       if (Tq > 1) add_scaled_of(sum, finite > 0 ? 1 / static_cast<float>(finite) : 0.0f, center, length);
     }
-    double spread = 0, size = 0;
+    double spread = 0;
+    simd::floats squares(0.0f);
     for (std::int64_t r = first; r < first + Tq; ++r) {
       float* const y = scratch.y + r * length;
       if (is_silent(job.x(r))) continue;
-      size += static_cast<double>(dot_of(y, y, length));
       for (std::int64_t d = 0; d < length; d += simd::lanes) {
-        simd::store(y + d, simd::load(y + d) - simd::load(center + d));
+        const simd::floats value = simd::load(y + d);
+        squares = simd::fma(value, value, squares);
+        simd::store(y + d, value - simd::load(center + d));
       }
       scratch.size[r] = dot_of(y, y, length);
       spread += static_cast<double>(scratch.size[r]);
     }
+    const double size = static_cast<double>(simd::sum(squares));
     const bool flat = Tq > 1 && std::sqrt(spread) <= 1e-6 * std::sqrt(size);
     const double rms = Tq > 1 ? std::sqrt(spread / static_cast<double>(greater(finite, 1))) : std::sqrt(size);
     const float factor = flat || !(rms > 0) ? 0.0f : static_cast<float>(1 / rms);
