@@ -200,7 +200,7 @@ SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const atten
   const std::int64_t D = args.q.extents[2], G = group_size(args), R = block.Tq * G, kept = rule.kept(block.Tq, G);
   const needed_job job{rule, args, block, head, past, scratch, D, padded_row(D), G, R};
   const bool needed = kept < R && rule.choice == query_choice::needed;
-  if (needed) fetch_samples(job);
+  if (needed) fetch_keys_met(job);
   load_own_rows(job);
   if (needed) {
     const kv_tensor& keys = block.kv.k;

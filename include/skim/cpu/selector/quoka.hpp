@@ -205,6 +205,7 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
       order = order_candidates(args, block, head, scratch.lists + static_cast<std::size_t>(r) * scratch.tokens,
                                order_scratch(arena, static_cast<std::int64_t>(scratch.tokens)));
     }
+    if (standardises(policy)) fetch_moments(block.kv, head, order, 0, keys_of_tile);
     choose_scoring_queries(policy, args, block, head, order, arena, rows);
     if (standardises(policy)) scale_queries(rows, kept, D, block.kv.k.type);
     const packed_queries place = scratch.place_of(r, D, standardises(policy));

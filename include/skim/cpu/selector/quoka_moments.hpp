@@ -19,7 +19,18 @@ struct moment_places {
       count = n;
     }
   }
+  SKIM_INLINE std::int64_t slot(const slot_order& past, std::int64_t i) const { return past.at(first + i * step); }
 };
+
+/// Asks for the keys of places [begin, end), which lie far apart, while other things are done.
+SKIM_INLINE void fetch_moments(const kv_view& kv, std::int64_t head, const slot_order& past, std::int64_t begin,
+                               std::int64_t end) {
+  const head_rows keys(kv, kv.k, head);
+  const moment_places places(past.count);
+  for (std::int64_t i = begin; i < smaller(end, places.count); ++i) {
+    simd::prefetch(keys.at(kv.place(places.slot(past, i))).data, bytes_of(kv.k.type, kv.k.dim));
+  }
+}
 
 /// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is.
 SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_t D, element type) {
@@ -147,11 +158,11 @@ SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::i
   step* const keys = reinterpret_cast<step*>(scratch.keys);
   for (std::int64_t begin = 0; begin < places.count; begin += keys_of_tile) {
     const std::int64_t count = smaller(keys_of_tile, places.count - begin);
-    const auto slot = [&](std::int64_t i)
-                          SKIM_LAMBDA_INLINE { return past.at(places.first + (begin + i) * places.step); };
+    const auto slot = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return places.slot(past, begin + i); };
     load_keys<Math>(kv, rows, count, slot, keys);
     for (std::int64_t i = 0; i < count; i += broadcasts) {
       float* const products = scratch.products + i * lanes;
+      fetch_moments(kv, head, past, begin + keys_of_tile + i, begin + keys_of_tile + i + broadcasts);
       if (queries.in_lanes) {
         multiply_all_lanes(keys + i * stride, stride, queries.lanes<Math>(),
                            [&](auto k, std::int64_t lane, simd::floats dot)

@@ -113,14 +113,16 @@ struct sampled_keys {
   static constexpr std::int64_t first = 4;
 };
 
-/// Asks for the sampled keys, which lie far apart: they arrive while the block's own rows are loaded.
-SKIM_INLINE void fetch_samples(const needed_job& job) {
+/// Asks for the sampled keys and the block's own, which lie far apart: they arrive while its rows are loaded.
+SKIM_INLINE void fetch_keys_met(const needed_job& job) {
   const kv_view& kv = job.block.kv;
   const sampled_keys samples(job.past.count, job.rule.samples);
   const head_rows keys(kv, kv.k, job.head);
-  for (std::int64_t i = 0; i < samples.count; ++i) {
-    simd::prefetch(keys.at(kv.place(samples.slot(job.past, i))).data, bytes_of(kv.k.type, job.D));
-  }
+  const auto fetch = [&](std::int64_t slot) SKIM_LAMBDA_INLINE {
+    simd::prefetch(keys.at(kv.place(slot)).data, bytes_of(kv.k.type, job.D));
+  };
+  for (std::int64_t i = 0; i < samples.count; ++i) fetch(samples.slot(job.past, i));
+  for (std::int64_t t = 0; t < job.block.Tq; ++t) fetch(job.block.past(job.head) + t);
 }
 
 /// Puts a key into a lane, or what hides it there.
