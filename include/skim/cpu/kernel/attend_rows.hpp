@@ -291,6 +291,16 @@ SKIM_INLINE bool disjoint(position_range a, position_range b) {
   return a.end <= b.begin || b.end <= a.begin;
 }
 
+/// The tile up to the last key that is seen: half of a causal chunk's own keys are not, and change no bit.
+template <class Step>
+SKIM_INLINE key_tile<Step> seen_by(position_range seen, key_tile<Step> tile, std::int64_t values) {
+  const auto hidden = [&](std::int64_t position)
+                          SKIM_LAMBDA_INLINE { return position < seen.begin || position >= seen.end; };
+  while (tile.keys > 0 && hidden(tile.positions[tile.keys - 1])) --tile.keys;
+  tile.v_steps = (tile.keys + values - 1) / values;
+  return tile;
+}
+
 /// Attends the job's rows, which are loaded, to its keys: leaves what they give in `sums`.
 template <class Math>
 inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scratch, const logit_rule& rule,
@@ -324,10 +334,11 @@ inline void attend_rows(const attend_job& job, const attend_scratch<Math>& scrat
       const position_range block = partly ? query_range(job, r, smaller(next, job.rows)) : queries;
       if (!partly || !disjoint(see.keys(block), stored.range)) {
         const bool masked = partly && !see.covers(block, stored.range);
+        const key_tile<step> met = masked ? seen_by(see.keys(block), tile, Math::values) : tile;
         if (wide) {
-          attend_tile<Math, row_vectors>(rows, r, tile, rule, masked, scratch.scores, weights);
+          attend_tile<Math, row_vectors>(rows, r, met, rule, masked, scratch.scores, weights);
         } else {
-          attend_tile<Math, 1>(rows, r, tile, rule, masked, scratch.scores, weights);
+          attend_tile<Math, 1>(rows, r, met, rule, masked, scratch.scores, weights);
         }
       }
       r = next;
