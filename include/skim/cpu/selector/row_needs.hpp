@@ -20,10 +20,11 @@ struct needed_scratch {
   float* x;                 // [R, padded D]: scale * q
   float* y;                 // [R to whole vectors, padded D]: features
   float* features;          // [D, R by `lane_rows`]: the same
-  float* row;               // [padded D]: a key; a head's mean
+  float* row;               // [1 + lanes, padded D]: a key, and a vector of keys; a head's mean
   float* lanes;             // [D, samples + Tq, each padded]: keys; then [picked rows of a round, padded D + 1]
   float* bias;              // [samples + Tq, padded]: -inf where a lane holds no key
   std::int32_t* positions;  // [Tq, padded]: of own keys; behind the last its own, so that lanes are hidden with it
+  position_range* own;      // [Tq in vectors]: that of the positions in a vector
   float* logits;            // [rows_weighed, samples + Tq, padded]
   float* need;              // [R]
   float* size;              // [R]: |y|^2
@@ -39,10 +40,11 @@ struct needed_scratch {
     x = arena.take<float>(saturated(R, length));
     y = arena.take<float>(saturated(round_up(chosen, simd::lanes), length));
     features = arena.take<float>(saturated(round_up(chosen, simd::lanes), D));
-    row = arena.take<float>(length);
+    row = arena.take<float>(saturated(1 + simd::lanes, length));
     lanes = arena.take<float>(saturated(greater(met, needed ? round_rows(rule, R) : 0), length + 1));
     bias = arena.take<float>(met);
     positions = arena.take<std::int32_t>(met);
+    own = arena.take<position_range>(needed ? round_up(Tq, simd::lanes) / simd::lanes : 0);
     logits = arena.take<float>(saturated(rows_weighed, met));
     need = arena.take<float>(chosen);
     size = arena.take<float>(round_up(chosen, simd::lanes));
@@ -125,26 +127,61 @@ SKIM_INLINE void fetch_keys_met(const needed_job& job) {
   for (std::int64_t t = 0; t < job.block.Tq; ++t) fetch(job.block.past(job.head) + t);
 }
 
-/// Puts a key into a lane, or what hides it there.
-template <class Math>
-SKIM_INLINE void put_key(const needed_job& job, const lane_rows<Math>& lanes, std::int64_t lane, std::int64_t slot) {
+/// Puts a vector of keys into lanes: those of `slot(0)`, `slot(1)`, ...; where that is below 0, or the key not finite, what
+/// hides it there.
+template <class Math, class Slot>
+SKIM_INLINE void put_keys(const needed_job& job, const lane_rows<Math>& lanes, std::int64_t lane, const Slot& slot) {
+  using step = typename Math::step;
   const kv_view& kv = job.block.kv;
   float* const row = job.scratch.row;
-  if (slot >= 0) {
-    simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
-    widen(kv.row(kv.k, job.head, slot), job.D, row);
-    simd::floats spoilt(0.0f);
-    for (std::int64_t d = 0; d < job.length; d += simd::lanes)
-      spoilt = simd::fma(simd::load(row + d), simd::floats(0.0f), spoilt);
-    if (!(simd::sum(spoilt) == 0)) slot = -1;
+  step* const keys = reinterpret_cast<step*>(row + job.length);
+  for (std::int64_t i = 0; i < simd::lanes; ++i) {
+    step* const key = keys + i * job.length;
+    const std::int64_t at = slot(i);
+    bool hidden = at < 0;
+    if (!hidden) {
+      simd::store(row + job.length - simd::lanes, simd::floats(0.0f));
+      widen(kv.row(kv.k, job.head, at), job.D, row);
+      simd::floats spoilt(0.0f);
+      for (std::int64_t d = 0; d < job.length; d += simd::lanes)
+        spoilt = simd::fma(simd::load(row + d), simd::floats(0.0f), spoilt);
+      hidden = !(simd::sum(spoilt) == 0);
+    }
+    if (hidden) {
+      for (std::int64_t d = 0; d < lanes.steps(); ++d) key[d] = 0;
+    } else {
+      Math::round_row(row, job.D, key);
+    }
+    job.scratch.bias[lane + i] = hidden ? minus_infinity : 0.0f;
   }
-  lanes.put(lane, slot >= 0 ? row : nullptr);
-  job.scratch.bias[lane] = slot >= 0 ? 0.0f : minus_infinity;
+  lanes.put_vector(lane, keys, job.length);
 }
 
 /// The largest of some logits, and the sum of 2^(logit - largest).
 struct exponential_sum {
   float largest, sum;
+};
+
+/// Which keys a row sees: all, or own ones by position.
+struct sees_all {
+  SKIM_INLINE bool none(std::int64_t) const { return false; }
+  SKIM_INLINE simd::float_mask operator()(std::int64_t) const { return simd::float_mask(true); }
+};
+struct sees_own {
+  const std::int32_t* positions;
+  const position_range* vectors;  // of positions
+  position_range group;           // what is seen by this row or others that were multiplied with it
+  simd::ints low, high;
+
+  /// Of the keys from `i` on: nobody has looked at their logits then.
+  SKIM_INLINE bool none(std::int64_t i) const {
+    const position_range keys = vectors[i / simd::lanes];
+    return keys.end <= group.begin || group.end <= keys.begin;
+  }
+  SKIM_INLINE simd::float_mask operator()(std::int64_t i) const {
+    const simd::ints at = simd::load(positions + i);
+    return simd::as_float_mask((low <= at) & (at <= high));
+  }
 };
 
 /// Of logits [count, padded] times `factor`, those hidden by `bias` or not `seen(vector)` left out.
@@ -154,6 +191,7 @@ SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, s
   const simd::floats scale(factor), least(minus_infinity);
   simd::floats most = least;
   for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    if (seen.none(i)) continue;
     const simd::floats logit =
         xsimd::select(seen(i), simd::fma(simd::load(logits + i), scale, simd::load(bias + i)), least);
     simd::store(logits + i, logit);
@@ -163,6 +201,7 @@ SKIM_INLINE exponential_sum sum_exponentials(float* logits, const float* bias, s
   if (largest == minus_infinity) return {largest, 0};
   simd::floats sum(0.0f);
   for (std::int64_t i = 0; i < count; i += simd::lanes) {
+    if (seen.none(i)) continue;
     sum = sum + simd::exp2_nonpositive(simd::load(logits + i) - simd::floats(largest));
   }
   return {largest, simd::sum(sum)};
@@ -194,47 +233,60 @@ SKIM_INLINE const typename Math::step* steps_of_rows(const needed_job& job) {
   }
 }
 
-/// logits of the rows [begin, end) with the keys in a block of lanes, own keys from the `own`th on where that is not below 0.
-template <class Math, int Vectors>
-SKIM_NOINLINE void multiply_keys(const needed_job& job, const typename Math::step* rows, const lane_rows<Math>& lanes,
-                                 std::int64_t lane, std::int64_t own, std::int64_t begin, std::int64_t end) {
-  const std::int64_t Tq = job.block.Tq;
-  const position_range keys = own_range(job, own < 0 ? 0 : own, own < 0 ? 0 : smaller(own + Vectors * simd::lanes, Tq));
-  for (std::int64_t r = begin; r < end; r += broadcasts) {
-    if (own >= 0) {
-      const position_range seen = job.args.mask.keys(own_range(job, r, smaller(r + broadcasts, job.R)));
-      if (keys.end <= seen.begin || seen.end <= keys.begin) continue;  // hidden: nobody looks at the logits
+/// Rows whose logits are kept at once, and what each group of them that is multiplied together sees of own positions.
+struct weighed_rows {
+  std::int64_t begin, end;
+  position_range seen[rows_weighed / broadcasts];
+
+  SKIM_INLINE weighed_rows(const needed_job& job, std::int64_t first) : begin(first) {
+    end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
+    for (std::int64_t r = begin; r < end; r += broadcasts) {
+      seen[(r - begin) / broadcasts] = job.args.mask.keys(own_range(job, r, smaller(r + broadcasts, job.R)));
     }
-    float* const logits = job.scratch.logits + (r - begin) * lanes.stride;
-    multiply_lanes<Math, Vectors>(rows + r * job.length, job.length, lanes, lane,
+  }
+  SKIM_INLINE position_range seen_by(std::int64_t r) const { return seen[(r - begin) / broadcasts]; }
+};
+
+/// logits of rows with the keys in a block of lanes, own keys from the `own`th on where that is not below 0.
+template <class Math, int Vectors>
+SKIM_NOINLINE void multiply_keys(const needed_job& job, const typename Math::step* steps, const lane_rows<Math>& lanes,
+                                 std::int64_t lane, std::int64_t own, const weighed_rows& rows) {
+  position_range keys{std::int64_t{1} << 31, 0};
+  for (std::int64_t v = 0; own >= 0 && v < Vectors; ++v) {
+    const position_range vector = job.scratch.own[own / simd::lanes + v];
+    keys = {smaller(keys.begin, vector.begin), greater(keys.end, vector.end)};
+  }
+  for (std::int64_t r = rows.begin; r < rows.end; r += broadcasts) {
+    const position_range seen = rows.seen_by(r);
+    if (own >= 0 && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;
+    float* const logits = job.scratch.logits + (r - rows.begin) * lanes.stride;
+    multiply_lanes<Math, Vectors>(steps + r * job.length, job.length, lanes, lane,
                                   [&](auto i, std::int64_t v, simd::floats sums)
                                       SKIM_LAMBDA_INLINE { simd::store(logits + i * lanes.stride + v, sums); });
   }
 }
 
-/// need of the rows [begin, end), at most `rows_weighed`, from their logits [width], those of own keys from `first_own` on.
-/// `factor`: what turns products into logits to base 2. `share`: past keys for each sampled one.
+/// need of rows, from their logits [width], those of own keys from `first_own` on. `factor`: what turns products into logits
+/// to base 2. `share`: past keys for each sampled one.
 SKIM_NOINLINE inline void find_needs(const needed_job& job, std::int64_t width, std::int64_t first_own, float factor,
-                                     double share, std::int64_t begin, std::int64_t end) {
+                                     double share, const weighed_rows& rows) {
   const needed_scratch& scratch = job.scratch;
+  const std::int64_t end = smaller(rows.end, job.R);
   exponential_sum past[rows_weighed], own[rows_weighed];
-  for (std::int64_t r = begin; r < end; ++r) {
-    float* const logits = scratch.logits + (r - begin) * width;
+  for (std::int64_t r = rows.begin; r < end; ++r) {
+    float* const logits = scratch.logits + (r - rows.begin) * width;
     const std::int64_t position = job.block.kv.position(job.head, job.block.past(job.head) + r % job.block.Tq);
     const auto clamped = [](std::int64_t x) { return static_cast<std::int32_t>(smaller(greater(x, 0), 0x7fffffff)); };
-    const simd::ints low(clamped(position - job.args.mask.left)), high(clamped(position + job.args.mask.right));
-    past[r - begin] = sum_exponentials(logits, scratch.bias, first_own, factor,
-                                       [](std::int64_t) SKIM_LAMBDA_INLINE { return simd::float_mask(true); });
-    own[r - begin] = sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor,
-                                      [&](std::int64_t i) SKIM_LAMBDA_INLINE {
-                                        const simd::ints at =
-                                            simd::load(static_cast<const std::int32_t*>(scratch.positions + i));
-                                        return simd::as_float_mask((low <= at) & (at <= high));
-                                      });
+    const sees_own seen{scratch.positions, scratch.own, rows.seen_by(r),
+                        simd::ints(clamped(position - job.args.mask.left)),
+                        simd::ints(clamped(position + job.args.mask.right))};
+    past[r - rows.begin] = sum_exponentials(logits, scratch.bias, first_own, factor, sees_all{});
+    own[r - rows.begin] =
+        sum_exponentials(logits + first_own, scratch.bias + first_own, width - first_own, factor, seen);
   }
   // sigmoid(P - O) from what exceeds the larger maximum
-  for (std::int64_t r = begin; r < end; ++r) {
-    const exponential_sum P = past[r - begin], O = own[r - begin];
+  for (std::int64_t r = rows.begin; r < end; ++r) {
+    const exponential_sum P = past[r - rows.begin], O = own[r - rows.begin];
     const double gap = static_cast<double>(P.largest - O.largest), less = std::exp2(gap > 0 ? -gap : gap);
     const double before = static_cast<double>(P.sum) * share * (gap > 0 ? 1 : less);
     const double after = static_cast<double>(O.sum) * (gap > 0 ? less : 1);
@@ -253,20 +305,27 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   const std::int64_t w = samples.count;
   const std::int64_t first_own = round_up(w, simd::lanes), width = first_own + round_up(Tq, simd::lanes);
   const lane_rows<Math> lanes{reinterpret_cast<typename Math::step*>(scratch.lanes), job.D, width};
-  const typename Math::step* const rows = steps_of_rows<Math>(job);
+  const typename Math::step* const steps = steps_of_rows<Math>(job);
   const float factor = 1.44269504f * (Math::values == 1 ? 1.0f : logit_scale(job.args));
-  for (std::int64_t i = 0; i < first_own; ++i) put_key(job, lanes, i, i < w ? samples.slot(job.past, i) : -1);
-  for (std::int64_t i = 0; i < width - first_own; ++i) {
-    put_key(job, lanes, first_own + i, i < Tq ? past + i : -1);
-    scratch.positions[i] = static_cast<std::int32_t>(kv.position(job.head, past + smaller(i, Tq - 1)));
+  for (std::int64_t i = 0; i < first_own; i += simd::lanes) {
+    put_keys(job, lanes, i,
+             [&](std::int64_t j) SKIM_LAMBDA_INLINE { return i + j < w ? samples.slot(job.past, i + j) : -1; });
+  }
+  for (std::int64_t t = 0; t < width - first_own; t += simd::lanes) {
+    put_keys(job, lanes, first_own + t,
+             [&](std::int64_t j) SKIM_LAMBDA_INLINE { return t + j < Tq ? past + t + j : -1; });
+    for (std::int64_t i = t; i < t + simd::lanes; ++i) {
+      scratch.positions[i] = static_cast<std::int32_t>(kv.position(job.head, past + smaller(i, Tq - 1)));
+    }
+    scratch.own[t / simd::lanes] = own_range(job, t, smaller(t + simd::lanes, Tq));
   }
   const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
-    const std::int64_t end = smaller(begin + rows_weighed, round_up(job.R, broadcasts));
+    const weighed_rows rows(job, begin);
     each_block(lanes, 0, width, [&](auto vectors, std::int64_t lane) SKIM_LAMBDA_INLINE {
-      multiply_keys<Math, vectors>(job, rows, lanes, lane, lane - first_own, begin, end);
+      multiply_keys<Math, vectors>(job, steps, lanes, lane, lane - first_own, rows);
     });
-    find_needs(job, lanes.stride, first_own, factor, share, begin, smaller(end, job.R));
+    find_needs(job, lanes.stride, first_own, factor, share, rows);
   }
 }
 
