@@ -66,19 +66,19 @@ struct lane_rows {
   }
 };
 
-/// Calls `body(vectors, begin)` for the blocks of lanes from that of `begin` to that before `end`.
+/// Calls `body(vectors, begin)` for all blocks of lanes.
 template <class Math, class Body>
-SKIM_INLINE void each_block(const lane_rows<Math>& lanes, std::int64_t begin, std::int64_t end, const Body& body) {
-  while (begin < end) {
-    const std::int64_t width = lanes.block(begin).width;
+SKIM_INLINE void each_block(const lane_rows<Math>& lanes, const Body& body) {
+  constexpr int most = simd::registers >= 32 ? 3 : 2;
+  for (std::int64_t begin = 0, width = 0; begin < lanes.stride; begin += width) {
+    width = lanes.block(begin).width;
     if (width == simd::lanes) {
       body(std::integral_constant<int, 1>{}, begin);
-    } else if (simd::registers < 32 || width == 2 * simd::lanes) {
+    } else if (width == 2 * simd::lanes) {
       body(std::integral_constant<int, 2>{}, begin);
     } else {
-      body(std::integral_constant < int, simd::registers<32 ? 2 : 3>{}, begin);
+      body(std::integral_constant<int, most>{}, begin);
     }
-    begin += width;
   }
 }
 
@@ -102,9 +102,8 @@ SKIM_INLINE void multiply_lanes(const typename Math::step* rows, std::int64_t ro
 template <class Math, class Take>
 SKIM_INLINE void multiply_all_lanes(const typename Math::step* rows, std::int64_t row_stride,
                                     const lane_rows<Math>& lanes, const Take& take) {
-  each_block(lanes, 0, lanes.stride, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
-    multiply_lanes<Math, vectors>(rows, row_stride, lanes, begin, take);
-  });
+  each_block(lanes, [&](auto vectors, std::int64_t begin)
+                        SKIM_LAMBDA_INLINE { multiply_lanes<Math, vectors>(rows, row_stride, lanes, begin, take); });
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -16,8 +16,8 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 inline constexpr std::int64_t histogram_bins = 2048;
 inline constexpr std::uint32_t highest_rank = 0xffffffffu;
-inline constexpr std::int32_t first_signed = std::numeric_limits<std::int32_t>::min();
-inline constexpr std::int32_t last_signed = std::numeric_limits<std::int32_t>::max();
+inline constexpr std::int32_t first_signed = (std::numeric_limits<std::int32_t>::min)();
+inline constexpr std::int32_t last_signed = (std::numeric_limits<std::int32_t>::max)();
 
 /// Entries of a rank above `rank` are taken, and `ties` of the `equals` that have it.
 struct rank_threshold {

@@ -3,6 +3,7 @@
 /// among rows. In f32.
 #pragma once
 
+#include <skim/cpu/kernel/radix_select.hpp>
 #include <skim/cpu/selector/row_needs.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
@@ -130,37 +131,54 @@ SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin,
     sizes[i] = i < count ? scratch.size[r] : std::numeric_limits<float>::infinity();
   }
   const auto lanes = features_in_lanes(job);
-  each_block(lanes, 0, lanes.stride, [&](auto vectors, std::int64_t first) SKIM_LAMBDA_INLINE {
-    meet_rows<vectors>(job, first, begin, some, picked, sizes);
-  });
+  each_block(lanes, [&](auto vectors, std::int64_t first)
+                        SKIM_LAMBDA_INLINE { meet_rows<vectors>(job, first, begin, some, picked, sizes); });
+}
+
+/// The first of the highest of ranks [n, to whole vectors]; some are not 0.
+SKIM_INLINE std::int64_t first_of_highest(const std::uint32_t* ranks, std::int64_t n) {
+  const stored_ranks stored{ranks};
+  simd::ints most(first_signed);
+  for (std::int64_t i = 0; i < n; i += simd::lanes) most = xsimd::max(most, stored.vector(i));
+  std::int32_t lanes[simd::lanes];
+  simd::store(lanes, most);
+  std::int32_t highest = lanes[0];
+  for (std::int64_t lane = 1; lane < simd::lanes; ++lane) highest = greater(highest, lanes[lane]);
+  for (std::int64_t i = 0;; i += simd::lanes) {
+    const std::uint32_t bits = simd::bits_of(simd::as_float_mask(stored.vector(i) == simd::ints(highest)));
+    if (bits != 0) return i + simd::lowest_bit(bits);
+  }
 }
 
 /// Step 3: up to n rows, in the order picked. Returns how many: fewer where fewer are finite.
 SKIM_NOINLINE inline std::int64_t pick_needed(const needed_job& job) {
   const needed_scratch& scratch = job.scratch;
-  const std::int64_t a_round = greater(job.rule.n / 4, 1);
+  const std::int64_t a_round = greater(job.rule.n / 4, 1), rows = round_up(job.R, simd::lanes);
   constexpr float taken = -1;
   std::int64_t left = 0;
-  for (std::int64_t r = 0; r < job.R; ++r) {
-    left += is_silent(job.x(r)) ? 0 : 1;
-    scratch.nearest[r] = std::numeric_limits<float>::infinity();
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const bool silent = r >= job.R || is_silent(job.x(r));
+    left += silent ? 0 : 1;
+    scratch.nearest[r] = silent ? taken : std::numeric_limits<float>::infinity();
     scratch.owner[r] = -1;
+    if (r >= job.R) scratch.need[r] = 0;
   }
   std::int64_t picked = 0;
   const std::int64_t wanted = smaller(job.rule.n, left);
   while (picked < wanted) {
     const std::int64_t count = smaller(a_round, wanted - picked);
-    std::int64_t size = 0;
-    for (std::int64_t r = 0; r < job.R; ++r) {
-      if (is_silent(job.x(r)) || scratch.nearest[r] == taken) continue;
-      const float gain = scratch.need[r] * (picked == 0 ? scratch.size[r] : scratch.nearest[r]);
-      scratch.heap[size++] = std::uint64_t{~rank_bits(gain)} << 32 | static_cast<std::uint64_t>(r);
+    const float* const apart = picked == 0 ? scratch.size : scratch.nearest;
+    for (std::int64_t r = 0; r < rows; r += simd::lanes) {
+      simd::store(scratch.gain + r, simd::load(static_cast<const float*>(scratch.need) + r) * simd::load(apart + r));
     }
-    for (std::int64_t parent = size / 2 - 1; parent >= 0; --parent) sift_down(scratch.heap, size, parent);
+    rank_scores(scratch.gain, rows, scratch.ranks);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (scratch.nearest[r] == taken) scratch.ranks[r] = 0;
+    }
     for (std::int64_t i = 0; i < count; ++i) {
-      scratch.picked[picked + i] = static_cast<std::int32_t>(scratch.heap[0] & 0xffffffffu);
-      scratch.heap[0] = scratch.heap[--size];
-      sift_down(scratch.heap, size, 0);
+      const std::int64_t r = first_of_highest(scratch.ranks, rows);
+      scratch.picked[picked + i] = static_cast<std::int32_t>(r);
+      scratch.ranks[r] = 0;
     }
     meet_picked(job, picked, picked + count);
     picked += count;

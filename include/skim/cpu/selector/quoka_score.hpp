@@ -209,7 +209,7 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const Keys&
     const fetch_between fetch(next, i, queries.data);
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
-    each_block(lanes, 0, queries.n, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
+    each_block(lanes, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
       multiply_lanes<Math, vectors>(
           group.rows, group.stride, lanes, begin,
           [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {

@@ -26,11 +26,12 @@ struct needed_scratch {
   std::int32_t* positions;  // [Tq, padded]: of own keys; behind the last its own, so that lanes are hidden with it
   position_range* own;      // [Tq in vectors]: that of the positions in a vector
   float* logits;            // [rows_weighed, samples + Tq, padded]
-  float* need;              // [R]
+  float* need;              // [R to whole vectors, as below]
   float* size;              // [R]: |y|^2
   float* nearest;           // [R]: squared distance to the nearest picked row
   std::int32_t* owner;      // [R]: which of the picked rows that is
-  std::uint64_t* heap;      // [R]
+  float* gain;              // [R]
+  std::uint32_t* ranks;     // [R]: those of gains
   std::int32_t* picked;     // [R]: row numbers, in the order picked
 
   needed_scratch(arena& arena, const query_rule& rule, std::int64_t Tq, std::int64_t G, std::int64_t D) {
@@ -46,11 +47,12 @@ struct needed_scratch {
     positions = arena.take<std::int32_t>(met);
     own = arena.take<position_range>(needed ? round_up(Tq, simd::lanes) / simd::lanes : 0);
     logits = arena.take<float>(saturated(rows_weighed, met));
-    need = arena.take<float>(chosen);
+    need = arena.take<float>(round_up(chosen, simd::lanes));
     size = arena.take<float>(round_up(chosen, simd::lanes));
     nearest = arena.take<float>(round_up(chosen, simd::lanes));
     owner = arena.take<std::int32_t>(round_up(chosen, simd::lanes));
-    heap = arena.take<std::uint64_t>(chosen);
+    gain = arena.take<float>(round_up(chosen, simd::lanes));
+    ranks = arena.take<std::uint32_t>(round_up(chosen, simd::lanes));
     picked = arena.take<std::int32_t>(R);
   }
 
@@ -322,7 +324,7 @@ SKIM_NOINLINE void weigh_rows(const needed_job& job) {
   const double share = w > 0 ? static_cast<double>(n) / static_cast<double>(w) : 1;
   for (std::int64_t begin = 0; begin < job.R; begin += rows_weighed) {
     const weighed_rows rows(job, begin);
-    each_block(lanes, 0, width, [&](auto vectors, std::int64_t lane) SKIM_LAMBDA_INLINE {
+    each_block(lanes, [&](auto vectors, std::int64_t lane) SKIM_LAMBDA_INLINE {
       multiply_keys<Math, vectors>(job, steps, lanes, lane, lane - first_own, rows);
     });
     find_needs(job, lanes.stride, first_own, factor, share, rows);
