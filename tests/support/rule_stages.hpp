@@ -50,7 +50,8 @@ struct own_stages {
     for (std::int64_t r = 0; r < R; ++r) {
       needs.push_back(scratch.need[r]);
       const bool silent = kernel::is_silent(scratch.x + r * length);
-      const float* const feature = (silent ? scratch.x : scratch.y) + r * length;  // the reference's are not finite then
+      const float* const feature =
+          (silent ? scratch.x : scratch.y) + r * length;  // the reference's are not finite then
       features.emplace_back(feature, feature + D);
       nearest.push_back(silent ? -1 : scratch.owner[r]);
     }

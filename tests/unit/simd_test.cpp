@@ -3,6 +3,7 @@
 
 #include <skim/cpu/simd/convert.hpp>
 #include <skim/cpu/simd/math.hpp>
+#include <skim/cpu/simd/transpose.hpp>
 
 #include <gtest/gtest.h>
 
@@ -239,6 +240,28 @@ TEST(Lanes, SumsMaximaAndSelection) {
   }
   EXPECT_NEAR(simd::sum(simd::load(a.data())), sum, 1e-5);
   EXPECT_EQ(simd::max_lane(simd::load(a.data())), most);
+}
+
+TEST(Lanes, BitsOfAMaskAndTheLowest) {
+  for (std::int64_t lane = 0; lane < W; ++lane) {
+    float values[W];
+    for (std::int64_t i = 0; i < W; ++i) values[i] = i == lane || i == W - 1 ? 1.0f : 0.0f;
+    const std::uint32_t bits = simd::bits_of(simd::load(static_cast<const float*>(values)) > simd::floats(0.5f));
+    EXPECT_EQ(bits, 1u << lane | 1u << (W - 1));
+    EXPECT_EQ(simd::lowest_bit(bits), lane);
+  }
+}
+
+TEST(Transpose, PutsRowsIntoColumns) {
+  constexpr std::int64_t source_stride = W + 3, stride = W + 1;
+  float source[W * source_stride], target[W * stride];
+  for (std::int64_t i = 0; i < W * source_stride; ++i) source[i] = static_cast<float>(i);
+  for (float& x : target) x = -1;
+  simd::store_transposed(static_cast<const float*>(source), source_stride, static_cast<float*>(target), stride);
+  for (std::int64_t i = 0; i < W; ++i) {
+    for (std::int64_t j = 0; j < W; ++j) EXPECT_EQ(target[i * stride + j], source[j * source_stride + i]);
+    EXPECT_EQ(target[i * stride + W], -1) << "beyond row " << i;
+  }
 }
 
 TEST(Lanes, LargerTakesTheSecondWhereTheFirstIsNan) {

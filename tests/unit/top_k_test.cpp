@@ -10,6 +10,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
+#include <random>
+
 namespace {
 
 using namespace skim_test;
@@ -27,6 +31,52 @@ TEST(RankBits, OrderLikeTheScores) {
   EXPECT_LT(skim::rank_bits(nan), skim::rank_bits(-largest));
   EXPECT_GT(skim::rank_bits(nan), 0u);
   EXPECT_LT(skim::rank_bits(largest), 0xffffffffu);
+}
+
+TEST(RankBits, OfManyScoresAreThoseOfEach) {
+  std::mt19937 random(7);
+  std::vector<float> scores = {0.0f, -0.0f, 1e-45f, -1e-45f, std::numeric_limits<float>::infinity()};
+  scores.push_back(-scores.back());
+  for (int i = 0; i < 5000; ++i) scores.push_back(skim::detail::float_from_bits(static_cast<std::uint32_t>(random())));
+  std::vector<std::uint32_t> ranks(scores.size() + 1, 7);
+  skim::cpu::detail::rank_scores(scores.data(), static_cast<std::int64_t>(scores.size()), ranks.data());
+  for (std::size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(ranks[i], skim::rank_bits(scores[i])) << scores[i];
+  EXPECT_EQ(ranks.back(), 7u);
+}
+
+/// Ranks at both ends of what there is, in few bins or many, one value only, and as many as leave a tail.
+TEST(RadixSelect, TakesTheHighestAndOfEqualsTheFirst) {
+  namespace kernel = skim::cpu::detail;
+  std::mt19937 random(11);
+  std::vector<std::int32_t> histogram(kernel::histogram_bins);
+  for (int round = 0; round < 3000; ++round) {
+    const std::size_t n = random() % 300 + 1;
+    const int spread = static_cast<int>(random() % 33), ends = static_cast<int>(random() % 4);
+    const std::uint32_t base = static_cast<std::uint32_t>(random());
+    std::vector<std::uint32_t> ranks(n);
+    for (std::uint32_t& rank : ranks) {
+      rank = spread == 32 ? static_cast<std::uint32_t>(random()) : base + random() % (1u << spread);
+      if (random() % 8 < static_cast<unsigned>(ends)) rank = random() % 2 ? 0 : 0xffffffffu;
+    }
+    std::vector<std::size_t> order(n);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return ranks[a] > ranks[b]; });
+    const std::size_t count = random() % n + 1;
+    std::vector<std::size_t> expected(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count));
+    std::sort(expected.begin(), expected.end());
+    const auto check = [&](const auto& key) {
+      const std::int64_t size = static_cast<std::int64_t>(n);
+      const kernel::rank_threshold limit =
+          kernel::find_threshold(key, size, static_cast<std::int64_t>(count), histogram.data());
+      EXPECT_EQ(limit.rank, ranks[order[count - 1]]);
+      EXPECT_EQ(limit.equals, std::count(ranks.begin(), ranks.end(), limit.rank));
+      std::vector<std::size_t> taken;
+      kernel::take_above(key, size, limit, [&](std::int64_t i) { taken.push_back(static_cast<std::size_t>(i)); });
+      EXPECT_EQ(taken, expected) << "n " << n << ", count " << count << ", spread " << spread;
+    };
+    check(kernel::stored_ranks{ranks.data()});
+    check([&](std::int64_t i) { return ranks[static_cast<std::size_t>(i)]; });
+  }
 }
 
 /// The kernel's list for given scores.

@@ -105,15 +105,9 @@ struct coming_keys {
   head_rows rows;
   const kv_view* kv;
   std::int64_t begin, count;
-  /// Of a stored row, while 16 steps are multiplied.
-  std::int64_t line;
 
   coming_keys(const kv_view& of, std::int64_t head, std::int64_t first, std::int64_t end)
-      : rows(of, of.k, head),
-        kv(&of),
-        begin(first),
-        count(smaller(greater(end - first, 0), keys_of_tile)),
-        line(of.k.type == element::bf16 ? 64 : 16 * bytes_of(of.k.type, 1)) {}
+      : rows(of, of.k, head), kv(&of), begin(first), count(smaller(greater(end - first, 0), keys_of_tile)) {}
 
   SKIM_INLINE const char* row(std::int64_t i) const {
     return static_cast<const char*>(rows.at(kv->place(begin + i)).data);
@@ -123,12 +117,15 @@ struct coming_keys {
   }
 };
 
-/// Fetches the rows that lie `broadcasts` before others in a tile, between the steps of multiplying those.
+/// Fetches the coming keys from `begin` on between the steps of multiplying as many others. `none`: what can be asked for
+/// where there are fewer.
+template <class Math>
 struct fetch_between {
   const char* rows[broadcasts];
-  std::int64_t line;
+  std::int64_t line;  // bytes of a stored row that 16 steps take
 
-  SKIM_INLINE fetch_between(const coming_keys& next, std::int64_t begin, const void* none) : line(next.line) {
+  SKIM_INLINE fetch_between(const coming_keys& next, std::int64_t begin, const void* none)
+      : line(bytes_of(next.kv->k.type, 16 * Math::values)) {
     for (std::int64_t j = 0; j < broadcasts; ++j) {
       rows[j] = begin + j < next.count ? next.row(begin + j) : static_cast<const char*>(none);
     }
@@ -174,19 +171,21 @@ struct key_rows {
     std::int64_t stride;  // in steps
   };
   SKIM_INLINE group at(std::int64_t i) const {
-    const char* place[broadcasts];
-    bool even = plain && i + broadcasts <= count;
-    for (std::int64_t j = 0; even && j < broadcasts; ++j) {
-      place[j] = static_cast<const char*>(rows->at(kv->place(begin + i + j)).data);
-      even &= place[j] - place[0] == j * (place[j == 0 ? 0 : 1] - place[0]);
-    }
     constexpr std::int64_t size = sizeof(step);
-    if (even && reinterpret_cast<std::uintptr_t>(place[0]) % size == 0 && (place[1] - place[0]) % size == 0) {
-      return {reinterpret_cast<const step*>(place[0]), (place[1] - place[0]) / size};
+    if (plain && i + broadcasts <= count) {
+      const char *const first = row(i), *const second = row(i + 1);
+      bool even = reinterpret_cast<std::uintptr_t>(first) % size == 0 && (second - first) % size == 0;
+      for (std::int64_t j = 2; j < broadcasts; ++j) even &= row(i + j) - first == j * (second - first);
+      if (even) return {reinterpret_cast<const step*>(first), (second - first) / size};
     }
     const auto slot = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return begin + i + j; };
     load_keys<Math>(*kv, *rows, smaller(count - i, broadcasts), slot, copy);
     return {copy, padded_row(kv->k.dim)};
+  }
+
+ private:
+  SKIM_INLINE const char* row(std::int64_t i) const {
+    return static_cast<const char*>(rows->at(kv->place(begin + i)).data);
   }
 };
 
@@ -206,7 +205,7 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const Keys&
   const lane_rows<Math> lanes = queries.lanes<Math>();
   for (std::int64_t i = 0; i < count; i += broadcasts) {
     const auto group = keys.at(i);
-    const fetch_between fetch(next, i, queries.data);
+    const fetch_between<Math> fetch(next, i, queries.data);
     simd::floats best[broadcasts];
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
     each_block(lanes, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
