@@ -143,7 +143,7 @@ SKIM_INLINE std::int64_t first_of_highest(const std::uint32_t* ranks, std::int64
   std::int32_t lanes[simd::lanes];
   simd::store(lanes, most);
   std::int32_t highest = lanes[0];
-  for (std::int64_t lane = 1; lane < simd::lanes; ++lane) highest = greater(highest, lanes[lane]);
+  for (const std::int32_t lane : lanes) highest = lane > highest ? lane : highest;
   for (std::int64_t i = 0;; i += simd::lanes) {
     const std::uint32_t bits = simd::bits_of(simd::as_float_mask(stored.vector(i) == simd::ints(highest)));
     if (bits != 0) return i + simd::lowest_bit(bits);
