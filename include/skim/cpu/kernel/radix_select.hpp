@@ -89,10 +89,10 @@ struct rank_range {
       for (; i + simd::lanes <= n; i += simd::lanes) {
         const simd::ints ranks = key.vector(i);
         const auto inside = (ranks != first) & (ranks != last);
-        least = xsimd::min(least, xsimd::select(inside, ranks, last));
-        most = xsimd::max(most, xsimd::select(inside, ranks, first));
-        between = between + xsimd::select(inside, one, none);
-        tops = tops + xsimd::select(ranks == last, one, none);
+        least = xsimd::min(least, simd::select(inside, ranks, last));
+        most = xsimd::max(most, simd::select(inside, ranks, first));
+        between = between + simd::select(inside, one, none);
+        tops = tops + simd::select(ranks == last, one, none);
       }
       std::int32_t lows[simd::lanes], highs[simd::lanes], counts[simd::lanes], highests[simd::lanes];
       simd::store(lows, least);

@@ -186,6 +186,11 @@ SKIM_INLINE float_mask as_float_mask(xsimd::batch_bool<std::int32_t, arch> m) {
 #endif
 }
 
+/// a where the mask says so, else b. xsimd's own for integers may not compile at -O0, where intrinsics are macros.
+SKIM_INLINE ints select(xsimd::batch_bool<std::int32_t, arch> mask, ints a, ints b) {
+  return as_ints(xsimd::select(as_float_mask(mask), as_floats(a), as_floats(b)));
+}
+
 SKIM_INLINE floats load(const float* p) {
   return floats::load_unaligned(p);
 }
