@@ -125,7 +125,7 @@ class row_features {
     for (int first = 0; first < rows; first += rows_at_once) {  // what a thread copied itself
       const int row = first + thread / columns;
       uint4* const own_piece = reinterpret_cast<uint4*>(own_rows + piece(min(row, rows - 1), column));
-      const unsigned all = __ballot_sync(all_lanes, all_finite<T>(*own_piece));
+      const unsigned all = __ballot_sync(all_lanes, row < rows && all_finite<T>(*own_piece));
       constexpr unsigned whole = columns == 16 ? 0xffffu : 0xffu;
       const bool finite = (all >> (lane / columns * columns) & whole) == whole;
       if (row >= rows) continue;
