@@ -89,8 +89,8 @@ struct rank_range {
       for (; i + simd::lanes <= n; i += simd::lanes) {
         const simd::ints ranks = key.vector(i);
         const auto inside = (ranks != first) & (ranks != last);
-        least = xsimd::min(least, simd::select(inside, ranks, last));
-        most = xsimd::max(most, simd::select(inside, ranks, first));
+        least = simd::smaller(least, simd::select(inside, ranks, last));
+        most = simd::larger(most, simd::select(inside, ranks, first));
         between = between + simd::select(inside, one, none);
         tops = tops + simd::select(ranks == last, one, none);
       }

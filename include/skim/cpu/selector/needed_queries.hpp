@@ -139,7 +139,7 @@ SKIM_NOINLINE inline void meet_picked(const needed_job& job, std::int64_t begin,
 SKIM_INLINE std::int64_t first_of_highest(const std::uint32_t* ranks, std::int64_t n) {
   const stored_ranks stored{ranks};
   simd::ints most(first_signed);
-  for (std::int64_t i = 0; i < n; i += simd::lanes) most = xsimd::max(most, stored.vector(i));
+  for (std::int64_t i = 0; i < n; i += simd::lanes) most = simd::larger(most, stored.vector(i));
   std::int32_t lanes[simd::lanes];
   simd::store(lanes, most);
   std::int32_t highest = lanes[0];

@@ -191,6 +191,13 @@ SKIM_INLINE ints select(xsimd::batch_bool<std::int32_t, arch> mask, ints a, ints
   return as_ints(xsimd::select(as_float_mask(mask), as_floats(a), as_floats(b)));
 }
 
+SKIM_INLINE ints larger(ints a, ints b) {
+  return select(a > b, a, b);
+}
+SKIM_INLINE ints smaller(ints a, ints b) {
+  return select(a < b, a, b);
+}
+
 SKIM_INLINE floats load(const float* p) {
   return floats::load_unaligned(p);
 }
