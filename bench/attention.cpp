@@ -20,20 +20,21 @@ struct row {
   const char* label;
 };
 
-/// A call's arguments but for the cache. Queries and output have the cache's type, as in an engine of that type.
+/// A call's arguments but for the cache.
 struct call {
   skim::buffer q, out;
   skim::attention_args args;
 
   explicit call(const row& r)
-      : q(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D))), out(q.bytes()) {
+      : q(static_cast<std::size_t>(skim::bytes_of(type_of_rows(r.type), r.of.Tq * r.of.Hq * r.of.D))), out(q.bytes()) {
+    const element type = type_of_rows(r.type);
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     for (std::int64_t i = 0; i < r.of.Tq * r.of.Hq * r.of.D; ++i) {
-      skim::store_element(q.data(), r.type, i, normal(generator));
+      skim::store_element(q.data(), type, i, normal(generator));
     }
-    args.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
-    args.out = skim::tensor_view<void, 3>(out.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+    args.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, type);
+    args.out = skim::tensor_view<void, 3>(out.data(), {r.of.Tq, r.of.Hq, r.of.D}, type);
   }
 };
 
@@ -99,8 +100,8 @@ void time_stages(benchmark::State& state, const skim::cpu::attention<skim::quoka
   const double keys = static_cast<double>(rounds * heads * past);
   const double scored = 2 * keys * static_cast<double>(op.selector.queries.kept(rows, skim::group_size(args))) *
                         static_cast<double>(args.q.extents[2]);
-  const bool pairs =
-      SKIM_CPU_DOT_PAIRS && args.kv.k.type == element::bf16 && op.selector.similarity == skim::similarity::standardised;
+  const bool pairs = skim::cpu::simd::becomes_pairs(args.kv.k.type) && SKIM_CPU_DOT_PAIRS &&
+                     op.selector.similarity == skim::similarity::standardised;
   stage picking{"pick", 0, select.flops - scored, 0, pairs}, scoring{"score", 0, scored, select.bytes, pairs};
   stage choosing{"top_k", 0, 0, 4 * keys}, attending{"attend", 0, all.flops - select.flops, all.bytes - select.bytes};
   skim::report report;
@@ -183,8 +184,8 @@ class registrar {
   void add(const Op& op, const row& r) {
     const skim::tensor_view<const void, 3> past(nullptr, {r.of.Tk + r.of.Tq, r.of.Hk, r.of.D}, r.type);
     skim::attention_args args;
-    args.q = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, r.type};
-    args.out = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, r.type};
+    args.q = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, type_of_rows(r.type)};
+    args.out = {nullptr, {r.of.Tq, r.of.Hq, r.of.D}, type_of_rows(r.type)};
     args.kv = skim::contiguous_kv(past, past, r.of.Tk + r.of.Tq);
     if (const skim::report report = op.check_shape(args); !report && complaint_.empty()) {
       char text[160];
@@ -259,7 +260,7 @@ std::string add_attention_rows(const attention_rows& rows, const skim::tbb_execu
   registrar to(executor);
   const unsigned threads = executor.concurrency();
   for (const element type : rows.storage) {
-    const bool pairs = SKIM_CPU_DOT_PAIRS && type == element::bf16;
+    const bool pairs = SKIM_CPU_DOT_PAIRS && skim::cpu::simd::becomes_pairs(type);
     for (const shape& of : rows.shapes) {
       if (pairs && rows.pairs_first) {
         add_methods<dot_pairs>(to, {of, type, "", "dot_pairs"}, "", rows, threads);

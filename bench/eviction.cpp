@@ -31,14 +31,15 @@ struct attended_chunk {
   skim::eviction_args args;
 
   explicit attended_chunk(const row& r)
-      : q(static_cast<std::size_t>(skim::bytes_of(r.type, r.of.Tq * r.of.Hq * r.of.D))),
+      : q(static_cast<std::size_t>(skim::bytes_of(type_of_rows(r.type), r.of.Tq * r.of.Hq * r.of.D))),
         lse(static_cast<std::size_t>(r.of.Tq * r.of.Hq), std::log(static_cast<float>(r.of.Tk)) + 0.5f) {
+    const skim::element type = type_of_rows(r.type);
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     for (std::int64_t i = 0; i < r.of.Tq * r.of.Hq * r.of.D; ++i) {
-      skim::store_element(q.data(), r.type, i, normal(generator));
+      skim::store_element(q.data(), type, i, normal(generator));
     }
-    args.attended.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, r.type);
+    args.attended.q = skim::tensor_view<const void, 3>(q.data(), {r.of.Tq, r.of.Hq, r.of.D}, type);
     args.attended.lse = skim::tensor_view<float, 2>(lse.data(), {r.of.Tq, r.of.Hq});
     args.new_tokens = r.of.Tq;
   }

@@ -323,7 +323,7 @@ void add_ffn_rows(const std::vector<element>& storage, bool pairs_first, const s
   const std::vector<ffn_peer> beside = peers();
   for (const ffn_shape& of : {ffn_shape{128, 4096, 14336}, ffn_shape{128, 3072, 8192}, ffn_shape{128, 2048, 8192}}) {
     for (const element type : storage) {
-      if (type == element::f16) continue;
+      if (type != element::f32 && type != element::bf16) continue;
       const auto store = std::make_shared<ffn_store>(of, type, executor);
       add_own_rows({of, type, store, executor}, pairs_first);
       for (const ffn_peer& peer : beside) {

@@ -17,6 +17,16 @@ inline std::int64_t bytes_per_token(const shape& of, skim::element type) {
   return 2 * of.Hk * skim::bytes_of(type, of.D);
 }
 
+/// Of queries and outputs: the cache's own, as in an engine of that type, or f32 beside a cache of 8 bits.
+inline skim::element type_of_rows(skim::element cache) {
+  return cache == skim::element::q8_0 || cache == skim::element::int8 ? skim::element::f32 : cache;
+}
+
+/// Whether rows are stored with scales, as integers are.
+inline bool has_scales(skim::element type) {
+  return skim::format_of(type).range > 0;
+}
+
 /// The KV caches of many layers, with inverse norms of the keys, as an engine that appends chunk by chunk holds them.
 ///
 /// Between two calls for one layer an engine visits all others and reads their weights, so that a layer's past keys are in
@@ -34,13 +44,21 @@ class layers {
       : keys_(static_cast<std::size_t>(tokens * bytes_per_token(of, type) / 2)),
         values_(keys_.bytes()),
         norms_(static_cast<std::size_t>(tokens * of.Hk)),
-        positions_(norms_.size()) {
+        positions_(norms_.size()),
+        scales_(has_scales(type) ? 2 * norms_.size() : 0) {
     all_ = skim::contiguous_cache({keys_.data(), {tokens, of.Hk, of.D}, type},
                                   {values_.data(), {tokens, of.Hk, of.D}, type}, tokens);
     all_.inverse_norms = norms_.data();
     all_.inverse_norms_stride = tokens;
     all_.positions = positions_.data();
     all_.positions_stride = tokens;
+    if (has_scales(type)) {
+      for (skim::kv_cache_tensor* const each : {&all_.k, &all_.v}) {
+        each->scales = scales_.data() + (each == &all_.v ? norms_.size() : 0);
+        each->scale_row_stride = of.Hk;
+        each->scale_head_stride = 1;
+      }
+    }
     constexpr std::int64_t chunk = 256;
     executor.parallel_for((tokens + chunk - 1) / chunk, [&](std::int64_t index, unsigned) {
       const std::int64_t begin = index * chunk, count = std::min(chunk, tokens - begin);
@@ -85,7 +103,8 @@ class layers {
   skim::buffer keys_, values_;
   std::vector<float> norms_;
   std::vector<std::int32_t> positions_;
-  skim::kv_cache all_;  // all layers, one behind the other
+  std::vector<float> scales_;  // of keys, then of values
+  skim::kv_cache all_;         // all layers, one behind the other
   std::int64_t row_ = 0;
 };
 

@@ -16,7 +16,7 @@ namespace {
 
 struct settings {
   std::string filter = ".", json_path;
-  std::vector<std::string> shapes, storage{"f32", "f16", "bf16"};
+  std::vector<std::string> shapes, storage{"f32", "f16", "bf16", "q8_0", "int8"};
   std::vector<std::int64_t> budgets{1024};
   int threads = tbb::info::default_concurrency(), repetitions = 7;
   double min_time = 0.25;
@@ -54,9 +54,10 @@ void add_options(CLI::App& app, settings& to) {
   app.add_option("--shape", to.shapes,
                  "A shape of your own in place of the standard ones, such as Hq:28/Hk:4/D:128/Tq:512/Tk:16384; repeats")
       ->allow_extra_args(false);
-  app.add_option("--kv", to.storage,
-                 "Storage of keys and values, and of the FFN's weights: f32, f16, bf16; repeats (default: all)")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+  app.add_option(
+         "--kv", to.storage,
+         "Storage of keys and values, and of the FFN's weights: f32, f16, bf16, q8_0, int8; repeats (default: all)")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0", "int8"}))
       ->allow_extra_args(false);
   app.add_option("--budget", to.budgets, "Past keys that QUOKA keeps; repeats (default: 1024)")
       ->check(CLI::Range(1, 1 << 30))
@@ -77,7 +78,8 @@ bench::attention_rows rows_of(const settings& from) {
   if (rows.shapes.empty()) {
     for (std::int64_t Tk = 1024; Tk <= 32768; Tk *= 2) rows.shapes.push_back({32, 8, 128, 128, Tk});
   }
-  for (const skim::element type : {skim::element::f32, skim::element::f16, skim::element::bf16}) {
+  using skim::element;
+  for (const element type : {element::f32, element::f16, element::bf16, element::q8_0, element::int8}) {
     const auto& wanted = from.storage;
     if (std::find(wanted.begin(), wanted.end(), skim::to_string(type)) != wanted.end()) rows.storage.push_back(type);
   }

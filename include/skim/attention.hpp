@@ -304,7 +304,7 @@ SKIM_LOCAL constexpr report check(const attention_args& args, pointers given = p
   using namespace detail;
   if (report r = check_chunk(args, given); !r) return r;
   if (report r = check_tensor(args.out, "out", given); !r) return r;
-  if (report r = check_type(args.out.type, "out"); !r) return r;
+  if (report r = check_number_type(args.out.type, "out"); !r) return r;
   if (args.sequences && args.sequence_count == 0) return {};
   for (int axis = 0; axis < 2; ++axis) {
     if (report r = check_extent(args.out, axis, args.q.extents[axis], "out"); !r) return r;

@@ -116,6 +116,12 @@ SKIM_LOCAL constexpr report check_type(element type, const char* name) {
   return part_fault(status::bad_type, name, part::type, 0, to_string(type), "an element type");
 }
 
+/// Of what is written number by number.
+SKIM_LOCAL constexpr report check_number_type(element type, const char* name) {
+  if (is_stored(type) && format_of(type).values == 1) return {};
+  return part_fault(status::bad_type, name, part::type, 0, to_string(type), "a type whose numbers stand alone, as f32");
+}
+
 SKIM_LOCAL constexpr report check_same_type(element type, element as, const char* name) {
   if (type == as) return {};
   return part_fault(status::bad_type, name, part::type, 0, to_string(type), to_string(as));
@@ -135,8 +141,8 @@ SKIM_LOCAL constexpr report check_room(const index_lists& lists, std::int64_t ro
 /// The elements of a view that has some.
 SKIM_LOCAL report check_data(const void* data, element type, const char* name) {
   if (!data) return part_fault(status::null_pointer, name, part::data, 0, quantity(), quantity());
-  const element_format format = format_of(type);
-  report answer = check_address(name, data, format.values == 1 && format.bytes > 0 ? format.bytes : 1);
+  const std::int64_t bytes = format_of(type).bytes, aligned = bytes & -bytes;  // blocks as what they are made of
+  report answer = check_address(name, data, aligned > 0 ? aligned : 1);
   if (!answer) answer.of = part::data;
   return answer;
 }
@@ -193,7 +199,7 @@ template <class T>
 SKIM_LOCAL constexpr report check_matrix(const tensor_view<T, 2>& view, std::int64_t rows, std::int64_t columns,
                                          const char* name, pointers given = pointers::required) {
   if (report r = check_tensor(view, name, given); !r) return r;
-  if (report r = check_type(view.type, name); !r) return r;
+  if (report r = std::is_const_v<T> ? check_type(view.type, name) : check_number_type(view.type, name); !r) return r;
   if (rows >= 0) {
     if (report r = check_extent(view, 0, rows, name); !r) return r;
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// \file Element types: f32 (float), f16 and bf16 as two-byte structs, their scalar conversions, and what a stored row is.
+/// \file Element types: f32 (float), f16 and bf16 as two-byte structs, 8-bit integers, blocks of them; their scalar
+/// conversions, and what a stored row is.
 #pragma once
 
 #include <skim/config.hpp>
@@ -20,8 +21,21 @@ struct SKIM_MAY_ALIAS bf16 {
   std::uint16_t bits;
 };
 
+/// A block of ggml's Q8_0: 32 numbers that belong together, integers from -127 to 127 times one scale.
+struct SKIM_MAY_ALIAS q8_0 {
+  f16 scale;
+  std::int8_t values[32];
+};
+
 /// What a view with an erased element type (`T = void`) points to. A stored type's number is its place in `stored_types`.
-enum class element : std::uint8_t { none, f32, f16, bf16 };
+enum class element : std::uint8_t {
+  none,
+  f32,
+  f16,
+  bf16,
+  q8_0,  ///< ggml's blocks; sizes and strides are whole blocks
+  int8,  ///< integers from -127 to 127, meant to be scaled: see `basic_kv_tensor::scales`
+};
 
 namespace detail {
 
@@ -31,10 +45,16 @@ struct type_list {};
 /// The types of stored elements, in the order of `element`. A new one is an entry here, `to_float` and `from_float` for it
 /// beside its definition and, for speed, `cpu::simd::load` and `store`; tests add one by this macro.
 #if defined(SKIM_ONE_MORE_STORED_TYPE)
-using stored_types = type_list<float, f16, bf16, SKIM_ONE_MORE_STORED_TYPE>;
+using stored_types = type_list<float, f16, bf16, q8_0, std::int8_t, SKIM_ONE_MORE_STORED_TYPE>;
 #else
-using stored_types = type_list<float, f16, bf16>;
+using stored_types = type_list<float, f16, bf16, q8_0, std::int8_t>;
 #endif
+
+/// Numbers that one T holds.
+template <class T>
+inline constexpr std::int64_t block_values = 1;
+template <>
+inline constexpr std::int64_t block_values<q8_0> = 32;
 
 template <class T, class... Stored>
 SKIM_HD constexpr element find_element(type_list<Stored...>) {
@@ -50,11 +70,20 @@ template <class T>
 SKIM_HD constexpr float stored_range(T) {
   return 0;
 }
+SKIM_HD constexpr float stored_range(std::int8_t) {
+  return 127;
+}
 
 struct size_of_stored {
   template <class T>
   SKIM_HD constexpr std::int64_t operator()(T) const {
     return static_cast<std::int64_t>(sizeof(T));
+  }
+};
+struct values_of_stored {
+  template <class T>
+  SKIM_HD constexpr std::int64_t operator()(T) const {
+    return block_values<T>;
   }
 };
 struct range_of_stored {
@@ -88,6 +117,8 @@ struct element_format {
 SKIM_HD SKIM_INLINE constexpr element_format format_of(element type) {
   element_format format;
   format.bytes = detail::find_number(type, detail::stored_types{}, detail::size_of_stored{});
+  const std::int64_t values = detail::find_number(type, detail::stored_types{}, detail::values_of_stored{});
+  format.values = values > 0 ? values : 1;
   format.range = detail::find_number(type, detail::stored_types{}, detail::range_of_stored{});
   return format;
 }
@@ -103,6 +134,11 @@ SKIM_HD SKIM_INLINE constexpr bool is_stored(element type) {
   return format_of(type).bytes > 0;
 }
 
+/// Types whose numbers are 8-bit integers times a scale.
+SKIM_HD SKIM_INLINE constexpr bool has_8_bits(element type) {
+  return type == element::q8_0 || type == element::int8;
+}
+
 SKIM_LOCAL constexpr const char* to_string(element type) {
   switch (type) {
     case element::none:
@@ -113,6 +149,10 @@ SKIM_LOCAL constexpr const char* to_string(element type) {
       return "f16";
     case element::bf16:
       return "bf16";
+    case element::q8_0:
+      return "q8_0";
+    case element::int8:
+      return "int8";
   }
   return "an unknown type";
 }
@@ -157,6 +197,16 @@ SKIM_HD SKIM_INLINE float to_float(f16 value) {
   return detail::float_from_bits(sign | ((magnitude << 13) + 0x38000000u));
 }
 
+/// Exact.
+SKIM_HD SKIM_INLINE float to_float(std::int8_t value) {
+  return static_cast<float>(value);
+}
+
+/// Number `i` of a block; exact, for f32 has digits enough for the product.
+SKIM_HD SKIM_INLINE float to_float(const q8_0& block, std::int64_t i) {
+  return to_float(block.scale) * to_float(block.values[i]);
+}
+
 /// Rounds to nearest, ties to even.
 template <class T>
 SKIM_HD SKIM_INLINE T from_float(float value);
@@ -193,7 +243,56 @@ SKIM_HD SKIM_INLINE f16 from_float<f16>(float value) {
   return f16{static_cast<std::uint16_t>(sign | half)};
 }
 
+/// At most 127 in size; NaN becomes 0.
+template <>
+SKIM_HD SKIM_INLINE std::int8_t from_float<std::int8_t>(float value) {
+  const float inside = value > 127 ? 127.0f : value < -127 ? -127.0f : value == value ? value : 0.0f;
+  const float shifted =
+      inside + 0x1.8p23f;  // where f32 has no fractions: the sum rounds, and its bits end in the integer's
+  return static_cast<std::int8_t>(detail::bits_from_float(shifted) & 0xffu);
+}
+
 namespace detail {
+
+/// The scale of a block whose largest number has this size: the smallest f16 of which 127 times is no less. NaN, which all
+/// of the block then reads as, for an infinity, a NaN, or where there is none (beyond 127 * 65504).
+SKIM_HD SKIM_INLINE f16 scale_of_block(float largest) {
+  constexpr f16 nan{0x7e00u};
+  const float wanted = largest / 127;
+  if (!(wanted <= 65504.0f)) return nan;
+  f16 scale = from_float<f16>(wanted);
+  if (to_float(scale) < wanted) ++scale.bits;
+  return scale;
+}
+
+/// The same of 32 numbers of a query that meets keys of 8 bits, kept in f32: up to 16 significant bits, so that 127 times it
+/// is exact, and rounding what is rounded changes nothing.
+SKIM_HD SKIM_INLINE float scale_of_query_block(float largest) {
+  return float_from_bits((bits_from_float(largest / 127) + 0xffu) & ~0xffu);
+}
+
+/// The numbers of a row of blocks by their index, as a pointer to elements gives others.
+template <class Block>
+struct block_row {
+  const Block* blocks;
+  std::int64_t first;  // number
+
+  SKIM_HD SKIM_INLINE block_row operator+(std::int64_t n) const { return {blocks, first + n}; }
+  SKIM_HD SKIM_INLINE float operator[](std::int64_t i) const {
+    const std::int64_t at = first + i;
+    return to_float(blocks[at / block_values<Block>], at % block_values<Block>);
+  }
+};
+
+/// What `row[i]`, `row + i`, `to_float(row[i])` and `cpu::simd::load(row + i)` take for a row of a type.
+template <class T>
+SKIM_HD SKIM_INLINE auto row_at(const void* data) {
+  if constexpr (block_values<T> == 1) {
+    return static_cast<const T*>(data);
+  } else {
+    return block_row<T>{static_cast<const T*>(data), 0};
+  }
+}
 
 template <class Body>
 SKIM_HD SKIM_INLINE void with_stored_type(element, type_list<>, const Body&) {}
@@ -211,21 +310,48 @@ SKIM_HD SKIM_INLINE void with_stored_type(element type, type_list<T, Others...>,
 
 }  // namespace detail
 
-/// Reads element `index` of an array whose type is known at run time only. For loops where speed does not matter.
+/// Reads number `index` of an array whose type is known at run time only. For loops where speed does not matter.
 SKIM_HD SKIM_INLINE float load_element(const void* data, element type, std::int64_t index) {
   float value = 0;
   detail::with_stored_type(type, detail::stored_types{},
-                           [&](auto t) { value = to_float(static_cast<const decltype(t)*>(data)[index]); });
+                           [&](auto t) { value = to_float(detail::row_at<decltype(t)>(data)[index]); });
   return value;
 }
 
-/// Writes element `index`, rounded to nearest even.
+/// Writes number `index`, rounded to nearest even; of a type whose numbers stand alone.
 SKIM_HD SKIM_INLINE void store_element(void* data, element type, std::int64_t index, float value) {
-  detail::with_stored_type(type, detail::stored_types{},
-                           [&](auto t) { static_cast<decltype(t)*>(data)[index] = from_float<decltype(t)>(value); });
+  detail::with_stored_type(type, detail::stored_types{}, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (detail::block_values<T> == 1) static_cast<T*>(data)[index] = from_float<T>(value);
+  });
 }
 
-/// One row of keys, values or weights as it is stored: elements of `type`, times `scale`.
+/// Writes a block of ggml's Q8_0: the numbers over the block's scale (see `scale_of_block`), to nearest even. ggml's own
+/// rounds that scale to nearest, with which the largest number may be cut.
+SKIM_HD SKIM_INLINE q8_0 block_from_floats(const float* values) {
+  q8_0 block{};
+  float largest = 0, spoilt = 0;
+  for (int i = 0; i < 32; ++i) {
+    const float size = values[i] < 0 ? -values[i] : values[i];
+    largest = size > largest ? size : largest;
+    spoilt += values[i] * 0;
+  }
+  block.scale = detail::scale_of_block(spoilt == 0 ? largest : spoilt);
+  const float scale = to_float(block.scale), factor = scale > 0 ? 1 / scale : 0.0f;
+  for (int i = 0; i < 32; ++i) block.values[i] = from_float<std::int8_t>(values[i] * factor);
+  return block;
+}
+
+/// Writes `count` numbers, whole blocks, from the beginning of a row on.
+SKIM_HD SKIM_INLINE void store_elements(void* data, element type, const float* values, std::int64_t count) {
+  if (type == element::q8_0) {
+    for (std::int64_t i = 0; i < count; i += 32) static_cast<q8_0*>(data)[i / 32] = block_from_floats(values + i);
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) store_element(data, type, i, values[i]);
+}
+
+/// One row of keys, values or weights as it is stored: numbers of `type`, times `scale`.
 struct stored_row {
   const void* data;
   element type;
@@ -233,6 +359,7 @@ struct stored_row {
 };
 
 static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2, "16-bit storage types must be two bytes");
+static_assert(sizeof(q8_0) == 34, "blocks follow each other without gaps");
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>, "storage types are plain bits");
 
 }}  // namespace skim::v0_2

@@ -36,11 +36,11 @@ SKIM_LOCAL constexpr report check_tokens(const tensor_view<Void, 2>& tokens, con
 SKIM_LOCAL report transpose(const tensor_view<const void, 2>& from, const tensor_view<void, 2>& to) {
   using namespace detail;
   if (report r = check_matrix(from, -1, -1, "from"); !r) return r;
-  if (report r = check_matrix(to, from.extents[1], from.extents[0], "to"); !r) return r;
-  if (report r = check_same_type(to.type, from.type, "to"); !r) return r;
   if (format_of(from.type).values != 1) {
     return part_fault(status::unsupported, "from", part::type, 0, to_string(from.type), "one number per block");
   }
+  if (report r = check_matrix(to, from.extents[1], from.extents[0], "to"); !r) return r;
+  if (report r = check_same_type(to.type, from.type, "to"); !r) return r;
   constexpr std::int64_t tile = 32;  // a tile's lines of both matrices stay in the first-level cache
   const std::int64_t rows = from.extents[0], columns = from.extents[1];
   const std::size_t bytes = static_cast<std::size_t>(bytes_of(from.type, 1));

@@ -10,6 +10,8 @@
 namespace skim_test {
 
 inline constexpr skim::element element_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16};
+inline constexpr skim::element cache_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16,
+                                                skim::element::q8_0, skim::element::int8};
 
 struct head_dims {
   std::int64_t D, Dv;
@@ -53,7 +55,7 @@ struct attention_parameter {
 inline std::vector<attention_parameter> attention_parameters() {
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
   return {
-      {"type of K", 3, [](auto& c, std::size_t i) { c.kv_type = element_types[i]; }},
+      {"type of K", 5, [](auto& c, std::size_t i) { c.kv_type = cache_types[i]; }},
       {"D and Dv", count(sampled_dims()),
        [](auto& c, std::size_t i) {
          c.D = sampled_dims()[i].D;
@@ -65,7 +67,7 @@ inline std::vector<attention_parameter> attention_parameters() {
       // Up to here the full product is tested, see exhaustive_attention.
       {"type of q", 3, [](auto& c, std::size_t i) { c.q_type = element_types[i]; }},
       {"type of out", 3, [](auto& c, std::size_t i) { c.out_type = element_types[i]; }},
-      {"type of V", 4, [](auto& c, std::size_t i) { c.v_type = static_cast<skim::element>(i); }},
+      {"type of V", 6, [](auto& c, std::size_t i) { c.v_type = static_cast<skim::element>(i); }},
       {"KV heads", 3, [](auto& c, std::size_t i) { c.Hk = static_cast<std::int64_t>(i) + 1; }},
       {"order of K and V", 3, [](auto& c, std::size_t i) { c.kv_order = static_cast<memory_order>(i); }},
       {"order of q", 2, [](auto& c, std::size_t i) { c.q_order = static_cast<memory_order>(i); }},
@@ -104,6 +106,17 @@ inline std::vector<int> attention_counts() {
   return counts;
 }
 
+/// Blocks want whole ones of everything, integers their scales.
+inline void fit_stored_types(attention_case& c) {
+  const auto has = [&](skim::element type) { return c.kv_type == type || c.type_of_v() == type; };
+  if (has(skim::element::int8)) c.scales = true;
+  if (!has(skim::element::q8_0)) return;
+  c.D = (c.D + 31) / 32 * 32;
+  c.Dv = (c.Dv + 31) / 32 * 32;
+  c.padding = (c.padding + 31) / 32 * 32;
+  c.shift *= 32;
+}
+
 /// What does not go together gives way.
 inline void make_valid(attention_case& c) {
   if (c.values_in_keys) {
@@ -111,6 +124,7 @@ inline void make_valid(attention_case& c) {
     c.Dv = std::min(c.Dv, c.D);
   }
   if (c.type_of_v() != c.kv_type && c.kv_order == memory_order::interleaved) c.kv_order = memory_order::token_major;
+  fit_stored_types(c);
   if (c.batch) {
     if (c.layout != skim::kv_layout::paged) c.page_size = 16;
     c.layout = skim::kv_layout::paged;

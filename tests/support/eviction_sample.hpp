@@ -63,7 +63,7 @@ inline std::vector<policy_case> eviction_sample() {
   const int retentions = count(sampled_retentions), groups = count(sampled_groups);
   const int forms = count(sampled_forms), masks = count(sampled_masks), D = count(dims), rows = count(Tq),
             past = count(Tk);
-  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, 3, 3, 3, 3, 2, 3, forms, masks,
+  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, 5, 3, 3, 3, 2, 3, forms, masks,
                                 2,        2,          2, 2,    2,    3,      4, 3, 3, 2, 3, 3, 3, 2});
   std::vector<policy_case> cases;
   for (const auto& row : sample.rows()) {
@@ -80,7 +80,7 @@ inline std::vector<policy_case> eviction_sample() {
     call.Tk = Tk[take()];
     call.G = sampled_groups[take()];
     call.Hk = static_cast<std::int64_t>(take()) + 1;
-    call.kv_type = element_types[take()];
+    call.kv_type = cache_types[take()];
     call.q_type = element_types[take()];
     call.kv_order = static_cast<memory_order>(take());
     call.q_order = static_cast<memory_order>(take());
@@ -106,8 +106,9 @@ inline std::vector<policy_case> eviction_sample() {
     const std::size_t values = take();  // of K's type, inside keys, of another type
     call.values_in_keys = values == 1 && call.Dv <= call.D;
     if (values == 2 && call.kv_order != memory_order::interleaved) {
-      call.v_type = element_types[(static_cast<std::size_t>(call.kv_type) + 1) % 3];
+      call.v_type = cache_types[static_cast<std::size_t>(call.kv_type) % 5];
     }
+    fit_stored_types(call);
     call.block_rows = take() ? 20 : 0;
     // What excludes what.
     if (c.eviction.how == skim::compaction::pages && call.layout != skim::kv_layout::paged)

@@ -13,7 +13,10 @@
 
 namespace skim_test {
 
-inline constexpr skim::element weight_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16};
+inline constexpr skim::element weight_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16,
+                                                 skim::element::q8_0};
+/// Of values: the first three.
+inline constexpr int value_types = 3;
 
 enum class neurons_kind { every, third, one, empty };
 enum class multiply_kind { widen_fma, dot_pairs, amx };
@@ -86,10 +89,10 @@ class ffn_inputs {
         down_(rows(c.f, c.d, c.weights, 4)),
         out_(matrix_shape(c.M, c.d, c.out_type, c.padding)),
         query_(rows(1, c.d, c.x_type, 5)),
-        w1_(rows(c.d, skim::predictor_rank(c.d), c.weights, 6)),
+        w1_(rows(c.d, skim::predictor_rank(c.d), type_of_parts(c), 6)),
         w2_(rows(skim::predictor_rank(c.d), c.f, c.x_type, 7)),
-        c1_(rows(c.d, compensator_width(), c.weights, 8)),
-        c2_(rows(compensator_width(), c.d, c.weights, 9)) {
+        c1_(rows(c.d, compensator_width(), type_of_parts(c), 8)),
+        c2_(rows(compensator_width(), c.d, type_of_parts(c), 9)) {
     for (std::int64_t j = 0; j < c.f; ++j) {
       const bool listed = c.neurons == neurons_kind::every || (c.neurons == neurons_kind::third && j % 3 == 1) ||
                           (c.neurons == neurons_kind::one && j == c.f - 1);
@@ -128,6 +131,10 @@ class ffn_inputs {
   strided_tensor& out() { return out_; }
 
  private:
+  /// Beside weights in blocks: their widths need not be whole ones.
+  static skim::element type_of_parts(const ffn_case& c) {
+    return c.weights == skim::element::q8_0 ? skim::element::bf16 : c.weights;
+  }
   /// Wider than a model's, so that small cases have several work units and a ragged end.
   std::int64_t compensator_width() const { return case_.d + skim::compensator_width(case_.d); }
 
@@ -152,7 +159,8 @@ inline std::vector<ffn_case> ffn_sample() {
   const std::vector<std::int64_t> tokens{0, 1, 3, W, 2 * W + 1, 127, 128, 129, 300, 520};
   const std::vector<std::int64_t> widths{1, 7, 8, 33, 40, 64, 257, 300}, neurons{1, 2, 31, 32, 33, 100, 200};
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
-  const pairwise_sample sample({3, 3, 3, count(tokens), count(widths), count(neurons), 2, 5, 4, 2, 3});
+  const int weights = count(weight_types), values = value_types;
+  const pairwise_sample sample({weights, values, values, count(tokens), count(widths), count(neurons), 2, 5, 4, 2, 3});
   std::vector<ffn_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
@@ -169,6 +177,10 @@ inline std::vector<ffn_case> ffn_sample() {
     c.neurons = static_cast<neurons_kind>(take());
     c.padding = static_cast<std::int64_t>(take()) * 3;
     c.multiply = static_cast<multiply_kind>(take());
+    if (c.weights == skim::element::q8_0) {  // in whole blocks
+      c.d = (c.d + 31) / 32 * 32;
+      c.padding = (c.padding + 31) / 32 * 32;
+    }
     cases.push_back(c);
   }
   return cases;

@@ -34,12 +34,11 @@ class strided_tensor {
   /// Rounds `values` [tokens, heads, dim] into the elements.
   void fill(const std::vector<float>& values) {
     const auto to = view();
-    std::size_t at = 0;
+    const float* row = values.data();
     for (std::int64_t t = 0; t < shape_.tokens; ++t) {
       for (std::int64_t h = 0; h < shape_.heads; ++h) {
-        for (std::int64_t d = 0; d < shape_.dim; ++d) {
-          skim::store_element(to.data, to.type, to.offset(t, h, d), values[at++]);
-        }
+        skim::store_elements(to.at(t, h), to.type, row, shape_.dim);
+        row += shape_.dim;
       }
     }
   }

@@ -12,6 +12,7 @@
 namespace {
 
 using namespace skim_test;
+using skim::element;
 
 struct append_case {
   cache_shape cache;
@@ -34,12 +35,12 @@ std::ostream& operator<<(std::ostream& to, const append_case& c) {
 std::vector<append_case> append_sample() {
   const std::vector<head_dims> dims = sampled_dims();
   std::vector<append_case> cases;
-  const pairwise_sample sample({3, 3, 3, static_cast<int>(dims.size()), 3, 4, 3, 5, 3, 3, 2, 2, 3, 2, 2, 4});
+  const pairwise_sample sample({5, 3, 3, static_cast<int>(dims.size()), 3, 4, 3, 5, 3, 3, 2, 2, 3, 2, 2, 7});
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
     const auto take = [&next] { return static_cast<std::size_t>(*next++); };
     append_case c;
-    c.cache.type = element_types[take()];
+    c.cache.type = cache_types[take()];
     c.k_type = element_types[take()];
     c.v_type = element_types[take()];
     const head_dims size = dims[take()];
@@ -62,7 +63,15 @@ std::vector<append_case> append_sample() {
     c.lengths = take();
     const std::size_t values = take();  // of K's type, inside keys, of a type of their own
     c.cache.values_in_keys = values == 1 && size.Dv <= size.D;
-    if (values > 1 && c.cache.order != memory_order::interleaved) c.cache.v_type = element_types[values - 2];
+    if (values > 1 && c.cache.order != memory_order::interleaved) c.cache.v_type = cache_types[values - 2];
+    const auto has = [&](element type) { return c.cache.type == type || c.cache.v_type == type; };
+    if (has(element::int8)) c.cache.scales = true;
+    if (has(element::q8_0)) {  // whole blocks
+      c.cache.D = (c.cache.D + 31) / 32 * 32;
+      c.cache.Dv = (c.cache.Dv + 31) / 32 * 32;
+      c.cache.padding = c.cache.padding > 0 ? 32 : 0;
+      c.cache.shift *= 32;
+    }
     c.cache.capacity = (c.Tk + c.Tq + 1 + form.page_size) / form.page_size * form.page_size;
     if (c.cache.layout == skim::kv_layout::ring) c.cache.ring_start = c.cache.capacity - 1 - c.Tk;  // the chunk wraps
     cases.push_back(c);
@@ -101,7 +110,14 @@ struct append_run {
 void expect_same(append_run& got, append_run& expected, const append_case& c) {
   EXPECT_EQ(got.cache.k_bytes(), expected.cache.k_bytes());
   EXPECT_EQ(got.cache.v_bytes(), expected.cache.v_bytes());
-  const double tolerance = 0x1p-24 * (4 + static_cast<double>(c.cache.D) / 8);
+  const auto bits = [](const std::vector<float>& scales) {
+    std::vector<std::uint32_t> all(scales.size());
+    if (!all.empty()) std::memcpy(all.data(), scales.data(), scales.size() * sizeof(float));
+    return all;
+  };
+  EXPECT_EQ(bits(got.cache.k_scales()), bits(expected.cache.k_scales()));
+  EXPECT_EQ(bits(got.cache.v_scales()), bits(expected.cache.v_scales()));
+  const double tolerance = 0x1p-24 * ((c.cache.scales ? 5 : 4) + static_cast<double>(c.cache.D) / 8);
   for (std::int64_t i = 0; i < c.cache.heads * c.cache.capacity; ++i) {
     if (c.cache.positions) {
       EXPECT_EQ(got.args.kv.positions[i], expected.args.kv.positions[i]) << "entry " << i;

@@ -37,9 +37,10 @@ void expect_exact(const attention_case& c) {
   SCOPED_TRACE(testing::Message() << c);
   const auto pairs = skim::testing::arithmetic::dot_pairs().on_normal_data();
   const auto fma = skim::testing::arithmetic::widen_fma().on_normal_data();
-  const skim::element stored = c.type_of_v() == c.kv_type ? c.kv_type : skim::element::none;
-  const bool multiplies_pairs = skim::cpu::simd::with_math(skim::accumulate::dot_pairs{}, stored,
-                                                           [](auto math) { return decltype(math)::values == 2; });
+  const auto becomes_pairs = [&](skim::element type) {
+    return type == skim::element::q8_0 || type == skim::element::int8 || (type == skim::element::bf16 && !c.scales);
+  };
+  const bool multiplies_pairs = SKIM_CPU_DOT_PAIRS && becomes_pairs(c.kv_type) && becomes_pairs(c.type_of_v());
   if (c.dot_pairs) {
     expect_exact<skim::accumulate::dot_pairs>(c, multiplies_pairs ? pairs : fma);
   } else {
@@ -63,7 +64,7 @@ TEST_P(attention, equals_the_reference) {
 /// Storage type, dimensions, Tq, Tk and group in full; every other parameter drawn.
 class exhaustive_attention : public testing::TestWithParam<std::tuple<int, int>> {};
 INSTANTIATE_TEST_SUITE_P(storage_and_dims, exhaustive_attention,
-                         testing::Combine(testing::Range(0, 3),
+                         testing::Combine(testing::Range(0, static_cast<int>(std::size(cache_types))),
                                           testing::Range(0, static_cast<int>(sampled_dims().size()))));
 
 TEST_P(exhaustive_attention, equals_the_reference) {

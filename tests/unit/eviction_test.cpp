@@ -57,8 +57,8 @@ TEST(EvictionStorage, MovesWhatIsStored) {
   for (const cache_form form : sampled_forms) {
     for (const compaction how : {compaction::refill, compaction::stable, compaction::pages}) {
       if (how == compaction::pages && (form.layout != skim::kv_layout::paged || form.page_size > 16)) continue;
-      for (const skim::element type : element_types) {
-        for (const skim::element v_type : element_types) {
+      for (const skim::element type : cache_types) {
+        for (const skim::element v_type : cache_types) {
           eviction_case c;
           c.call.kv_type = type;
           c.call.v_type = v_type;
@@ -71,6 +71,7 @@ TEST(EvictionStorage, MovesWhatIsStored) {
           c.call.D = 24;
           c.call.Dv = type == v_type ? 17 : 30;
           c.call.positions = positions_kind::holes;
+          fit_stored_types(c.call);
           c.how = how;
           c.share_heads = how == compaction::pages;
           SCOPED_TRACE(testing::Message() << c);

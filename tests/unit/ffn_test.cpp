@@ -81,12 +81,14 @@ TEST(ffn_columns, of_wide_layers_are_the_references) {
   for (const auto& [weights, multiply] : {std::pair{skim::element::f32, multiply_kind::widen_fma},
                                           {skim::element::f16, multiply_kind::widen_fma},
                                           {skim::element::bf16, multiply_kind::dot_pairs},
-                                          {skim::element::bf16, multiply_kind::amx}}) {
+                                          {skim::element::bf16, multiply_kind::amx},
+                                          {skim::element::q8_0, multiply_kind::widen_fma},
+                                          {skim::element::q8_0, multiply_kind::dot_pairs}}) {
     ffn_case c;
     c.weights = weights;
     c.multiply = multiply;
     c.M = 19;
-    c.d = 2101;
+    c.d = weights == skim::element::q8_0 ? 2112 : 2101;
     c.f = 70;
     SCOPED_TRACE(testing::Message() << c);
     expect_the_references(c);
@@ -259,7 +261,7 @@ TEST(NeuronStatistic, OfATokenWithNanIsThatOfTheOthers) {
 
 /// The steps one by one, on a case where they leave something out.
 TEST(FfnSteps, MakeUpARun) {
-  for (const skim::element out : weight_types) {
+  for (const skim::element out : {skim::element::f32, skim::element::f16, skim::element::bf16}) {
     ffn_case c;
     c.M = 40;
     c.d = 64;

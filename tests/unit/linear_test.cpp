@@ -93,7 +93,8 @@ std::vector<linear_case> linear_sample() {
   const std::vector<std::int64_t> tokens{0, 1, 3, W, 2 * W + 1, 127, 128, 129, 300, 520};
   const std::vector<std::int64_t> inputs{1, 2, 7, 33, 64, 255, 257, 300, 513}, outputs{1, 2, 31, 32, 33, 64, 100};
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
-  const pairwise_sample sample({3, 3, 3, 4, count(tokens), count(inputs), count(outputs), 2, 3});
+  const pairwise_sample sample({count(weight_types), value_types, value_types, 1 + value_types, count(tokens),
+                                count(inputs), count(outputs), 2, 3});
   std::vector<linear_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
@@ -108,6 +109,10 @@ std::vector<linear_case> linear_sample() {
     c.n_out = outputs[take()];
     c.padding = static_cast<std::int64_t>(take()) * 3;
     c.multiply = static_cast<multiply_kind>(take());
+    if (c.weight == element::q8_0) {  // in whole blocks
+      c.n_in = (c.n_in + 31) / 32 * 32;
+      c.padding = (c.padding + 31) / 32 * 32;
+    }
     cases.push_back(c);
   }
   return cases;
@@ -132,12 +137,13 @@ linear_case wide_case(element weight, multiply_kind multiply) {
   c.bias = element::bf16;
   c.multiply = multiply;
   c.M = 700;
-  c.n_in = 300;
+  c.n_in = weight == element::q8_0 ? 320 : 300;
   c.n_out = 110;
   return c;
 }
 const linear_case wide_cases[] = {
-    wide_case(element::f32, multiply_kind::widen_fma), wide_case(element::f16, multiply_kind::widen_fma),
+    wide_case(element::q8_0, multiply_kind::widen_fma), wide_case(element::q8_0, multiply_kind::amx),
+    wide_case(element::f32, multiply_kind::widen_fma),  wide_case(element::f16, multiply_kind::widen_fma),
     wide_case(element::bf16, multiply_kind::dot_pairs), wide_case(element::bf16, multiply_kind::amx)};
 
 TEST(Linear, LeavesTheSerialBits) {

@@ -65,7 +65,7 @@ std::vector<quoka_case> quoka_sample() {
                                 count(Tk),
                                 count(groups),
                                 3,
-                                3,
+                                count(cache_types),
                                 3,
                                 3,
                                 2,
@@ -99,7 +99,7 @@ std::vector<quoka_case> quoka_sample() {
     c.call.Tk = Tk[take()];
     c.call.G = groups[take()];
     c.call.Hk = static_cast<std::int64_t>(take()) + 1;
-    c.call.kv_type = element_types[take()];
+    c.call.kv_type = cache_types[take()];
     c.call.q_type = element_types[take()];
     c.call.kv_order = static_cast<memory_order>(take());
     c.call.padding = take() ? 3 : 0;

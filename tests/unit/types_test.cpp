@@ -99,8 +99,16 @@ TEST(Elements, TagsSizesAndNames) {
     EXPECT_TRUE(skim::is_stored(stored));
     EXPECT_EQ(skim::format_of(stored).range, 0) << "not scaled to a range";
   }
-  for (const int number : {0, 4, 200}) EXPECT_FALSE(skim::is_stored(static_cast<skim::element>(number))) << number;
+  EXPECT_TRUE(skim::is_stored(skim::element::q8_0) && skim::is_stored(skim::element::int8));
+  EXPECT_EQ(skim::element_of<std::int8_t>, skim::element::int8);
+  EXPECT_EQ(skim::bytes_of(skim::element::int8, 3), 3);
+  EXPECT_EQ(skim::format_of(skim::element::int8).range, 127);
+  EXPECT_EQ(skim::bytes_of(skim::element::q8_0, 96), 3 * 34);
+  EXPECT_EQ(skim::format_of(skim::element::q8_0).values, 32);
+  for (const int number : {0, 6, 200}) EXPECT_FALSE(skim::is_stored(static_cast<skim::element>(number))) << number;
   EXPECT_STREQ(to_string(skim::element::bf16), "bf16");
+  EXPECT_STREQ(to_string(skim::element::q8_0), "q8_0");
+  EXPECT_STREQ(to_string(skim::element::int8), "int8");
 }
 
 TEST(Elements, LoadAndStoreByTag) {
@@ -116,6 +124,51 @@ TEST(Elements, LoadAndStoreByTag) {
   EXPECT_EQ(wide[0], 0.0f);
   EXPECT_EQ(half[0].bits, 0u);
   EXPECT_EQ(brain[0].bits, 0u);
+}
+
+TEST(Int8, RoundsToNearestEvenAndStaysWithinItsRange) {
+  for (int i = -130 * 8; i <= 130 * 8; ++i) {
+    const float value = static_cast<float>(i) / 8, nearest = std::nearbyint(value);
+    EXPECT_EQ(skim::from_float<std::int8_t>(value), std::fmin(127.0f, std::fmax(-127.0f, nearest))) << value;
+  }
+  EXPECT_EQ(skim::from_float<std::int8_t>(infinity), 127);
+  EXPECT_EQ(skim::from_float<std::int8_t>(-infinity), -127);
+  EXPECT_EQ(skim::from_float<std::int8_t>(std::nanf("")), 0);
+  EXPECT_EQ(skim::to_float(std::int8_t{-128}), -128.0f);
+}
+
+/// Each number within half a step of its block's scale, which f16 rounds up; the largest exact to that rounding.
+TEST(Q8, KeepsNumbersOfEverySize) {
+  for (const float size : {1e-30f, 1e-9f, 3e-7f, 1e-5f, 0.02f, 1.0f, 300.0f, 1e6f, 8.3e6f}) {
+    float values[64], largest[2] = {};
+    for (int i = 0; i < 64; ++i) {
+      values[i] = size * std::sin(static_cast<float>(i * i + 1));
+      largest[i / 32] = std::fmax(largest[i / 32], std::fabs(values[i]));
+    }
+    skim::q8_0 blocks[2];
+    skim::store_elements(blocks, skim::element::q8_0, values, 64);
+    for (int i = 0; i < 64; ++i) {
+      const double scale = static_cast<double>(skim::to_float(blocks[i / 32].scale));
+      const double wanted = static_cast<double>(largest[i / 32]) / 127;
+      EXPECT_GE(scale, wanted * (1 - 0x1p-23));
+      EXPECT_LE(scale, std::fmax(wanted * (1 + 0x1p-10), wanted + 0x1p-24)) << size;
+      const double got = static_cast<double>(skim::load_element(blocks, skim::element::q8_0, i));
+      EXPECT_EQ(got, scale * blocks[i / 32].values[i % 32]);
+      EXPECT_NEAR(got, static_cast<double>(values[i]), scale * 0.5001) << size;
+    }
+  }
+}
+
+TEST(Q8, IsZeroOrNotANumberAsAWhole) {
+  float values[32] = {};
+  skim::q8_0 block = skim::block_from_floats(values);
+  EXPECT_EQ(block.scale.bits, 0u);
+  EXPECT_EQ(skim::to_float(block, 7), 0.0f);
+  for (const float bad : {infinity, -infinity, std::nanf(""), 9e6f}) {  // beyond 127 of the largest f16
+    values[5] = bad;
+    block = skim::block_from_floats(values);
+    for (int i = 0; i < 32; ++i) EXPECT_TRUE(std::isnan(skim::to_float(block, i))) << bad;
+  }
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ namespace skim { inline namespace v0_2 {
 /// what has a window, which reads little as it is, and what has a mask with other numbers than 0 and -inf. One per context
 /// that computes: it holds what masks said, views and scratch, which grow with the longest call.
 ///
-/// K and V of ggml's quantised types are widened to f32 for the call, each row once: 4 bytes a number of one layer.
+/// K and V of Q8_0 are read as they are; of ggml's other quantised types they are widened to f32 for the call, each row once:
+/// 4 bytes a number of one layer.
 ///
 /// A mask serves all layers of a graph and is read once in it. Layers have their own caches; so when one comes that came
 /// before, the host has begun another graph, whose masks may say something else.

@@ -73,9 +73,9 @@ inline report check(const ggml_product& p) {
   return check_apart(ggml_whole(*p.out), "out");
 }
 
-/// Computes nodes by an operation, `cpu::linear<...>` or `cpu::any_linear`. A weight of ggml's quantised types is widened to
-/// f32 by ggml's own function, 16 MiB of it at a time or, where that is more, 32 rows; x is not quantised, as it is in ggml,
-/// and sums are of f32. One per context that computes: it holds the scratch.
+/// Computes nodes by an operation, `cpu::linear<...>` or `cpu::any_linear`. A weight of ggml's quantised types other than Q8_0
+/// is widened to f32 by ggml's own function, 16 MiB of it at a time or, where that is more, 32 rows; x is not quantised, as
+/// it is in ggml, and sums are of f32. One per context that computes: it holds the scratch.
 template <class Operation>
 class ggml_linear {
  public:

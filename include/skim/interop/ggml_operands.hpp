@@ -21,12 +21,14 @@ inline element element_of_ggml(ggml_type type) {
       return element::f16;
     case GGML_TYPE_BF16:
       return element::bf16;
+    case GGML_TYPE_Q8_0:
+      return element::q8_0;
     default:
       return element::none;
   }
 }
 
-/// Whether K or V of the type is widened to f32 before it is read, by ggml's own function: its quantised types.
+/// Whether K or V of the type is widened to f32 before it is read, by ggml's own function: its quantised types but Q8_0.
 inline bool widened_for_ggml(ggml_type type) {
   return element_of_ggml(type) == element::none && ggml_is_quantized(type) && ggml_get_type_traits(type)->to_float;
 }
@@ -66,9 +68,10 @@ inline ggml_operands ggml_operands_of(ggml_tensor& node) {
 
 namespace detail {
 
-/// ggml counts strides in bytes.
+/// ggml counts strides in bytes, of which the first axis has those of a block.
 inline std::int64_t ggml_stride(const ggml_tensor& x, int axis) {
-  return static_cast<std::int64_t>(x.nb[axis] / ggml_type_size(x.type));
+  const std::size_t blocks = x.nb[axis] / ggml_type_size(x.type);
+  return static_cast<std::int64_t>(blocks) * (axis == 0 ? 1 : static_cast<std::int64_t>(ggml_blck_size(x.type)));
 }
 
 /// [rows, heads, dim] of one stream of q, k or v, from a row on; those of k and v are cells.
@@ -126,11 +129,12 @@ inline void widen_ggml(const ggml_tensor& from, const ggml_tensor& to, executor_
   });
 }
 
-inline report check_ggml_tensor(const ggml_tensor* x, const char* name, bool may_be_widened = false) {
+inline report check_ggml_tensor(const ggml_tensor* x, const char* name, bool may_be_quantised = false) {
   if (!x) return null_fault(name);
-  if (element_of_ggml(x->type) == element::none && !(may_be_widened && widened_for_ggml(x->type))) {
+  const bool plain = element_of_ggml(x->type) != element::none && ggml_blck_size(x->type) == 1;
+  if (!plain && !(may_be_quantised && ggml_is_quantized(x->type) && ggml_get_type_traits(x->type)->to_float)) {
     return fault(status::bad_type, name, ggml_type_name(x->type),
-                 may_be_widened ? "f32, f16, bf16 or a quantised type" : "f32, f16 or bf16");
+                 may_be_quantised ? "f32, f16, bf16 or a quantised type" : "f32, f16 or bf16");
   }
   if (x->nb[0] != ggml_type_size(x->type)) {
     return fault(status::bad_stride, name, static_cast<std::int64_t>(x->nb[0]),

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace skim { inline namespace v0_2 { namespace reference {
 
@@ -30,9 +31,13 @@ inline double store_row(const kv_cache& kv, const kv_cache_tensor& tensor, std::
   const float scale = tensor.scales ? scale_of(given, tensor.dim, format_of(tensor.type).range) : 1.0f;
   if (tensor.scales) kv.scale(tensor, head, slot) = scale;
   void* const stored = kv.row_address(tensor, head, slot);
+  std::vector<float> scaled;
+  for (std::int64_t d = 0; d < tensor.dim; ++d) {
+    scaled.push_back(load_element(given.data, given.type, d) * (1 / scale));
+  }
+  store_elements(stored, tensor.type, scaled.data(), tensor.dim);
   double squares = 0;
   for (std::int64_t d = 0; d < tensor.dim; ++d) {
-    store_element(stored, tensor.type, d, load_element(given.data, given.type, d) * (1 / scale));
     const double value = static_cast<double>(load_element(stored, tensor.type, d)) * static_cast<double>(scale);
     squares += value * value;
   }

@@ -219,15 +219,43 @@ inline vector_list choose_own_queries(const query_rule& rule, const attention_ar
   return queries;
 }
 
-/// The queries as they meet keys of a type: rounded, where these are bf16, to its eight significant bits (ties to even),
-/// whatever their size: what follows does not depend on it.
+/// To the eight significant bits of bf16 (ties to even), whatever its size.
+inline double rounded_to_bf16(double value) {
+  int exponent = 0;
+  const double fraction = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
+}
+
+/// Each 32 numbers to integers up to 127 times a scale, whatever the size of them all. In f32, so that a kernel that rounds
+/// the same numbers finds the same integers.
+inline std::vector<double> rounded_to_8_bits(std::vector<double> query) {
+  double largest = 0;
+  for (const double value : query) largest = (std::max)(largest, std::fabs(value));
+  if (largest == 0 || !std::isfinite(largest)) return query;
+  const int power = std::ilogb(largest);
+  for (std::size_t begin = 0; begin < query.size(); begin += 32) {
+    const std::size_t end = (std::min)(begin + 32, query.size());
+    std::vector<float> block;
+    float most = 0;
+    for (std::size_t d = begin; d < end; ++d) {
+      block.push_back(static_cast<float>(std::ldexp(query[d], -power)));
+      most = (std::max)(most, std::fabs(block.back()));
+    }
+    const float scale = skim::detail::scale_of_query_block(most), inverse = scale > 0 ? 1 / scale : 0.0f;
+    for (std::size_t d = begin; d < end; ++d) {
+      const int number = from_float<std::int8_t>(block[d - begin] * inverse);
+      query[d] = std::ldexp(static_cast<double>(scale) * number, power);
+    }
+  }
+  return query;
+}
+
+/// The queries as they meet keys of a type: rounded to bf16, or to 8 bits, where these are. What follows does not depend on
+/// their size.
 inline vector_list rounded_for(element type, vector_list queries) {
   for (auto& query : queries) {
-    for (double& value : query) {
-      int exponent = 0;
-      const double fraction = std::frexp(value, &exponent);
-      if (type == element::bf16) value = std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
-    }
+    if (has_8_bits(type)) query = rounded_to_8_bits(query);
+    for (double& value : query) value = type == element::bf16 ? rounded_to_bf16(value) : value;
   }
   return queries;
 }

@@ -35,8 +35,9 @@ enum class reduction : std::uint8_t {
 /// `standardised`: m and s are the mean and the standard deviation (divisor count - 1) of c . k over the candidates 16, 48,
 /// 80, ... in order of position, or over all where that is fewer than 32. A query whose s is at most 1e-6 of the root mean
 /// square of c . k, or that has one key, does not score; where none scores, the newest keys are kept. Where K is bf16, c is
-/// rounded to bf16 first, and processors that multiply pairs of bf16 take numbers of K below 1.2e-38 for zero. Products that
-/// are not finite are left out; a key whose score is not finite has NaN.
+/// rounded to bf16 first, and processors that multiply pairs of bf16 take numbers of K below 1.2e-38 for zero; where K has 8
+/// bits, c is rounded to as many: integers up to 127 times a scale for every 32 numbers, as in ggml's Q8_0, and sums of their
+/// products are exact in these blocks. Products that are not finite are left out; a key whose score is not finite has NaN.
 ///
 /// `cosine`: stored inverse norms are taken at their word between 1e-18 and 1e15; others are found from the key. A key with
 /// an infinity or NaN has it as its cosine.

@@ -11,7 +11,7 @@ namespace skim { inline namespace v0_2 { namespace testing {
 /// one by
 ///   (expm1(2 delta) + 2 factor + sum (32 + n / 16) + sigma) S + 2^-125 sum_j |v_j|,
 ///   delta = (sum (D + 8) + factor) A + 8 sum B,
-/// and by half a unit in the last place of its own type; a log-sum-exp by delta + sum (32 + n / 16 + 4 |lse|) + sigma.
+/// where K and V of 8 bits are rounded to the same, K's factor counts twice and V's is added once; and by half a unit in the last place of its own type; a log-sum-exp by delta + sum (32 + n / 16 + 4 |lse|) + sigma.
 /// The first term is the logits' error, which moves weights by exp(delta) and their total by as much. n / 16 and not n:
 /// rounding errors of a sum that is kept in blocks or fused do not all have one sign. sigma is that of a sink logit s with
 /// the share p of the row's weights: p expm1(2 sum |s|). It is rounded to base 2, and then with what it is compared with,
@@ -58,7 +58,7 @@ inline std::vector<double> widened(const kv_view& kv, const kv_tensor& tensor, s
   for (const std::int64_t slot : slot_ids) {
     const stored_row row = kv.row(tensor, head, slot);
     skim::detail::with_stored_type(row.type, skim::detail::stored_types{}, [&](auto type) {
-      const auto* const from = static_cast<const decltype(type)*>(row.data);
+      const auto from = skim::detail::row_at<decltype(type)>(row.data);
       for (std::int64_t d = 0; d < tensor.dim; ++d) {
         *to++ = static_cast<double>(to_float(from[d])) * static_cast<double>(row.scale);
       }
@@ -123,6 +123,11 @@ struct head_keys {
   }
 };
 
+/// To what K or V as they are stored are rounded before they are multiplied.
+inline double stored_factor(const arithmetic& rounding, const kv_tensor& tensor) {
+  return has_8_bits(tensor.type) ? rounding.factor : 0;
+}
+
 /// One row: where its results go.
 struct truth_row {
   double *out, *out_bound, *lse, *lse_bound;
@@ -173,12 +178,13 @@ inline void attend_row(const attention_args& args, const attention_sequence& blo
     add_scaled(v, weight, Dv, row.out, row.out_bound);
     for (std::int64_t d = 0; d < Dv; ++d) sizes[static_cast<std::size_t>(d)] += std::fabs(v[d]);
   }
-  const double delta =
-      (rounding.sum * static_cast<double>(D + 8) + rounding.factor) * size + 8 * rounding.sum * added_size;
+  const double factors = rounding.factor + stored_factor(rounding, block.kv.k);
+  const double delta = (rounding.sum * static_cast<double>(D + 8) + factors) * size + 8 * rounding.sum * added_size;
   const double sums = rounding.sum * (32 + static_cast<double>(seen) / 16);
   const double share = std::exp(sink - largest) / total;
   const double sink_error = share > 0 ? share * std::expm1(2 * rounding.sum * std::fabs(sink)) : 0;
-  const double bound = (std::expm1(2 * delta) + 2 * rounding.factor + sums + sink_error) / total;
+  const double weights_error = 2 * rounding.factor + sums + sink_error;
+  const double bound = (std::expm1(2 * delta) + weights_error + stored_factor(rounding, block.kv.v)) / total;
   *row.lse = largest + std::log(total);
   *row.lse_bound = delta + sums + 4 * rounding.sum * std::fabs(*row.lse) + sink_error;
   for (std::int64_t d = 0; d < Dv; ++d) {

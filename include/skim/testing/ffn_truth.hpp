@@ -49,6 +49,12 @@ inline double sum_error(const arithmetic& rounding, std::int64_t products) {
   return rounding.sum * (32 + static_cast<double>(products) / 16) + rounding.factor;
 }
 
+/// Weights of 8 bits are rounded to what values are rounded to: twice that.
+inline arithmetic with_weights(arithmetic rounding, element type) {
+  if (has_8_bits(type)) rounding.factor *= 2;
+  return rounding;
+}
+
 /// How values meet the second product: what they are stored as (none: `factor` is their rounding), and how many products
 /// its sums have besides.
 struct value_rounding {
@@ -112,7 +118,8 @@ inline ffn_truth zero_truth(const tensor_view<const void, 2>& out) {
 
 /// The FFN of some neurons.
 inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::int32_t>& neurons,
-                                 const arithmetic& rounding = {}, const detail::value_rounding& values = {}) {
+                                 arithmetic rounding = {}, const detail::value_rounding& values = {}) {
+  rounding = detail::with_weights(rounding, args.up.type);
   ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::vector<double> x = detail::widened(args.x), up = detail::widened(args.up);
@@ -136,7 +143,8 @@ inline ffn_truth compute_exactly(const ffn_args& args, const std::vector<std::in
 }
 
 /// A linear layer: an output is off by n(n_in) times the sum of absolute products, and by a rounding of its own.
-inline ffn_truth multiply_exactly(const linear_args& args, const arithmetic& rounding = {}) {
+inline ffn_truth multiply_exactly(const linear_args& args, arithmetic rounding = {}) {
+  rounding = detail::with_weights(rounding, args.weight.type);
   ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t n_in = static_cast<std::size_t>(args.x.extents[1]);
   const std::vector<double> x = detail::widened(args.x), weight = detail::widened(args.weight);
@@ -151,7 +159,8 @@ inline ffn_truth multiply_exactly(const linear_args& args, const arithmetic& rou
 
 /// What a compensator adds.
 inline ffn_truth compensate_exactly(const ffn_args& args, const neuron_compensator& compensator,
-                                    const arithmetic& rounding = {}, const detail::value_rounding& values = {}) {
+                                    arithmetic rounding = {}, const detail::value_rounding& values = {}) {
+  rounding = detail::with_weights(rounding, compensator.c1.type);
   ffn_truth truth = detail::zero_truth(args.out);
   const std::size_t d = static_cast<std::size_t>(truth.d);
   const std::size_t width = static_cast<std::size_t>(compensator.c1.extents[1]);

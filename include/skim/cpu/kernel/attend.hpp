@@ -317,8 +317,8 @@ template <class Accumulate, class Body>
 SKIM_INLINE auto with_attention_math(const attention_args& args, const Body& body) {
   using wish = std::conditional_t<std::is_same_v<Accumulate, accumulate::amx>, accumulate::dot_pairs, Accumulate>;
   const kv_view& kv = first_view(args);
-  const bool plain = kv.k.type == kv.v.type && !kv.k.scales && !kv.v.scales;
-  return simd::with_math(wish{}, plain ? kv.k.type : element::none, body);
+  const element k = multiplied_type(kv.k), v = multiplied_type(kv.v);
+  return simd::with_math(wish{}, simd::becomes_pairs(k) && simd::becomes_pairs(v) ? k : element::none, body);
 }
 
 /// Scratch for lists of any content, in blocks of `block_rows`; nor do smaller calls need more. It is that of `widen_fma`,

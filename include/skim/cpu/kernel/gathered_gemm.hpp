@@ -346,7 +346,7 @@ SKIM_INLINE void pack_token(const tensor_view<const void, 2>& x, std::int64_t t,
   }
   static_cast<void>(order);  // without AMX there is one
   const std::int64_t width = row_lanes::of(t, target.stride).width;
-  if (given) Math::pack_lane(scratch, d, 1.0f, target.lanes_at(t, 0), width);
+  if (given) Math::pack_lane(scratch, d, target.lanes_at(t, 0), width);
   for (std::int64_t s = given ? (d + Math::values - 1) / Math::values : 0; s < target.steps; ++s) {
     *target.lanes_at(t, s) = 0;
   }

@@ -39,7 +39,10 @@ struct lane_rows {
   step* data;  // [steps of D, stride], block by block
   std::int64_t D, stride;
 
-  SKIM_INLINE std::int64_t steps() const { return (D + Math::values - 1) / Math::values; }
+  SKIM_INLINE std::int64_t steps() const {
+    if constexpr (Math::values == 4) return Math::steps_in_lanes(D);
+    return (D + Math::values - 1) / Math::values;
+  }
 
   /// The block that a lane lies in. Blocks are two vectors wide; of an odd number of vectors the last is three wide, one
   /// broadcast being hardly worth one multiplication, or one where there are no registers for three.
@@ -51,12 +54,9 @@ struct lane_rows {
     return {lane / wide * wide, wide};
   }
 
-  /// Null: zeros.
   SKIM_INLINE void put(std::int64_t lane, const float* row) const {
     const row_lanes place = block(lane);
-    step* const target = data + place.offset(lane, steps(), 0);
-    if (row) return Math::pack_lane(row, D, 1.0f, target, place.width);
-    for (std::int64_t i = 0; i < steps(); ++i) target[i * place.width] = 0;
+    Math::pack_lane(row, D, data + place.offset(lane, steps(), 0), place.width);
   }
 
   /// A vector of lanes from `lane` on, of rows of steps that are `row_stride` apart.
@@ -82,28 +82,87 @@ SKIM_INLINE void each_block(const lane_rows<Math>& lanes, const Body& body) {
   }
 }
 
-/// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows from `rows` on and the
-/// lanes [begin, begin + Vectors * lanes), a block. `between`: see `multiply_tile`.
-template <class Math, int Vectors, class Take, class Between = nothing_between>
-SKIM_INLINE void multiply_lanes(const typename Math::step* rows, std::int64_t row_stride, const lane_rows<Math>& lanes,
-                                std::int64_t begin, const Take& take, const Between& between = {}) {
-  simd::vectors<Vectors> acc[broadcasts];
+/// `broadcasts` rows that meet lanes: steps, a row's behind one another, rows `stride` steps apart.
+template <class Step>
+struct step_rows {
+  const Step* first;
+  std::int64_t stride;
+};
+
+/// And as 8-bit integers where they are stored, a block of 32 behind the other, with the blocks' scales.
+struct integer_rows {
+  const char* rows[broadcasts];
+  std::int64_t block_bytes;
+  const float* scales;  // [broadcasts, blocks]
+};
+
+template <class Math, int Vectors, class Between>
+SKIM_INLINE void multiply_rows(const step_rows<typename Math::step>& rows, const typename Math::step* packed,
+                               std::int64_t D, simd::vectors<Vectors> (&products)[broadcasts], const Between& between) {
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { acc[i][v] = simd::floats(0.0f); });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { products[i][v] = simd::floats(0.0f); });
   });
-  multiply_tile<Math, Vectors>(rows, row_stride, unit_stride{}, lanes.data + begin * lanes.steps(),
-                               width_constant<Vectors>{}, lanes.steps(), acc, between);
+  multiply_tile<Math, Vectors>(rows.first, rows.stride, unit_stride{}, packed, width_constant<Vectors>{},
+                               (D + Math::values - 1) / Math::values, products, between);
+}
+
+/// A block's sums of integers are exact; the blocks' follow each other in f32, in memory: the registers are the integers'.
+/// `between(step)` is called at every step.
+template <class Math, int Vectors, class Between>
+SKIM_INLINE void multiply_rows(const integer_rows& rows, const typename Math::step* packed, std::int64_t D,
+                               simd::vectors<Vectors> (&products)[broadcasts], const Between& between) {
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  constexpr int block_steps = Math::block_steps;
+  const std::int64_t blocks = Math::blocks_of(D);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const typename Math::step* const steps = packed + block * block_steps * width;
+    const typename Math::step* const scales = packed + (blocks * block_steps + block) * width;
+    const typename Math::step* const begins = scales + blocks * width;
+    const std::int64_t at = block * rows.block_bytes;
+    simd::vectors_of<simd::ints, Vectors> sums[broadcasts];
+    simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+      simd::unroll<Vectors>([&](auto v)
+                                SKIM_LAMBDA_INLINE { sums[i][v] = Math::load_steps(begins + v * simd::lanes); });
+    });
+    simd::unroll<block_steps>([&](auto step) SKIM_LAMBDA_INLINE {
+      if constexpr (!std::is_same_v<Between, nothing_between>) between(block * block_steps + step);
+      simd::vectors_of<simd::ints, Vectors> lane;
+      simd::unroll<Vectors>(
+          [&](auto v) SKIM_LAMBDA_INLINE { lane[v] = Math::load_steps(steps + step * width + v * simd::lanes); });
+      simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+        const simd::ints key = Math::broadcast(rows.rows[i] + at + 4 * step);
+        simd::unroll<Vectors>([&](auto v)
+                                  SKIM_LAMBDA_INLINE { sums[i][v] = Math::multiply_add(lane[v], key, sums[i][v]); });
+      });
+    });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+      const simd::floats of_lanes = simd::as_floats(Math::load_steps(scales + v * simd::lanes));
+      simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+        const simd::floats of_key(rows.scales[i * blocks + block]);
+        const simd::floats more = xsimd::to_float(sums[i][v]) * of_lanes;
+        products[i][v] = simd::fma(more, of_key, block == 0 ? simd::floats(0.0f) : products[i][v]);
+      });
+    });
+  }
+}
+
+/// Calls `take(i, v, sums)`, v the first lane of a vector, with the products of `broadcasts` rows and the lanes
+/// [begin, begin + Vectors * lanes), a block. `between`: see `multiply_tile`.
+template <class Math, int Vectors, class Rows, class Take, class Between = nothing_between>
+SKIM_INLINE void multiply_lanes(const Rows& rows, const lane_rows<Math>& lanes, std::int64_t begin, const Take& take,
+                                const Between& between = {}) {
+  simd::vectors<Vectors> products[broadcasts];
+  multiply_rows<Math, Vectors>(rows, lanes.data + begin * lanes.steps(), lanes.D, products, between);
   simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, acc[i][v]); });
+    simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE { take(i, begin + v * simd::lanes, products[i][v]); });
   });
 }
 
 /// The products with all lanes.
-template <class Math, class Take>
-SKIM_INLINE void multiply_all_lanes(const typename Math::step* rows, std::int64_t row_stride,
-                                    const lane_rows<Math>& lanes, const Take& take) {
+template <class Math, class Rows, class Take>
+SKIM_INLINE void multiply_all_lanes(const Rows& rows, const lane_rows<Math>& lanes, const Take& take) {
   each_block(lanes, [&](auto vectors, std::int64_t begin)
-                        SKIM_LAMBDA_INLINE { multiply_lanes<Math, vectors>(rows, row_stride, lanes, begin, take); });
+                        SKIM_LAMBDA_INLINE { multiply_lanes<Math, vectors>(rows, lanes, begin, take); });
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

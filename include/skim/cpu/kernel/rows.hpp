@@ -6,6 +6,7 @@
 #pragma once
 
 #include <skim/cpu/kernel/scratch.hpp>
+#include <skim/cpu/simd/dot_bytes.hpp>
 #include <skim/cpu/simd/tile_math.hpp>
 #include <skim/kv_view.hpp>
 
@@ -15,11 +16,18 @@
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
 
-/// Calls `body(pointer)` with the row's pointer in its own type.
-template <class Body>
+/// Calls `body(pointer)` with the row's pointer in its own type, or what stands for one where numbers lie in blocks.
+template <class Types = stored_types, class Body>
 SKIM_INLINE void with_row(const stored_row& row, const Body& body) {
-  with_stored_type(row.type, stored_types{},
-                   [&](auto type) SKIM_LAMBDA_INLINE { body(static_cast<const decltype(type)*>(row.data)); });
+  with_stored_type(row.type, Types{}, [&](auto type) SKIM_LAMBDA_INLINE { body(row_at<decltype(type)>(row.data)); });
+}
+
+/// Those of 8 bits.
+using integer_types = type_list<q8_0, std::int8_t>;
+
+/// What `simd::with_math` goes by where the rows of a tensor are multiplied.
+SKIM_INLINE element multiplied_type(const kv_tensor& tensor) {
+  return tensor.type == element::bf16 && tensor.scales ? element::none : tensor.type;
 }
 
 SKIM_INLINE void scale_row(float scale, std::int64_t n, float* row) {
@@ -50,11 +58,13 @@ SKIM_NOINLINE inline void narrow(const float* values, std::int64_t n, void* targ
 /// target [n steps] = the row as steps along it, for a tile.
 template <class Math>
 SKIM_INLINE void load_row(const stored_row& row, std::int64_t n, typename Math::step* target) {
-  if constexpr (Math::values == 2) {
+  if constexpr (Math::values == 1) {
+    widen_here(row, n, target);
+  } else if (row.type == element::bf16) {
     Math::load_row(static_cast<const bf16*>(row.data), n, target);
   } else {
-    with_row(row, [&](auto source) SKIM_LAMBDA_INLINE { Math::load_row(source, n, target); });
-    scale_row(row.scale, n, target);
+    with_row<integer_types>(row,
+                            [&](auto source) SKIM_LAMBDA_INLINE { Math::round_row_of(source, row.scale, n, target); });
   }
 }
 
@@ -63,16 +73,25 @@ SKIM_INLINE void load_row(const stored_row& row, std::int64_t n, typename Math::
 template <class Math>
 SKIM_INLINE void load_row_pair(const stored_row& row, const stored_row& next, std::int64_t n,
                                typename Math::step* target) {
-  if constexpr (Math::values == 2) {
+  if constexpr (Math::values == 1) {
+    if (row.data) return widen_here(row, n, target);
+    for (std::int64_t d = 0; d < n; ++d) target[d] = 0;
+  } else if (row.type == element::bf16) {
     Math::load_row_pair(static_cast<const bf16*>(row.data), static_cast<const bf16*>(next.data), n, target);
+  } else if (row.data) {
+    const bool both = next.data != nullptr;
+    with_stored_type(row.type, integer_types{}, [&](auto type) SKIM_LAMBDA_INLINE {
+      const auto low = row_at<decltype(type)>(row.data), high = row_at<decltype(type)>(both ? next.data : row.data);
+      Math::round_row_pair_of(low, row.scale, high, next.scale, n, target);
+    });
+    for (std::int64_t d = 0; !both && d < n; ++d) target[d] = Math::without(target[d], 1);
   } else {
-    with_row(row, [&](auto source) SKIM_LAMBDA_INLINE { Math::load_row_pair(source, source, n, target); });
-    scale_row(row.scale, n, target);
+    for (std::int64_t d = 0; d < n; ++d) target[d] = 0;
   }
 }
 
-template <class T>
-SKIM_INLINE float dot_of(const T* row, const float* other, std::int64_t n) {
+template <class Row>
+SKIM_INLINE float dot_of(Row row, const float* other, std::int64_t n) {
   simd::floats even(0.0f), odd(0.0f);
   std::int64_t d = 0;
   for (; d + 2 * simd::lanes <= n; d += 2 * simd::lanes) {
@@ -89,8 +108,8 @@ SKIM_INLINE float dot_of(const T* row, const float* other, std::int64_t n) {
 }
 
 /// A row without a scale is not multiplied by one: compilers would cut the loop another way, and round another way.
-template <bool Scaled, class T>
-SKIM_INLINE float add_squared_differences(const T* row, float scale, const float* other, std::int64_t n) {
+template <bool Scaled, class Row>
+SKIM_INLINE float add_squared_differences(Row row, float scale, const float* other, std::int64_t n) {
   simd::floats total(0.0f);
   std::int64_t d = 0;
   for (; d + simd::lanes <= n; d += simd::lanes) {
@@ -106,14 +125,14 @@ SKIM_INLINE float add_squared_differences(const T* row, float scale, const float
   return simd::sum(total) + tail;
 }
 
-template <class T>
-SKIM_INLINE float squared_distance_of(const T* row, float scale, const float* other, std::int64_t n) {
+template <class Row>
+SKIM_INLINE float squared_distance_of(Row row, float scale, const float* other, std::int64_t n) {
   return scale == 1 ? add_squared_differences<false>(row, scale, other, n)
                     : add_squared_differences<true>(row, scale, other, n);
 }
 
-template <class T>
-SKIM_INLINE void add_scaled_of(const T* row, float factor, float* target, std::int64_t n) {
+template <class Row>
+SKIM_INLINE void add_scaled_of(Row row, float factor, float* target, std::int64_t n) {
   std::int64_t d = 0;
   for (; d + simd::lanes <= n; d += simd::lanes) {
     simd::store(target + d, simd::fma(simd::load(row + d), simd::floats(factor), simd::load(target + d)));
@@ -218,7 +237,7 @@ SKIM_INLINE float scale_for(const stored_row& row, std::int64_t n, element type)
 /// stored values.
 SKIM_INLINE float store_row(const kv_cache& kv, const kv_cache_tensor& tensor, std::int64_t head, std::int64_t slot,
                             const stored_row& given) {
-  constexpr std::int64_t piece = 8 * simd::lanes;
+  constexpr std::int64_t piece = 8 * simd::lanes;  // whole blocks
   const std::int64_t n = tensor.dim;
   const float scale = tensor.scales ? scale_for(given, n, tensor.type) : 1;
   if (tensor.scales) kv.scale(tensor, head, slot) = scale;

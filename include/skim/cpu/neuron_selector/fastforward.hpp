@@ -29,8 +29,8 @@ struct predictor_scratch {
 };
 
 /// target [n] += sum_i factors[i] * rows[i][0 .. n), i < 4, in order: four streams from memory at a time.
-template <class T>
-SKIM_INLINE void add_four_rows(const T* const* rows, const float* factors, float* target, std::int64_t n) {
+template <class Row>
+SKIM_INLINE void add_four_rows(const Row* rows, const float* factors, float* target, std::int64_t n) {
   std::int64_t c = 0;
   for (; c + simd::lanes <= n; c += simd::lanes) {
     simd::floats sum = simd::load(target + c);

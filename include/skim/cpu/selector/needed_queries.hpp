@@ -98,7 +98,7 @@ SKIM_NOINLINE void meet_rows(const needed_job& job, std::int64_t first, std::int
   for (std::int64_t i = 0; i < width; ++i) closest[i] = minus_infinity, owner[i] = 0;
   for (std::int64_t c = 0; c < some; c += broadcasts) {
     multiply_lanes<math, Vectors>(
-        picked + c * job.length, job.length, features_in_lanes(job), first,
+        step_rows<float>{picked + c * job.length, job.length}, features_in_lanes(job), first,
         [&](auto i, std::int64_t lane, simd::floats sums) SKIM_LAMBDA_INLINE {
           float* const most = closest + (lane - first);
           std::int32_t* const whose = owner + (lane - first);
@@ -222,7 +222,7 @@ SKIM_NOINLINE inline void choose_own_queries(const query_rule& rule, const atten
   load_own_rows(job);
   if (needed) {
     const kv_tensor& keys = block.kv.k;
-    const bool exact = args.q.type == keys.type && !keys.scales;  // in 16 bits as they are
+    const bool exact = args.q.type == element::bf16 && keys.type == element::bf16 && !keys.scales;  // as they are
     simd::with_math(accumulate::dot_pairs{}, exact ? keys.type : element::none,
                     [&](auto math) { weigh_rows<decltype(math)>(job); });
     find_features(job);

@@ -80,11 +80,18 @@ SKIM_NOINLINE inline slot_order order_candidates(const attention_args& args, con
   return order_slots(block.kv, head, past, seen, list, scratch);
 }
 
-/// The arithmetic of standardised products; others multiply in f32, whatever is stored.
+/// Calls `body(math)` with the arithmetic of standardised products; others multiply in f32, whatever is stored.
+template <class Body>
+SKIM_INLINE void with_products(bool standardised, const kv_tensor& keys, const Body& body) {
+#if SKIM_CPU_DOT_BYTES
+  if (standardised && has_8_bits(keys.type)) return body(simd::dot_bytes{});
+#endif
+  const bool pairs = standardised && keys.type == element::bf16 && !keys.scales;
+  simd::with_math(accumulate::dot_pairs{}, pairs ? keys.type : element::none, body);
+}
 template <class Body>
 SKIM_INLINE void with_products(const packed_queries& queries, const kv_tensor& keys, const Body& body) {
-  const bool pairs = queries.factors && queries.in_lanes && !keys.scales;
-  simd::with_math(accumulate::dot_pairs{}, pairs ? keys.type : element::none, body);
+  with_products(queries.factors && queries.in_lanes, keys, body);
 }
 
 /// rows [kept, padded D]: the queries that score, of one block and KV head.
@@ -209,12 +216,10 @@ struct score_kernel<quoka> : own_hooks<quoka, executor_ref> {
     choose_scoring_queries(policy, args, block, head, order, arena, rows);
     if (standardises(policy)) scale_queries(rows, kept, D, block.kv.k.type);
     const packed_queries place = scratch.place_of(r, D, standardises(policy));
-    const bool pairs = standardises(policy) && !block.kv.k.scales;
     const auto pack = [&] {
-      simd::with_math(accumulate::dot_pairs{}, pairs ? block.kv.k.type : element::none,
-                      [&](auto math) SKIM_LAMBDA_INLINE {
-                        packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place);
-                      });
+      with_products(standardises(policy), block.kv.k, [&](auto math) SKIM_LAMBDA_INLINE {
+        packed = pack_queries<decltype(math)>(policy.reduce, rows, kept, place);
+      });
     };
     pack();
     if (!standardises(policy)) return;

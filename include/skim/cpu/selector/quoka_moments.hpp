@@ -32,7 +32,32 @@ SKIM_INLINE void fetch_moments(const kv_view& kv, std::int64_t head, const slot_
   }
 }
 
-/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 where K is.
+SKIM_INLINE void round_to_bf16(float* row, std::int64_t length) {
+  for (std::int64_t d = 0; d < length; d += simd::lanes) {
+    bf16 rounded[simd::lanes];
+    simd::store(static_cast<bf16*>(rounded), simd::load(static_cast<const float*>(row) + d));
+    simd::store(row + d, simd::load(static_cast<const bf16*>(rounded)));
+  }
+}
+
+/// To integers times a scale for each 32 numbers. `row [length]`, zeros behind D.
+SKIM_INLINE void round_to_blocks(float* row, std::int64_t length) {
+  for (std::int64_t begin = 0; begin < length; begin += 32) {
+    const std::int64_t end = smaller(begin + 32, length);
+    simd::floats largest(0.0f);
+    for (std::int64_t d = begin; d < end; d += simd::lanes) {
+      largest = simd::larger(xsimd::abs(simd::load(static_cast<const float*>(row) + d)), largest);
+    }
+    const float scale = scale_of_query_block(simd::max_lane(largest)), factor = scale > 0 ? 1 / scale : 0.0f;
+    for (std::int64_t d = begin; d < end; d += simd::lanes) {
+      const simd::ints number =
+          simd::round_to_ints(simd::load(static_cast<const float*>(row) + d) * simd::floats(factor));
+      simd::store(row + d, xsimd::to_float(number) * simd::floats(scale));
+    }
+  }
+}
+
+/// Queries of any size to about 1: what is standardised does not change with it. Rounded to bf16 or 8 bits where keys are.
 SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_t D, element type) {
   const std::int64_t length = padded_row(D);
   for (std::int64_t i = 0; i < n; ++i) {
@@ -40,14 +65,10 @@ SKIM_NOINLINE inline void scale_queries(float* rows, std::int64_t n, std::int64_
     if (is_silent(row)) continue;
     const to_one scaled(simd::max_lane(larger_of_row(row, length, simd::floats(0.0f))));
     for (std::int64_t d = 0; d < length; d += simd::lanes) {
-      bf16 rounded[simd::lanes];
-      simd::floats x = scaled(simd::load(static_cast<const float*>(row) + d));
-      if (type == element::bf16) {
-        simd::store(static_cast<bf16*>(rounded), x);
-        x = simd::load(static_cast<const bf16*>(rounded));
-      }
-      simd::store(row + d, x);
+      simd::store(row + d, scaled(simd::load(static_cast<const float*>(row) + d)));
     }
+    if (type == element::bf16) round_to_bf16(row, length);
+    if (has_8_bits(type)) round_to_blocks(row, length);
   }
 }
 
@@ -159,12 +180,15 @@ SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::i
   for (std::int64_t begin = 0; begin < places.count; begin += keys_of_tile) {
     const std::int64_t count = smaller(keys_of_tile, places.count - begin);
     const auto slot = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return places.slot(past, begin + i); };
-    load_keys<Math>(kv, rows, count, slot, keys);
+    const key_rows<Math, decltype(slot)> found{&kv, &rows, count, slot, keys};
+    if constexpr (Math::values == 1) {
+      if (!queries.in_lanes) load_keys<Math>(kv, rows, count, slot, keys);
+    }
     for (std::int64_t i = 0; i < count; i += broadcasts) {
       float* const products = scratch.products + i * lanes;
       fetch_moments(kv, head, past, begin + keys_of_tile + i, begin + keys_of_tile + i + broadcasts);
       if (queries.in_lanes) {
-        multiply_all_lanes(keys + i * stride, stride, queries.lanes<Math>(),
+        multiply_all_lanes(found.at(i), queries.lanes<Math>(),
                            [&](auto k, std::int64_t lane, simd::floats dot)
                                SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
         continue;

@@ -117,21 +117,26 @@ struct coming_keys {
   }
 };
 
-/// Fetches the coming keys from `begin` on between the steps of multiplying as many others. `none`: what can be asked for
-/// where there are fewer.
+/// Fetches the coming keys from `begin` on between the steps of multiplying as many others: a row's lines from its first
+/// byte to its last. `none`: what can be asked for where there are fewer.
 template <class Math>
 struct fetch_between {
+  static constexpr std::uint64_t every = Math::values == 4 ? 1 : steps_between;
   const char* rows[broadcasts];
-  std::int64_t line;  // bytes of a stored row that 16 steps take
+  std::int64_t apart;  // of what is asked for in a row
 
-  SKIM_INLINE fetch_between(const coming_keys& next, std::int64_t begin, const void* none)
-      : line(bytes_of(next.kv->k.type, 16 * Math::values)) {
+  SKIM_INLINE fetch_between(const coming_keys& next, std::int64_t begin, const void* none) {
+    const kv_tensor& keys = next.kv->k;
+    const std::int64_t turns =
+        (keys.dim + Math::values - 1) / Math::values / static_cast<std::int64_t>(every * broadcasts);
+    apart = turns > 1 ? (bytes_of(keys.type, keys.dim) - 1) / (turns - 1) : 0;
     for (std::int64_t j = 0; j < broadcasts; ++j) {
       rows[j] = begin + j < next.count ? next.row(begin + j) : static_cast<const char*>(none);
     }
   }
   SKIM_INLINE void operator()(std::int64_t step) const {
-    simd::prefetch_line(rows[step / steps_between % broadcasts] + step / 16 * line);
+    const std::uint64_t turn = static_cast<std::uint64_t>(step) / every;  // unsigned: a shift
+    simd::prefetch_line(rows[turn % broadcasts] + static_cast<std::int64_t>(turn / broadcasts) * apart);
   }
 };
 
@@ -150,42 +155,70 @@ SKIM_INLINE void load_keys(const kv_view& kv, const head_rows& rows, std::int64_
   }
 }
 
-/// The keys of a tile as rows of steps, `broadcasts` at a time: where they are stored, if they are steps there and equally
-/// far apart, else copied.
-template <class Math>
+/// Keys as rows to multiply, `broadcasts` at a time, those of slots `slot(i)`. Steps are read where they are stored, if the
+/// keys are steps there and equally far apart, else copied; integers of 8 bits where they are stored.
+template <class Math, class Slot>
 struct key_rows {
   using step = typename Math::step;
   const kv_view* kv;
   const head_rows* rows;
-  std::int64_t begin, count;
-  step* copy;  // [broadcasts, padded D]
-  bool plain;
+  std::int64_t count;
+  Slot slot;
+  step* scratch;  // [broadcasts, padded D]
 
-  key_rows(const kv_view& of, const head_rows& head, std::int64_t first, std::int64_t some, step* scratch)
-      : kv(&of), rows(&head), begin(first), count(some), copy(scratch) {
-    plain = of.k.type == Math::stored && !of.k.scales && of.k.dim % Math::values == 0;
-  }
-
-  struct group {
-    const step* rows;
-    std::int64_t stride;  // in steps
-  };
-  SKIM_INLINE group at(std::int64_t i) const {
-    constexpr std::int64_t size = sizeof(step);
-    if (plain && i + broadcasts <= count) {
-      const char *const first = row(i), *const second = row(i + 1);
-      bool even = reinterpret_cast<std::uintptr_t>(first) % size == 0 && (second - first) % size == 0;
-      for (std::int64_t j = 2; j < broadcasts; ++j) even &= row(i + j) - first == j * (second - first);
-      if (even) return {reinterpret_cast<const step*>(first), (second - first) / size};
+  SKIM_INLINE auto at(std::int64_t i) const {
+    if constexpr (Math::values == 4) {
+      return integers_at(i);
+    } else {
+      return steps_at(i);
     }
-    const auto slot = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return begin + i + j; };
-    load_keys<Math>(*kv, *rows, smaller(count - i, broadcasts), slot, copy);
-    return {copy, padded_row(kv->k.dim)};
   }
 
  private:
-  SKIM_INLINE const char* row(std::int64_t i) const {
-    return static_cast<const char*>(rows->at(kv->place(begin + i)).data);
+  SKIM_INLINE stored_row row(std::int64_t i) const { return rows->at(kv->place(slot(i))); }
+  SKIM_INLINE const char* bytes_at(std::int64_t i) const { return static_cast<const char*>(row(i).data); }
+
+  SKIM_INLINE step_rows<step> steps_at(std::int64_t i) const {
+    constexpr std::int64_t size = sizeof(step);
+    const kv_tensor& k = kv->k;
+    if (k.type == Math::stored && !k.scales && k.dim % Math::values == 0 && i + broadcasts <= count) {
+      const char *const first = bytes_at(i), *const second = bytes_at(i + 1);
+      bool even = reinterpret_cast<std::uintptr_t>(first) % size == 0 && (second - first) % size == 0;
+      for (std::int64_t j = 2; j < broadcasts; ++j) even &= bytes_at(i + j) - first == j * (second - first);
+      if (even) return {reinterpret_cast<const step*>(first), (second - first) / size};
+    }
+    const auto own = [&](std::int64_t j) SKIM_LAMBDA_INLINE { return slot(i + j); };
+    load_keys<Math>(*kv, *rows, smaller(count - i, broadcasts), own, scratch);
+    return {scratch, padded_row(k.dim)};
+  }
+
+  /// A row that ends inside a block is copied.
+  SKIM_INLINE integer_rows integers_at(std::int64_t i) const {
+    const std::int64_t D = kv->k.dim, blocks = Math::blocks_of(D), block_bytes = blocks * Math::block_values;
+    float* const scales = reinterpret_cast<float*>(scratch);
+    char* const copies = reinterpret_cast<char*>(scales + broadcasts * blocks);
+    const bool in_blocks = kv->k.type == element::q8_0;
+    integer_rows answer;
+    answer.block_bytes = in_blocks ? bytes_of(element::q8_0, 32) : Math::block_values;
+    answer.scales = scales;
+    for (std::int64_t j = 0; j < broadcasts; ++j) {
+      const bool some = i + j < count;
+      const stored_row from = row(some ? i + j : i);
+      float* const own = scales + j * blocks;
+      if (in_blocks) {
+        const q8_0* const stored = static_cast<const q8_0*>(from.data);
+        answer.rows[j] = reinterpret_cast<const char*>(stored->values);
+        Math::load_scales(stored, some ? from.scale : 0.0f, blocks, own);
+        continue;
+      }
+      answer.rows[j] = static_cast<const char*>(from.data);
+      Math::load_scales(some ? from.scale : 0.0f, blocks, own);
+      if (D % Math::block_values == 0) continue;
+      std::memset(copies + j * block_bytes, 0, static_cast<std::size_t>(block_bytes));
+      std::memcpy(copies + j * block_bytes, from.data, static_cast<std::size_t>(D));
+      answer.rows[j] = copies + j * block_bytes;
+    }
+    return answer;
   }
 };
 
@@ -195,7 +228,7 @@ struct loaded_keys {
   const typename Math::step* rows;
   std::int64_t stride;
 
-  SKIM_INLINE loaded_keys at(std::int64_t i) const { return {rows + i * stride, stride}; }
+  SKIM_INLINE step_rows<typename Math::step> at(std::int64_t i) const { return {rows + i * stride, stride}; }
 };
 
 /// dots [round_up(count, broadcasts)] = max over queries of q . key, standardised or not, for a tile of keys.
@@ -210,7 +243,7 @@ SKIM_NOINLINE void score_keys_of_tile(const packed_queries& queries, const Keys&
     simd::unroll<broadcasts>([&](auto j) SKIM_LAMBDA_INLINE { best[j] = simd::floats(minus_infinity); });
     each_block(lanes, [&](auto vectors, std::int64_t begin) SKIM_LAMBDA_INLINE {
       multiply_lanes<Math, vectors>(
-          group.rows, group.stride, lanes, begin,
+          group, lanes, begin,
           [&](auto j, std::int64_t lane, simd::floats dot) SKIM_LAMBDA_INLINE {
             if constexpr (Standardised) {
               const simd::floats z =
@@ -277,27 +310,21 @@ SKIM_NOINLINE void score_tile_of_slots(const score_job& job, similarity measure,
     for (std::int64_t i = 0; i < count; ++i) scores[begin + i] = minus_infinity;
     return;
   }
+  const auto slot = [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; };
   if (queries.in_lanes && queries.factors) {
-    score_keys_of_tile<Math, true>(queries, key_rows<Math>(kv, rows, begin, count, keys), count, next, dots);
-    std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
-    return;
-  }
-  load_keys<Math>(
-      kv, rows, count, [&](std::int64_t i) SKIM_LAMBDA_INLINE { return begin + i; }, keys);
-  const bool scales = measure == similarity::cosine;
-  if constexpr (Math::values == 1) {
+    const key_rows<Math, decltype(slot)> found{&kv, &rows, count, slot, keys};
+    score_keys_of_tile<Math, true>(queries, found, count, next, dots);
+  } else if constexpr (Math::values == 1) {  // others are for what is standardised, and in lanes
+    load_keys<Math>(kv, rows, count, slot, keys);
+    const bool scales = measure == similarity::cosine;
     if (scales) find_factors(job, begin, count, keys, factors);
-  }
-  if (!queries.in_lanes) {
-    next.fetch();
-    for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, scratch + i * stride, stride);
-  } else {
-    score_keys_of_tile<Math, false>(queries, loaded_keys<Math>{keys, stride}, count, next, dots);
-  }
-  if constexpr (Math::values == 1) {
-    if (scales) {
-      for (std::int64_t i = 0; i < count; ++i) dots[i] *= factors[i];
+    if (!queries.in_lanes) {
+      next.fetch();
+      for (std::int64_t i = 0; i < count; ++i) dots[i] = score_key(queries, keys + i * stride, stride);
+    } else {
+      score_keys_of_tile<Math, false>(queries, loaded_keys<Math>{keys, stride}, count, next, dots);
     }
+    for (std::int64_t i = 0; scales && i < count; ++i) dots[i] *= factors[i];
   }
   std::memcpy(scores + begin, dots, static_cast<std::size_t>(count) * sizeof(float));
 }

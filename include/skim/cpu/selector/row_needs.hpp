@@ -262,7 +262,7 @@ SKIM_NOINLINE void multiply_keys(const needed_job& job, const typename Math::ste
     const position_range seen = rows.seen_by(r);
     if (own >= 0 && (keys.end <= seen.begin || seen.end <= keys.begin)) continue;
     float* const logits = job.scratch.logits + (r - rows.begin) * lanes.stride;
-    multiply_lanes<Math, Vectors>(steps + r * job.length, job.length, lanes, lane,
+    multiply_lanes<Math, Vectors>(step_rows<typename Math::step>{steps + r * job.length, job.length}, lanes, lane,
                                   [&](auto i, std::int64_t v, simd::floats sums)
                                       SKIM_LAMBDA_INLINE { simd::store(logits + i * lanes.stride + v, sums); });
   }

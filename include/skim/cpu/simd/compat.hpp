@@ -30,8 +30,8 @@ SKIM_PRECISE_BEGIN
 SKIM_PRECISE_END
 SKIM_INTRINSICS_END
 
-#define SKIM_PASTE_4(a, b, c, d) a##b##c##d
-#define SKIM_NAME_4(a, b, c, d) SKIM_PASTE_4(a, b, c, d)
+#define SKIM_PASTE_5(a, b, c, d, e) a##b##c##d##e
+#define SKIM_NAME_5(a, b, c, d, e) SKIM_PASTE_5(a, b, c, d, e)
 
 #if XSIMD_WITH_AVX512BW
 #define SKIM_CPU_ARCH avx512bw
@@ -77,6 +77,14 @@ SKIM_INTRINSICS_END
 #define SKIM_CPU_BF16
 #endif
 
+#if defined(__AVX512VNNI__) && XSIMD_WITH_AVX512BW && defined(__AVX512VL__)
+#define SKIM_CPU_DOT_BYTES 1
+#define SKIM_CPU_VNNI _vnni
+#else
+#define SKIM_CPU_DOT_BYTES 0
+#define SKIM_CPU_VNNI
+#endif
+
 #if defined(__AMX_BF16__) && SKIM_CPU_DOT_PAIRS
 #define SKIM_CPU_AMX 1
 #define SKIM_CPU_AMX_NAME _amx
@@ -85,8 +93,8 @@ SKIM_INTRINSICS_END
 #define SKIM_CPU_AMX_NAME
 #endif
 
-/// Names the feature set: avx512bw_f16c_bf16_amx, avx2_fma_f16c, sse2, neon64, ...
-#define SKIM_CPU_FEATURES SKIM_NAME_4(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_AMX_NAME)
+/// Names the feature set: avx512bw_f16c_bf16_vnni_amx, avx2_fma_f16c, sse2, neon64, ...
+#define SKIM_CPU_FEATURES SKIM_NAME_5(SKIM_CPU_ARCH, SKIM_CPU_F16, SKIM_CPU_BF16, SKIM_CPU_VNNI, SKIM_CPU_AMX_NAME)
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES {
 
@@ -283,8 +291,10 @@ SKIM_INLINE void prefetch(const void* data, std::int64_t bytes) {
 }
 
 /// An array of N vectors. (In the brackets, a signed N would be a conversion that compilers warn of.)
+template <class Vector, int N>
+using vectors_of = Vector[static_cast<std::size_t>(N)];
 template <int N>
-using vectors = floats[static_cast<std::size_t>(N)];
+using vectors = vectors_of<floats, N>;
 
 /// Calls `body(integral_constant<int, i>)` for i in [0, N), unrolled at every optimisation level: accumulators that are
 /// indexed by `i` stay in registers.

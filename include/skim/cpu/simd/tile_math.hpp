@@ -33,23 +33,12 @@ struct tile_math<accumulate::widen_fma> {
   /// Packs `lanes` rows' values for one step.
   static SKIM_INLINE void pack(float* target, floats even, floats) { store(target, even); }
 
-  /// A row, scaled, into one lane: step i at target + i * stride.
-  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, float* target, std::int64_t stride) {
-    for (std::int64_t d = 0; d < n; ++d) target[d * stride] = row[d] * scale;
+  /// A row into one lane: step i at target + i * stride.
+  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float* target, std::int64_t stride) {
+    for (std::int64_t d = 0; d < n; ++d) target[d * stride] = row[d];
   }
   /// A row as steps along it: `target [n]`.
   static SKIM_INLINE void round_row(const float* row, std::int64_t n, float* target) { widen(row, n, target); }
-  /// A stored row as steps along it: `target [n]`.
-  template <class T>
-  static SKIM_INLINE void load_row(const T* source, std::int64_t n, float* target) {
-    widen(source, n, target);
-  }
-  /// The stored rows of one step, `target [n]`; a null row counts as zeros.
-  template <class T>
-  static SKIM_INLINE void load_row_pair(const T* source, const T*, std::int64_t n, float* target) {
-    if (source) return widen(source, n, target);
-    for (std::int64_t d = 0; d < n; ++d) target[d] = 0;
-  }
   /// Zeroes the value that row `which` of the step contributes.
   static SKIM_INLINE float without(float, std::int64_t) { return 0; }
 };
@@ -92,16 +81,13 @@ struct tile_math<accumulate::dot_pairs> {
     _mm512_storeu_si512(target, _mm512_or_si512(_mm512_srli_epi32(round_to_bf16(even), 16), high));
   }
 
-  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, float scale, std::uint32_t* target,
-                                    std::int64_t stride) {
+  static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, std::uint32_t* target, std::int64_t stride) {
     constexpr std::int64_t together = 4 * lanes;
-    float scaled[together];
     bf16 rounded[together + 1];
     for (std::int64_t begin = 0; begin < n; begin += together) {
       const std::int64_t count = n - begin < together ? n - begin : together;
-      for (std::int64_t d = 0; d < count; ++d) scaled[d] = row[begin + d] * scale;
       rounded[count] = bf16{0};  // an odd D ends in half a step
-      narrow(scaled, count, static_cast<bf16*>(rounded));
+      narrow(row + begin, count, static_cast<bf16*>(rounded));
       for (std::int64_t d = 0; d < count; d += 2) {
         std::memcpy(target + (begin + d) / 2 * stride, rounded + d, sizeof *target);
       }
@@ -127,6 +113,40 @@ struct tile_math<accumulate::dot_pairs> {
       target[d] = even | odd << 16;
     }
   }
+  /// Rows of 8-bit numbers, each rounded after its scale: as `load_row` and `load_row_pair`. Subnormals become zeros.
+  template <class Row>
+  static SKIM_INLINE void round_row_of(Row source, float scale, std::int64_t n, std::uint32_t* target) {
+    std::int64_t d = 0;
+    for (; d + 2 * lanes <= n; d += 2 * lanes) {
+      const scaled_integers block = integers_of(source + d, scale);
+      const __m512bh pairs = _mm512_cvtne2ps_pbh(block.at(lanes), block.at(0));
+      _mm512_storeu_si512(target + d / 2, reinterpret_cast<__m512i>(pairs));
+    }
+    for (; d < n; d += 2) {
+      const std::uint32_t even = from_float<bf16>(to_float(source[d]) * scale).bits;
+      const std::uint32_t odd = d + 1 < n ? from_float<bf16>(to_float(source[d + 1]) * scale).bits : 0u;
+      target[d / 2] = even | odd << 16;
+    }
+  }
+  template <class Row>
+  static SKIM_INLINE void round_row_pair_of(Row low, float low_scale, Row high, float high_scale, std::int64_t n,
+                                            std::uint32_t* target) {
+    std::int64_t d = 0;
+    for (; d + 2 * lanes <= n; d += 2 * lanes) {
+      const scaled_integers even = integers_of(low + d, low_scale), odd = integers_of(high + d, high_scale);
+      for (std::int64_t i = 0; i < 2 * lanes; i += lanes) {
+        const __m256i below = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(even.at(i)));
+        const __m256i above = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(odd.at(i)));
+        _mm512_storeu_si512(target + d + i, _mm512_or_si512(_mm512_cvtepu16_epi32(below),
+                                                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(above), 16)));
+      }
+    }
+    for (; d < n; ++d) {
+      const std::uint32_t even = from_float<bf16>(to_float(low[d]) * low_scale).bits;
+      const std::uint32_t odd = from_float<bf16>(to_float(high[d]) * high_scale).bits;
+      target[d] = even | odd << 16;
+    }
+  }
   static SKIM_INLINE std::uint32_t without(std::uint32_t pair, std::int64_t which) {
     return which == 0 ? pair & 0xffff0000u : pair & 0xffffu;
   }
@@ -142,20 +162,25 @@ struct tile_math<accumulate::amx> : tile_math<accumulate::dot_pairs> {
 };
 #endif
 
+/// Types that pairs are made of, if at least with a rounding: 8-bit numbers times their scales.
+SKIM_INLINE constexpr bool becomes_pairs(element type) {
+  return type == element::bf16 || has_8_bits(type);
+}
+
 /// Calls `body(tile_math<...>{})` with the arithmetic of a call: the one place that decides it. `type` is that of what is
-/// stored, `none` where rows have scales or two types meet.
+/// stored, `none` where rows of bf16 have scales, or where types meet that cannot both become pairs.
 template <class Accumulate, class Body>
 SKIM_INLINE auto with_math(const Accumulate& wish, element type, const Body& body) {
   static_cast<void>(wish);
   static_cast<void>(type);
 #if SKIM_CPU_AMX
   if constexpr (std::is_same_v<Accumulate, accumulate::amx>) {
-    if (wish.granted && type == element::bf16) return body(tile_math<accumulate::amx>{});
+    if (wish.granted && becomes_pairs(type)) return body(tile_math<accumulate::amx>{});
   }
 #endif
 #if SKIM_CPU_DOT_PAIRS
   if constexpr (!std::is_same_v<Accumulate, accumulate::widen_fma>) {
-    if (type == element::bf16) return body(tile_math<accumulate::dot_pairs>{});
+    if (becomes_pairs(type)) return body(tile_math<accumulate::dot_pairs>{});
   }
 #endif
   return body(tile_math<accumulate::widen_fma>{});
