@@ -53,7 +53,7 @@ INSTANTIATE_TEST_SUITE_P(shard, gpu_attend, testing::Range(0, shards));
 
 TEST_P(gpu_attend, equals_the_reference) {
   NEEDS_A_GPU();
-  const std::vector<attention_case> cases = attention_sample();
+  const std::vector<attention_case> cases = attention_sample(types_on_gpu);
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
     const attention_case c = on_gpu(cases[i]);
     if (c.kv_type == skim::element::f32 || c.D != c.Dv || c.D % 16 != 0) expect_exact(c, false);
@@ -63,7 +63,7 @@ TEST_P(gpu_attend, equals_the_reference) {
 
 TEST_P(gpu_attend, by_tensor_cores_equals_the_reference) {
   NEEDS_A_GPU();
-  const std::vector<attention_case> cases = attention_sample();
+  const std::vector<attention_case> cases = attention_sample(types_on_gpu);
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
     expect_exact(for_tensor_cores(on_gpu(cases[i]), i), true);
     if (HasFailure()) return;

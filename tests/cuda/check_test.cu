@@ -28,6 +28,13 @@ TEST(CudaCheck, NamesWhatItRefuses) {
   c = small_case();
   c.slopes = true;
   EXPECT_EQ(refusal(c, {}), "unsupported: alibi_slopes (on a GPU) is 1, expected 0");
+  for (const skim::element type : {skim::element::q8_0, skim::element::int8}) {
+    c = small_case();
+    c.v_type = type;
+    fit_stored_types(c);
+    EXPECT_EQ(refusal(c, {}),
+              std::string("unsupported: kv.v.type is ") + to_string(type) + ", expected f32, f16 or bf16 on a GPU");
+  }
   c = small_case();
   c.batch = true;
   c.sequences = 3;

@@ -26,6 +26,9 @@ TEST(CudaEvictionCheck, NamesWhatItRefuses) {
   EXPECT_EQ(op.check(args).code, skim::status::null_pointer);
   EXPECT_EQ(refusal_of(op.check_shape(args)), "ok");
   args = inputs.args();
+  args.kv.v.type = skim::element::int8;
+  EXPECT_EQ(refusal_of(op.check(args)), "unsupported: kv.v.type is int8, expected f32, f16 or bf16 on a GPU");
+  args = inputs.args();
   args.budgets = reinterpret_cast<const std::int32_t*>(1);
   args.share_heads = true;
   EXPECT_EQ(op.check(args).code, skim::status::bad_value);

@@ -88,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(shard, gpu_evicts, testing::Range(0, shards));
 
 TEST_P(gpu_evicts, as_the_reference_stage_by_stage) {
   NEEDS_A_GPU();
-  const std::vector<policy_case> cases = eviction_sample();
+  const std::vector<policy_case> cases = eviction_sample(types_on_gpu);
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
     policy_case c = cases[i];
     SCOPED_TRACE(testing::Message() << "case " << i << ": " << c);

@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(shard, gpu_ffn, testing::Range(0, shards));
 /// Calls `body(case)` for a shard's cases, and for those that tensor cores take.
 template <class Body>
 void for_shard(int shard, const Body& body) {
-  const std::vector<ffn_case> cases = ffn_sample();
+  const std::vector<ffn_case> cases = ffn_sample(value_types);
   for (std::size_t i = static_cast<std::size_t>(shard); i < cases.size(); i += shards) {
     for (const ffn_case& c : {cases[i], for_tensor_cores(cases[i], i / shards)}) {
       SCOPED_TRACE(testing::Message() << c);

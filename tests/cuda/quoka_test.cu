@@ -200,7 +200,7 @@ INSTANTIATE_TEST_SUITE_P(shard, gpu_quoka, testing::Range(0, shards));
 
 TEST_P(gpu_quoka, every_stage_follows_from_the_one_before) {
   NEEDS_A_GPU();
-  const std::vector<attention_case> cases = attention_sample();
+  const std::vector<attention_case> cases = attention_sample(types_on_gpu);
   const std::int64_t counts[] = {4, 12, 17, 64, 80}, every[] = {0, 16, 50};
   const retention keeps[] = {retention::budget(1),   retention::budget(40, 4),    retention::preset(50),
                              retention::share(0.25), retention::budget(40, 0, 9), retention::preset_share(0.1)};
@@ -223,7 +223,7 @@ TEST_P(gpu_quoka, every_stage_follows_from_the_one_before) {
 /// The paper's rule over the same cases, with inverse norms beside the keys where the case has them.
 TEST_P(gpu_quoka, the_papers_rule_follows_stage_by_stage) {
   NEEDS_A_GPU();
-  const std::vector<attention_case> cases = attention_sample();
+  const std::vector<attention_case> cases = attention_sample(types_on_gpu);
   const std::int64_t counts[] = {4, 16, 17, 40}, every[] = {0, 16, 50};
   const retention keeps[] = {retention::budget(1), retention::budget(40, 4), retention::share(0.25)};
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {

@@ -119,6 +119,7 @@ TEST(Keys, MayBePermuted) {
             char* const a = static_cast<char*>(kv.row_address(tensor, head, slot));
             std::swap_ranges(a, a + skim::bytes_of(tensor.type, tensor.dim),
                              static_cast<char*>(kv.row_address(tensor, head, other)));
+            if (tensor.scales) std::swap(kv.scale(tensor, head, slot), kv.scale(tensor, head, other));
           };
           swap_rows(kv.k);
           if (!kv.values_in_keys) swap_rows(kv.v);

@@ -43,7 +43,14 @@ std::vector<spoilt_slot> slots_to_spoil(const skim::attention_args& args, std::m
 void spoil(const skim::kv_cache& kv, const spoilt_slot& at, spoilt kind) {
   const float value = kind == spoilt::k_nan || kind == spoilt::v_nan ? nan_value : infinity;
   if (kind == spoilt::v_nan || kind == spoilt::v_infinite) {
-    skim::store_element(kv.row_address(kv.v, at.head, at.slot), kv.v.type, at.d, value);
+    void* const row = kv.row_address(kv.v, at.head, at.slot);
+    if (kv.v.type == skim::element::int8) {
+      kv.scale(kv.v, at.head, at.slot) = value;
+    } else if (kv.v.type == skim::element::q8_0) {
+      static_cast<skim::q8_0*>(row)[at.d / 32].scale = skim::from_float<skim::f16>(value);
+    } else {
+      skim::store_element(row, kv.v.type, at.d, value);
+    }
   } else {
     write_row(kv, kv.k, at.head, at.slot, std::vector<float>(static_cast<std::size_t>(kv.k.dim), value).data());
   }
@@ -97,7 +104,12 @@ void expect_no_leak(const attention_case& c, spoilt kind, unsigned seed) {
       // A value inside a key spoils the whole row.
       const bool key = k_is_bad || c.values_in_keys;
       if (key) bad.assign(bad.size(), true);
-      bad[static_cast<std::size_t>(slots[n].d)] = true;
+      // What has a scale in common is spoilt with it.
+      const std::int64_t together = c.type_of_v() == skim::element::int8   ? c.Dv
+                                    : c.type_of_v() == skim::element::q8_0 ? 32
+                                                                           : 1;
+      const auto first = bad.begin() + slots[n].d / together * together;
+      std::fill(first, first + together, true);
       bad_lse = bad_lse || key;
     }
     if (!bad_lse && c.lse) {
@@ -128,7 +140,7 @@ TEST_P(leaks, no_row_feels_what_it_may_not_read) {
 
 /// Short chunks over all masks, storage types and both kinds of arithmetic: the causal diagonal, tile by tile.
 TEST_P(leaks, of_the_chunk_s_own_tokens_stay_behind_the_diagonal) {
-  for (const skim::element type : element_types) {
+  for (const skim::element type : cache_types) {
     for (const skim::mask& see : sampled_masks) {
       for (const std::int64_t Tq : {2, 40, 65, 130}) {
         for (const bool pairs : {false, true}) {
@@ -141,6 +153,7 @@ TEST_P(leaks, of_the_chunk_s_own_tokens_stay_behind_the_diagonal) {
           c.D = 24;
           c.Dv = 19;
           c.dot_pairs = pairs;
+          fit_stored_types(c);
           SCOPED_TRACE(testing::Message() << c);
           for (unsigned seed = 0; seed < 4; ++seed) expect_no_leak(c, GetParam(), seed);
           if (HasFailure()) return;

@@ -368,6 +368,7 @@ TEST(LayoutBits, OfQueriesAndOutputsDoNotMatter) {
     other.q_order = memory_order::head_major;
     other.padding = 5;
     other.shift = 3;
+    fit_stored_types(other);
     attention_inputs again(other);
     attend(other, again);
     const auto a = inputs.out().view(), b = again.out().view();

@@ -66,6 +66,17 @@ inline std::ostream& operator<<(std::ostream& to, const attention_case& c) {
             << (c.batch ? "a batch of " : "sequences ") << c.sequences;
 }
 
+/// Blocks want whole ones of everything, integers their scales.
+inline void fit_stored_types(attention_case& c) {
+  const auto has = [&](skim::element type) { return c.kv_type == type || c.type_of_v() == type; };
+  if (has(skim::element::int8)) c.scales = true;
+  if (!has(skim::element::q8_0)) return;
+  c.D = (c.D + 31) / 32 * 32;
+  c.Dv = (c.Dv + 31) / 32 * 32;
+  c.padding = (c.padding + 31) / 32 * 32;
+  c.shift *= 32;
+}
+
 /// Standard normal rows out of one table for each element type: drawing and rounding millions of values would take longer
 /// than the kernels.
 class normal_rows {

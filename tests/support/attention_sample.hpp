@@ -12,6 +12,8 @@ namespace skim_test {
 inline constexpr skim::element element_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16};
 inline constexpr skim::element cache_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16,
                                                 skim::element::q8_0, skim::element::int8};
+/// How many of them a back-end reads: the CPU all, a GPU the first three.
+inline constexpr int types_on_cpu = 5, types_on_gpu = 3;
 
 struct head_dims {
   std::int64_t D, Dv;
@@ -52,10 +54,10 @@ struct attention_parameter {
   void (*set)(attention_case& c, std::size_t i);
 };
 
-inline std::vector<attention_parameter> attention_parameters() {
+inline std::vector<attention_parameter> attention_parameters(int types) {
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
   return {
-      {"type of K", 5, [](auto& c, std::size_t i) { c.kv_type = cache_types[i]; }},
+      {"type of K", types, [](auto& c, std::size_t i) { c.kv_type = cache_types[i]; }},
       {"D and Dv", count(sampled_dims()),
        [](auto& c, std::size_t i) {
          c.D = sampled_dims()[i].D;
@@ -67,7 +69,7 @@ inline std::vector<attention_parameter> attention_parameters() {
       // Up to here the full product is tested, see exhaustive_attention.
       {"type of q", 3, [](auto& c, std::size_t i) { c.q_type = element_types[i]; }},
       {"type of out", 3, [](auto& c, std::size_t i) { c.out_type = element_types[i]; }},
-      {"type of V", 6, [](auto& c, std::size_t i) { c.v_type = static_cast<skim::element>(i); }},
+      {"type of V", 1 + types, [](auto& c, std::size_t i) { c.v_type = static_cast<skim::element>(i); }},
       {"KV heads", 3, [](auto& c, std::size_t i) { c.Hk = static_cast<std::int64_t>(i) + 1; }},
       {"order of K and V", 3, [](auto& c, std::size_t i) { c.kv_order = static_cast<memory_order>(i); }},
       {"order of q", 2, [](auto& c, std::size_t i) { c.q_order = static_cast<memory_order>(i); }},
@@ -100,21 +102,10 @@ inline std::vector<attention_parameter> attention_parameters() {
   };
 }
 
-inline std::vector<int> attention_counts() {
+inline std::vector<int> attention_counts(int types = types_on_cpu) {
   std::vector<int> counts;
-  for (const attention_parameter& parameter : attention_parameters()) counts.push_back(parameter.count);
+  for (const attention_parameter& parameter : attention_parameters(types)) counts.push_back(parameter.count);
   return counts;
-}
-
-/// Blocks want whole ones of everything, integers their scales.
-inline void fit_stored_types(attention_case& c) {
-  const auto has = [&](skim::element type) { return c.kv_type == type || c.type_of_v() == type; };
-  if (has(skim::element::int8)) c.scales = true;
-  if (!has(skim::element::q8_0)) return;
-  c.D = (c.D + 31) / 32 * 32;
-  c.Dv = (c.Dv + 31) / 32 * 32;
-  c.padding = (c.padding + 31) / 32 * 32;
-  c.shift *= 32;
 }
 
 /// What does not go together gives way.
@@ -135,7 +126,7 @@ inline void make_valid(attention_case& c) {
 
 inline attention_case attention_case_of(const std::vector<int>& row) {
   attention_case c;
-  const std::vector<attention_parameter> parameters = attention_parameters();
+  const std::vector<attention_parameter> parameters = attention_parameters(types_on_cpu);
   for (std::size_t p = 0; p < parameters.size(); ++p) parameters[p].set(c, static_cast<std::size_t>(row[p]));
   make_valid(c);
   // Rounding a query shifts logits in proportion to their size: those that dot_pairs rounds have logits like a model's.
@@ -149,9 +140,9 @@ inline attention_case attention_case_of(const std::vector<int>& row) {
   return c;
 }
 
-inline std::vector<attention_case> attention_sample() {
+inline std::vector<attention_case> attention_sample(int types = types_on_cpu) {
   std::vector<attention_case> cases;
-  const pairwise_sample sample(attention_counts());
+  const pairwise_sample sample(attention_counts(types));
   for (const auto& row : sample.rows()) cases.push_back(attention_case_of(row));
   return cases;
 }

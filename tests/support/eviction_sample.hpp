@@ -56,15 +56,15 @@ inline void fit_pages(policy_case& c) {
   c.keep.count = std::max((c.keep.count + size - 1) / size, least) * size;
 }
 
-inline std::vector<policy_case> eviction_sample() {
+inline std::vector<policy_case> eviction_sample(int types = types_on_cpu) {
   const std::vector<head_dims> dims = sampled_dims();
   const std::vector<std::int64_t> Tq{1, 2, 7, 33, 64, 130}, Tk{0, 17, 45, 113, 700}, windows{1, 3, 32}, pools{1, 5, 9};
   const auto count = [](const auto& values) { return static_cast<int>(values.size()); };
   const int retentions = count(sampled_retentions), groups = count(sampled_groups);
   const int forms = count(sampled_forms), masks = count(sampled_masks), D = count(dims), rows = count(Tq),
             past = count(Tk);
-  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, 5, 3, 3, 3, 2, 3, forms, masks,
-                                2,        2,          2, 2,    2,    3,      4, 3, 3, 2, 3, 3, 3, 2});
+  const pairwise_sample sample({policies, retentions, D, rows, past, groups, 3, types, 3, 3, 3, 2, 3, forms, masks,
+                                2,        2,          2, 2,    2,    3,      4, 3,     3, 2, 3, 3, 3, 2});
   std::vector<policy_case> cases;
   for (const auto& row : sample.rows()) {
     const int* next = row.data();
@@ -106,7 +106,7 @@ inline std::vector<policy_case> eviction_sample() {
     const std::size_t values = take();  // of K's type, inside keys, of another type
     call.values_in_keys = values == 1 && call.Dv <= call.D;
     if (values == 2 && call.kv_order != memory_order::interleaved) {
-      call.v_type = cache_types[static_cast<std::size_t>(call.kv_type) % 5];
+      call.v_type = cache_types[static_cast<int>(call.kv_type) % types];
     }
     fit_stored_types(call);
     call.block_rows = take() ? 20 : 0;

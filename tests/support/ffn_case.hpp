@@ -15,7 +15,7 @@ namespace skim_test {
 
 inline constexpr skim::element weight_types[] = {skim::element::f32, skim::element::f16, skim::element::bf16,
                                                  skim::element::q8_0};
-/// Of values: the first three.
+/// Of values, and of weights on a GPU: the first three.
 inline constexpr int value_types = 3;
 
 enum class neurons_kind { every, third, one, empty };
@@ -154,12 +154,12 @@ class ffn_inputs {
 };
 
 /// Every two values of every two parameters meet.
-inline std::vector<ffn_case> ffn_sample() {
+inline std::vector<ffn_case> ffn_sample(int weights = static_cast<int>(std::size(weight_types))) {
   const std::int64_t W = skim::cpu::simd::lanes;
   const std::vector<std::int64_t> tokens{0, 1, 3, W, 2 * W + 1, 127, 128, 129, 300, 520};
   const std::vector<std::int64_t> widths{1, 7, 8, 33, 40, 64, 257, 300}, neurons{1, 2, 31, 32, 33, 100, 200};
   const auto count = [](const auto& values) { return static_cast<int>(std::size(values)); };
-  const int weights = count(weight_types), values = value_types;
+  const int values = value_types;
   const pairwise_sample sample({weights, values, values, count(tokens), count(widths), count(neurons), 2, 5, 4, 2, 3});
   std::vector<ffn_case> cases;
   for (const auto& row : sample.rows()) {

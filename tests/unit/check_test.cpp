@@ -130,6 +130,22 @@ const std::vector<attention_fault> cache_faults{
     {"v null", [](auto& a) { a.kv.v.data = nullptr; }, {status::null_pointer, "kv.v.data", ""}},
     {"k type", [](auto& a) { a.kv.k.type = skim::element::none; }, {status::bad_type, "kv.k.type", "none"}},
     {"v type", [](auto& a) { a.kv.v.type = skim::element::none; }, {status::bad_type, "kv.v.type", "none"}},
+    {"k of half a block", [](auto& a) { a.kv.k.type = skim::element::q8_0; }, {status::bad_extent, "kv.k.dim", "8"}},
+    {"heads of v half a block apart",
+     [](auto& a) {
+       a.kv.v.type = skim::element::q8_0;
+       a.kv.v.dim = 32;
+       a.kv.v.head_stride = 48;
+     },
+     {status::bad_stride, "kv.v.head_stride", "48"}},
+    {"out in blocks",
+     [](auto& a) {
+       a.out.type = skim::element::q8_0;
+       a.out.extents[2] = 32;
+       a.out.strides[0] = 6 * 32;
+       a.out.strides[1] = 32;
+     },
+     {status::bad_type, "out.type", "q8_0"}},
     {"k dim", [](auto& a) { a.kv.k.dim = 0; }, {status::bad_extent, "kv.k.dim", "0"}},
     {"v dim", [](auto& a) { a.kv.v.dim = -4; }, {status::bad_extent, "kv.v.dim", "-4"}},
     {"large k dim", [](auto& a) { a.kv.k.dim = 4097; }, {status::unsupported, "kv.k.dim", "4097"}},
@@ -1053,6 +1069,16 @@ TEST(Report, DescribesItselfInOneLine) {
   for (int code = 0; code <= static_cast<int>(status::unsupported); ++code) {
     EXPECT_STRNE(to_string(static_cast<status>(code)), "unknown status");
   }
+}
+
+TEST(Blocks, LieAtEvenAddresses) {
+  alignas(2) char memory[2 * 34 + 2] = {};
+  const auto check = [&](std::int64_t at) {
+    const skim::tensor_view<const void, 3> blocks(memory + at, {2, 1, 32}, skim::element::q8_0);
+    return skim::detail::check_tensor(blocks, "blocks");
+  };
+  EXPECT_TRUE(check(2).ok());
+  expect_report(check(1), {status::bad_value, "blocks.data", ""});
 }
 
 }  // namespace

@@ -181,6 +181,8 @@ struct eviction {
 
   static report check_limits(const eviction_args& args) {
     const kv_cache& kv = args.kv;
+    if (report r = detail::check_loadable(kv.k.type, "kv.k"); !r) return r;
+    if (report r = detail::check_loadable(kv.v.type, "kv.v"); !r) return r;
     if (args.how == compaction::pages) {
       return fault(status::unsupported, "how (on a GPU)", to_string(args.how), "refill or stable");
     }

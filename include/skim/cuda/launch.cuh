@@ -36,6 +36,13 @@ inline constexpr std::int64_t pieces(std::int64_t n, std::int64_t of) {
   return (n + of - 1) / of;
 }
 
+/// Kernels read and write f32, f16 and bf16; other stored types are refused by name.
+inline report check_loadable(element type, const char* name) {
+  if (type == element::f32 || type == element::f16 || type == element::bf16) return {};
+  return skim::detail::part_fault(status::unsupported, name, part::type, 0, to_string(type),
+                                  "f32, f16 or bf16 on a GPU");
+}
+
 /// Shared memory that a block may ask for on every GPU from compute capability 8.0 on, with some to spare.
 inline constexpr std::size_t most_shared_bytes = 160 * 1024;
 

@@ -38,6 +38,7 @@ inline report check_attended(const eviction_args& args) {
   const attention_args& call = args.attended;
   if (has_bias(call)) return fault(status::unsupported, "attended.bias (on a GPU)", 1, 0);
   if (call.alibi_slopes) return fault(status::unsupported, "attended.alibi_slopes (on a GPU)", 1, 0);
+  if (report r = check_loadable(call.q.type, "attended.q"); !r) return r;
   const std::int64_t D = args.kv.k.dim, rows = call.q.extents[0] * call.q.extents[1];
   if (D > plain_weights::largest_dim) {
     return fault(status::unsupported, "kv.k.dim", D, plain_weights::largest_dim, "at most");

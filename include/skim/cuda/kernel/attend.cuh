@@ -184,9 +184,12 @@ inline void attend_keys(const attention_args& args, const index_lists* lists, st
 inline report check_limits(const attention_args& args) {
   if (has_bias(args)) return fault(status::unsupported, "bias (on a GPU)", 1, 0);
   if (args.alibi_slopes) return fault(status::unsupported, "alibi_slopes (on a GPU)", 1, 0);
+  if (report r = check_loadable(args.q.type, "q"); !r) return r;
   if (sequence_count(args) == 0) return {};
+  if (report r = check_loadable(args.out.type, "out"); !r) return r;
   const kv_view& kv = first_view(args);
   for (const kv_tensor* const each : {&kv.k, &kv.v}) {
+    if (report r = check_loadable(each->type, each == &kv.k ? "kv.k" : "kv.v"); !r) return r;
     if (each->dim > plain_tile::largest_dim) {
       return fault(status::unsupported, each == &kv.k ? "kv.k.dim" : "kv.v.dim", each->dim, plain_tile::largest_dim,
                    "at most");

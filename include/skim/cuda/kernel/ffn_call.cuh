@@ -13,13 +13,6 @@
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
-/// Kernels read and write f32, f16 and bf16; other stored types are refused by name.
-inline report check_loadable(element type, const char* name) {
-  if (type == element::f32 || type == element::f16 || type == element::bf16) return {};
-  return skim::detail::part_fault(status::unsupported, name, part::type, 0, to_string(type),
-                                  "f32, f16 or bf16 on a GPU");
-}
-
 /// Rows of a tile, columns of one of the second product, and neurons of a step of its sum.
 struct ffn_tile {
   static constexpr int rows = 128, columns = 128, step = 64;
