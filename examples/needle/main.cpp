@@ -137,7 +137,7 @@ void add_workload(CLI::App& app, workload_line& line) {
       ->check(CLI::Range(std::int64_t{1}, most_tokens));
   app.add_option("--seed", settings.seed, "the same seed, the same prompts")->check(CLI::NonNegativeNumber);
   app.add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
-  app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  app.add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}));
   app.add_option(
          "--mass-prompts", settings.mass_prompts,
          "prompts in which dense attention runs beside, off the clock, and says which share of the softmax the\n"
@@ -224,7 +224,8 @@ CLI::App* add_reading(CLI::App& app, reading_line& line) {
   command->add_option("--generate", settings.generate, "tokens of the answer")->check(counts);
   command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
-  command->add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command->add_option("--kv", line.kv, "element type of the KV cache")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}));
   command
       ->add_option("--method", line.methods, "repeats; default: dense and QUOKA by our rule; as `needle --help` says")
       ->expected(1)
@@ -247,7 +248,8 @@ CLI::App* add_talking(CLI::App& app, talking_line& line) {
   command->add_option("--generate", settings.answer, "most tokens of an answer")->check(counts);
   command->add_option("--chunk", settings.chunk, "tokens prefilled at a time")->check(counts);
   command->add_option("--threads", line.threads, "default: one per core")->check(CLI::Range(1, 1024));
-  command->add_option("--kv", line.kv, "element type of the KV cache")->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command->add_option("--kv", line.kv, "element type of the KV cache")
+      ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}));
   command
       ->add_option(
           "--method", line.method,
@@ -258,7 +260,10 @@ CLI::App* add_talking(CLI::App& app, talking_line& line) {
 }
 
 skim::element element_named(const std::string& name) {
-  return name == "f32" ? skim::element::f32 : name == "f16" ? skim::element::f16 : skim::element::bf16;
+  for (const skim::element type : {skim::element::f32, skim::element::f16, skim::element::q8_0}) {
+    if (name == skim::to_string(type)) return type;
+  }
+  return skim::element::bf16;
 }
 
 /// A file's name alone: where it lies is nobody's business.

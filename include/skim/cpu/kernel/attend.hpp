@@ -7,7 +7,7 @@
 /// there are strips enough, else several, each for some of its pieces, and a second loop merges what they found.
 #pragma once
 
-#include <skim/cpu/kernel/attend_rows.hpp>
+#include <skim/cpu/kernel/attend_few.hpp>
 #include <skim/executor.hpp>
 
 namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_CPU_FEATURES { namespace detail {
@@ -165,11 +165,16 @@ struct attend_workspace {
     const std::int64_t blocks = block_count(args, block_rows), pieces = most_pieces(most_tokens(args), kv.heads);
     plans = arena.take<attend_plan>(blocks + 1);
     depth = stack_depth(pieces);
-    detail::arena scratch, partial;
+    detail::arena scratch, few, partial;
     attend_scratch<Math>(scratch, D, Dv, stride);
     for (std::int64_t i = 0; i < depth; ++i) strip_sums(scratch, Dv, stride);
     strip_sums(partial, Dv, stride);
-    scratch_bytes = scratch.used();
+    if (D >= simd::lanes && Dv >= simd::lanes) {
+      const std::int64_t heads = smaller(kv.heads, few_heads);
+      few_scratch(few, D, Dv, heads);
+      for (std::int64_t i = 0; i < heads * depth; ++i) strip_sums(few, Dv, simd::lanes);
+    }
+    scratch_bytes = scratch.used() > few.used() ? scratch.used() : few.used();
     partial_bytes = partial.used();
     most_units = units_of_worker * static_cast<std::int64_t>(workers);
     const std::int64_t strips = saturated(blocks * kv.heads, (rows + most - 1) / most);
@@ -211,6 +216,7 @@ struct attend_call {
   const attend_plan* plans;
   std::int64_t blocks;
   logit_rule rule;
+  std::int64_t workers;
 
   SKIM_NOINLINE attend_job job(const attend_plan& plan, std::int64_t strip) const {
     attend_job job{};
@@ -224,12 +230,6 @@ struct attend_call {
     job.rows = smaller(plan.stride, plan.rows - job.row);
     job.stride = plan.stride;
     return job;
-  }
-
-  SKIM_NOINLINE attend_scratch<Math> load(const attend_job& job, arena& arena) const {
-    const attend_scratch<Math> scratch(arena, job.sequence.kv.k.dim, job.sequence.kv.v.dim, job.stride);
-    load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
-    return scratch;
   }
 
   /// Attends the job's rows to pieces [first, end) and leaves what they give, merged, in `sums[0]`.
@@ -255,17 +255,61 @@ struct attend_call {
   /// Unit `index`: a whole strip, whose rows are stored, or some of its pieces.
   void attend_unit(std::int64_t index, unsigned worker) const {
     const attend_plan& plan = plan_of(plans, blocks, index, &attend_plan::first_unit);
+    if (suits_few_rows(plan.rows, first_view(*args).k.dim, first_view(*args).v.dim)) {
+      return attend_few_unit(index - plan.first_unit, plan, worker);
+    }
     const std::int64_t unit = (index - plan.first_unit) % plan.units();
     const attend_job job = this->job(plan, (index - plan.first_unit) / plan.units());
     const std::int64_t Dv = job.sequence.kv.v.dim, first = unit * plan.shared, begin = first * plan.piece_keys;
     fetch_keys(job, begin, smaller(begin + tile_keys, job.listed() + job.sequence.Tq));  // while queries are loaded
     arena arena(workspace.scratch_of(worker));
-    const attend_scratch<Math> scratch = load(job, arena);
     strip_sums sums[merge_stack::most];
     for (std::int64_t i = 0; i < workspace.depth; ++i) sums[i] = strip_sums(arena, Dv, plan.stride);
     if (plan.units() > 1) sums[0] = partial(plan, index, Dv);
+    const attend_scratch<Math> scratch(arena, job.sequence.kv.k.dim, Dv, plan.stride);
+    load_queries<Math>(job, scratch, Math::rounds_lanes ? 1.0f : rule.scale);
     attend_pieces(job, plan, first, smaller(first + plan.shared, plan.pieces), scratch, sums);
     if (plan.units() == 1) store_rows(job, sums[0], scratch.rows);
+  }
+
+  /// Unit `local` of a block of few rows, those of one piece's heads behind one another. The first of the heads that take
+  /// turns stands for all of them.
+  void attend_few_unit(std::int64_t local, const attend_plan& plan, unsigned worker) const {
+    const attend_job any = job(plan, 0);
+    const kv_view& kv = any.sequence.kv;
+    const std::int64_t heads = kv.heads, units = plan.units(), unit = local / heads, head = local % heads;
+    const std::int64_t together = heads_together(kv, units), Dv = kv.v.dim;
+    if (head % together != 0) return;
+    const std::int64_t count = smaller(together, heads - head);
+    arena arena(workspace.scratch_of(worker));
+    const few_scratch scratch(arena, kv.k.dim, Dv, count);
+    strip_sums sums[few_heads][merge_stack::most];
+    for (std::int64_t h = 0; h < count; ++h) {
+      scratch.heads[h].load(job(plan, head + h), rule.scale, scratch.row);
+      for (std::int64_t i = 0; i < workspace.depth; ++i) sums[h][i] = strip_sums(arena, Dv, plan.stride);
+      if (units > 1) sums[h][0] = partial(plan, plan.first_unit + (head + h) * units + unit, Dv);
+    }
+    merge_stack stack;
+    const auto merge = [&](int i) {
+      for (std::int64_t h = 0; h < count; ++h) merge_sums(sums[h][i], sums[h][i + 1], Dv, plan.stride);
+    };
+    const auto own = [&](std::int64_t h) { return sums[h][stack.depth]; };
+    for (std::int64_t piece = unit * plan.shared; piece < smaller((unit + 1) * plan.shared, plan.pieces); ++piece) {
+      const std::int64_t begin = piece * plan.piece_keys;
+      with_few_rows(plan.rows,
+                    [&](auto rows) { attend_few<rows>(scratch, count, begin, begin + plan.piece_keys, rule, own); });
+      stack.push(1, merge);
+    }
+    stack.finish(merge);
+    for (std::int64_t h = 0; units == 1 && h < count; ++h) store_rows(scratch.heads[h].job, sums[h][0], scratch.row);
+  }
+
+  /// KV heads whose few rows one worker attends together: in token-major storage, as many as leave work for all workers.
+  std::int64_t heads_together(const kv_view& kv, std::int64_t units) const {
+    if (lists || kv.k.head_stride >= kv.k.row_stride) return 1;
+    std::int64_t together = smaller(kv.heads, few_heads);
+    while (together > 1 && (kv.heads + together - 1) / together * units < workers) together = (together + 1) / 2;
+    return together;
   }
 
   /// Merges and stores strip `index`, if several units share it.
@@ -305,7 +349,8 @@ void attend_with(const attention_args& args, const index_lists* lists, std::int6
     executor.parallel_for(
         1, [&](std::int64_t, unsigned) { plan_call(args, lists, block_rows, parts.most_units, parts.plans); });
   }
-  const attend_call<Math> call{&args, lists, block_rows, parts, plans, blocks, logit_rule::of(args)};
+  const std::int64_t workers = executor.concurrency();
+  const attend_call<Math> call{&args, lists, block_rows, parts, plans, blocks, logit_rule::of(args), workers};
   const std::int64_t strips = plans[blocks].first_strip, units = plans[blocks].first_unit;
   executor.parallel_for(units, [&](std::int64_t index, unsigned worker) { call.attend_unit(index, worker); });
   if (units == strips) return;

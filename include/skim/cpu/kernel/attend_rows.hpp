@@ -34,34 +34,6 @@ struct strip_sums {
   }
 };
 
-/// Scratch of one worker.
-template <class Math>
-struct attend_scratch {
-  using step = typename Math::step;
-  step *qt, *k, *v, *weights;
-  float *scores, *rows;  // rows: a vector of output rows in f32, or one query
-  std::int32_t *first, *last, *query_positions, *positions;
-  float* slopes;
-  float* value;  // one V row in f32
-
-  attend_scratch(arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t stride) {
-    constexpr std::int64_t width = row_vectors * simd::lanes;
-    const std::int64_t steps = (D + Math::values - 1) / Math::values, padded = round_up(Dv, padded_to);
-    qt = arena.take<step>(steps * stride);
-    k = arena.take<step>(tile_keys * steps);
-    v = arena.take<step>(tile_keys * padded);
-    weights = arena.take<step>(tile_keys * width);
-    scores = arena.take<float>(tile_keys * width);
-    rows = arena.take<float>(greater(D, simd::lanes * padded));
-    first = arena.take<std::int32_t>(stride);
-    last = arena.take<std::int32_t>(stride);
-    query_positions = arena.take<std::int32_t>(stride);
-    slopes = arena.take<float>(stride);
-    positions = arena.take<std::int32_t>(tile_keys);
-    value = arena.take<float>(padded);
-  }
-};
-
 /// One strip of query rows of one KV head.
 struct attend_job {
   const attention_args* args;
@@ -86,29 +58,86 @@ SKIM_INLINE std::int32_t clamp_position(std::int64_t position) {
   return static_cast<std::int32_t>(position > most ? most : position < -most ? -most : position);
 }
 
+/// Which positions each row sees, its own, and its slope.
+struct row_sight {
+  std::int32_t *first = nullptr, *last = nullptr, *positions = nullptr;
+  float* slopes = nullptr;
+
+  row_sight() = default;
+  row_sight(arena& arena, std::int64_t stride)
+      : first(arena.take<std::int32_t>(stride)),
+        last(arena.take<std::int32_t>(stride)),
+        positions(arena.take<std::int32_t>(stride)),
+        slopes(arena.take<float>(stride)) {}
+
+  /// Of row r; one there is not sees nothing.
+  SKIM_INLINE void set(const attend_job& job, std::int64_t r) const {
+    const attention_args& args = *job.args;
+    slopes[r] = 0;
+    positions[r] = 0;
+    first[r] = largest_index;
+    last[r] = -largest_index;
+    if (r >= job.rows) return;
+    const std::int64_t position = job.sequence.kv.position(job.head, job.past() + job.token(r));
+    first[r] = clamp_position(position - args.mask.left);
+    last[r] = clamp_position(position + args.mask.right);
+    positions[r] = static_cast<std::int32_t>(position);
+    if (args.alibi_slopes) slopes[r] = args.alibi_slopes[job.query_head(r)] * static_cast<float>(log2_e);
+  }
+
+  /// The rows as tiles meet them. `bias` lives as long as they do.
+  template <class Step>
+  SKIM_INLINE row_block<Step> rows(const attend_job& job, const row_bias& bias) const {
+    row_block<Step> rows{};
+    rows.first = first;
+    rows.last = last;
+    rows.stride = job.stride;
+    rows.slopes = job.args->alibi_slopes ? slopes : nullptr;
+    rows.positions = positions;
+    rows.bias = has_bias(*job.args) ? &bias : nullptr;
+    return rows;
+  }
+};
+
+/// Scratch of one worker.
+template <class Math>
+struct attend_scratch {
+  using step = typename Math::step;
+  step *qt, *k, *v, *weights;
+  float *scores, *rows;     // rows: a vector of output rows in f32, or one query
+  row_sight sight;          // [stride] each
+  std::int32_t* positions;  // [64]: of a tile's keys
+  float* value;             // one V row in f32
+
+  attend_scratch(arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t stride) {
+    constexpr std::int64_t width = row_vectors * simd::lanes;
+    const std::int64_t steps = (D + Math::values - 1) / Math::values, padded = round_up(Dv, padded_to);
+    qt = arena.take<step>(steps * stride);
+    k = arena.take<step>(tile_keys * steps);
+    v = arena.take<step>(tile_keys * padded);
+    weights = arena.take<step>(tile_keys * width);
+    scores = arena.take<float>(tile_keys * width);
+    rows = arena.take<float>(greater(D, simd::lanes * padded));
+    sight = row_sight(arena, stride);
+    positions = arena.take<std::int32_t>(tile_keys);
+    value = arena.take<float>(padded);
+  }
+};
+
 /// Packs the strip's queries and sets their bounds; lanes beyond the last row hold zeros and see nothing.
 template <class Math>
 SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>& scratch, float scale) {
   const attention_args& args = *job.args;
-  const kv_view& kv = job.sequence.kv;
   const std::int64_t D = args.q.extents[2], steps = (D + Math::values - 1) / Math::values;
   for (std::int64_t r = 0; r < job.stride; ++r) {
     typename Math::step* const packed = scratch.k + r % simd::lanes * steps;  // there are no keys yet
-    scratch.slopes[r] = 0;
-    scratch.query_positions[r] = 0;
+    scratch.sight.set(job, r);
     if (r < job.rows) {
-      const std::int64_t t = job.token(r), h = job.query_head(r), position = kv.position(job.head, job.past() + t);
-      widen({args.q.at(job.sequence.first_row + t, h), args.q.type}, D, scratch.rows);
+      widen({args.q.at(job.sequence.first_row + job.token(r), job.query_head(r)), args.q.type}, D, scratch.rows);
       scale_row(scale, D, scratch.rows);
       Math::round_row(scratch.rows, D, packed);
-      scratch.first[r] = clamp_position(position - args.mask.left);
-      scratch.last[r] = clamp_position(position + args.mask.right);
-      scratch.query_positions[r] = static_cast<std::int32_t>(position);
-      if (args.alibi_slopes) scratch.slopes[r] = args.alibi_slopes[h] * static_cast<float>(log2_e);
     } else {
       for (std::int64_t i = 0; i < steps; ++i) packed[i] = 0;
-      scratch.first[r] = largest_index;
-      scratch.last[r] = -largest_index;
     }
     if ((r + 1) % simd::lanes != 0) continue;
     const std::int64_t first = r + 1 - simd::lanes;
@@ -121,14 +150,8 @@ SKIM_INLINE void load_queries(const attend_job& job, const attend_scratch<Math>&
 template <class Math>
 SKIM_INLINE row_block<typename Math::step> rows_of(const attend_job& job, const attend_scratch<Math>& scratch,
                                                    const row_bias& bias) {
-  row_block<typename Math::step> rows{};
+  row_block<typename Math::step> rows = scratch.sight.template rows<typename Math::step>(job, bias);
   rows.qt = scratch.qt;
-  rows.first = scratch.first;
-  rows.last = scratch.last;
-  rows.stride = job.stride;
-  rows.slopes = job.args->alibi_slopes ? scratch.slopes : nullptr;
-  rows.positions = scratch.query_positions;
-  rows.bias = has_bias(*job.args) ? &bias : nullptr;
   return rows;
 }
 
@@ -182,20 +205,6 @@ SKIM_INLINE void find_tile(const attend_job& job, std::int64_t begin, std::int64
     tile.range.begin = smaller(tile.range.begin, position);
     tile.range.end = greater(tile.range.end, position + 1);
   }
-}
-
-SKIM_INLINE bool is_finite(float x) {
-  return std::fabs(x) <= (std::numeric_limits<float>::max)();
-}
-
-SKIM_INLINE bool all_finite(const float* row, std::int64_t n) {
-  const simd::floats zero(0.0f);
-  simd::floats spoilt = zero;
-  std::int64_t d = 0;
-  for (; d + simd::lanes <= n; d += simd::lanes) spoilt = simd::fma(simd::load(row + d), zero, spoilt);
-  bool finite = xsimd::all(spoilt == zero);
-  for (; d < n; ++d) finite &= is_finite(row[d]);
-  return finite;
 }
 
 /// Zeroes the infinities and NaNs of V row `key` in the tile; true if there were any.

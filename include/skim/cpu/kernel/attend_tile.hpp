@@ -103,6 +103,32 @@ SKIM_NOINLINE void add_bias(const row_block<Step>& rows, std::int64_t row, const
   }
 }
 
+/// From scores [keys, Vectors * lanes] = scale * q.k to logits: soft cap, slopes, bias; masked entries -inf.
+template <int Vectors, class Step>
+SKIM_INLINE void finish_scores(const row_block<Step>& rows, std::int64_t row, const key_tile<Step>& tile,
+                               const logit_rule& rule, bool masked, float* SKIM_RESTRICT scores) {
+  constexpr std::int64_t width = Vectors * simd::lanes;
+  if (rule.soft_cap > 0) {
+    for (std::int64_t i = 0; i < tile.keys * width; i += simd::lanes) {
+      simd::store(scores + i, simd::soft_cap(simd::load(scores + i), simd::floats(rule.soft_cap),
+                                             simd::floats(rule.soft_cap_input)));
+    }
+  }
+  if (rows.slopes) add_slopes(rows, row, tile, width, scores);
+  if (rows.bias) add_bias(rows, row, tile, width, scores);
+  if (!masked) return;
+  for (std::int64_t v = 0; v < Vectors; ++v) {
+    const simd::ints first = simd::load(rows.first + row + v * simd::lanes);
+    const simd::ints last = simd::load(rows.last + row + v * simd::lanes);
+    for (std::int64_t key = 0; key < tile.keys; ++key) {
+      float* at = scores + key * width + v * simd::lanes;
+      const simd::ints position(tile.positions[key]);
+      const simd::float_mask seen = simd::as_float_mask((first <= position) & (position <= last));
+      simd::store(at, xsimd::select(seen, simd::load(at), simd::floats(minus_infinity)));
+    }
+  }
+}
+
 /// scores [keys, Vectors * lanes] = logits of a block of rows, base 2; masked entries -inf.
 template <class Math, int Vectors>
 SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int64_t row,
@@ -123,25 +149,7 @@ SKIM_INLINE void score_tile(const row_block<typename Math::step>& rows, std::int
       });
     });
   }
-  if (rule.soft_cap > 0) {
-    for (std::int64_t i = 0; i < tile.keys * width; i += simd::lanes) {
-      simd::store(scores + i, simd::soft_cap(simd::load(scores + i), simd::floats(rule.soft_cap),
-                                             simd::floats(rule.soft_cap_input)));
-    }
-  }
-  if (rows.slopes) add_slopes(rows, row, tile, width, scores);
-  if (rows.bias) add_bias(rows, row, tile, width, scores);
-  if (!masked) return;
-  for (std::int64_t v = 0; v < Vectors; ++v) {
-    const simd::ints first = simd::load(rows.first + row + v * simd::lanes);
-    const simd::ints last = simd::load(rows.last + row + v * simd::lanes);
-    for (std::int64_t key = 0; key < tile.keys; ++key) {
-      float* at = scores + key * width + v * simd::lanes;
-      const simd::ints position(tile.positions[key]);
-      const simd::float_mask seen = simd::as_float_mask((first <= position) & (position <= last));
-      simd::store(at, xsimd::select(seen, simd::load(at), simd::floats(minus_infinity)));
-    }
-  }
+  finish_scores<Vectors>(rows, row, tile, rule, masked, scores);
 }
 
 /// Replaces the scores by weights 2^(score - maximum), packed as steps, and updates the rows' maximum and denominator.

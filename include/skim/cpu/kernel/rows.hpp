@@ -172,6 +172,20 @@ SKIM_INLINE void add_scaled(const stored_row& row, float factor, float* target, 
   with_row(row, [&](auto values) SKIM_LAMBDA_INLINE { add_scaled_of(values, factor * row.scale, target, n); });
 }
 
+SKIM_INLINE bool is_finite(float x) {
+  return std::fabs(x) <= (std::numeric_limits<float>::max)();
+}
+
+SKIM_INLINE bool all_finite(const float* row, std::int64_t n) {
+  const simd::floats zero(0.0f);
+  simd::floats spoilt = zero;
+  std::int64_t d = 0;
+  for (; d + simd::lanes <= n; d += simd::lanes) spoilt = simd::fma(simd::load(row + d), zero, spoilt);
+  bool finite = xsimd::all(spoilt == zero);
+  for (; d < n; ++d) finite &= is_finite(row[d]);
+  return finite;
+}
+
 /// 1 / |k| for a sum of squares; 0 for a zero key, infinity where |k| is below 2^-128. Where f32 squares overflow or lose
 /// digits, sums again in f64.
 SKIM_INLINE float inverse_norm(float squares, const stored_row& row, std::int64_t n) {
