@@ -8,11 +8,12 @@ namespace skim { inline namespace v0_2 { namespace cpu { inline namespace SKIM_C
 
 /// Attention of a chunk to the past keys that somebody's lists name, and to its own. It does not know who chose them.
 ///
-/// Storage f32, f16 or bf16; logits, softmax and output accumulate in f32. With `widen_fma` an output differs from exact
-/// arithmetic on the stored values by at most (expm1(2 delta) + 2^-24 (32 + n / 16)) sum_j p_j |v_j|, where
-/// delta = 2^-24 (D + 8) A, A is the row's largest `scale * sum_d |q_d k_d|` and n its number of keys; biases, slopes and
-/// sinks add to it (testing/attention_truth.hpp, which has the bounds of `dot_pairs` too), as does 2^-125 sum_j |v_j|, since
-/// weights below 2^-126 of the largest count as 0, and 16-bit outputs their rounding.
+/// Storage f32, f16, bf16, q8_0 or int8, of K and V apart; logits, softmax and output accumulate in f32. With `widen_fma`
+/// an output differs from exact arithmetic on the stored values by at most
+/// (expm1(2 delta) + 2^-24 (32 + n / 16)) sum_j p_j |v_j|, where delta = 2^-24 (D + 8) A, A is the row's largest
+/// `scale * sum_d |q_d k_d|` and n its number of keys; biases, slopes and sinks add to it (testing/attention_truth.hpp,
+/// which has the bounds of `dot_pairs` too), as does 2^-125 sum_j |v_j|, since weights below 2^-126 of the largest count
+/// as 0, and 16-bit outputs their rounding.
 /// On standard normal data the NMSE of 64 outputs or more is below 1e-10.
 ///
 /// Nothing here allocates, throws or starts a thread. `out` and `lse` must not overlap the inputs or each other. With

@@ -120,7 +120,7 @@ SKIM_NOINLINE void score_few(const float* SKIM_RESTRICT q, std::int64_t D, const
   constexpr std::int64_t steps = step_bytes < 64 ? 64 / step_bytes : 1;  // that a line takes
   const std::int64_t length = round_up(D, simd::lanes);
   for (std::int64_t key = 0; key < stored.keys; key += together) {
-    decltype(row_at<Type>(nullptr)) keys[together];
+    decltype(row_at<Type>(nullptr)) keys[static_cast<std::size_t>(together)];
     simd::unroll<together>(
         [&](auto i) SKIM_LAMBDA_INLINE { keys[i] = row_at<Type>(stored.k[smaller(key + i, stored.keys - 1)].data); });
     simd::vectors<Rows * together> sums;
@@ -221,7 +221,7 @@ SKIM_NOINLINE void accumulate_few(const stored_tile& stored, std::int64_t Dv, co
   for (std::int64_t at = 0; at < length; at += width) {
     const std::int64_t fetched = at / width * run_bytes;
     const std::int64_t begin = smaller(at, Dv - width);
-    simd::vectors<vectors> sums[Rows];
+    simd::vectors<vectors> sums[static_cast<std::size_t>(Rows)];
     simd::unroll<Rows>([&](auto r) SKIM_LAMBDA_INLINE {
       simd::unroll<vectors>([&](auto j) SKIM_LAMBDA_INLINE {
         sums[r][j] = simd::load(out + r * length + at + j * simd::lanes) * simd::floats(shrink[r]);

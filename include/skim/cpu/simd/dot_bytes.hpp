@@ -39,18 +39,18 @@ struct dot_bytes {
   static SKIM_INLINE void pack_lane(const float* row, std::int64_t n, step* target, std::int64_t stride) {
     const std::int64_t blocks = blocks_of(n);
     for (std::int64_t block = 0; block < blocks; ++block) {
-      float values[block_values] = {};
+      float numbers[block_values] = {};
       std::int8_t integers[block_values];
       const std::int64_t begin = block * block_values, count = n - begin < block_values ? n - begin : block_values;
-      std::memcpy(values, row + begin, static_cast<std::size_t>(count) * sizeof(float));
+      std::memcpy(numbers, row + begin, static_cast<std::size_t>(count) * sizeof(float));
       floats largest(0.0f), total(0.0f);
       for (std::int64_t i = 0; i < block_values; i += lanes) {
-        largest = larger(xsimd::abs(load(static_cast<const float*>(values) + i)), largest);
+        largest = larger(xsimd::abs(load(static_cast<const float*>(numbers) + i)), largest);
       }
       const float scale = skim::detail::scale_of_query_block(max_lane(largest)), factor = scale > 0 ? 1 / scale : 0.0f;
       for (std::int64_t i = 0; i < block_values; i += lanes) {
         const floats number =
-            xsimd::to_float(round_to_ints(load(static_cast<const float*>(values) + i) * floats(factor)));
+            xsimd::to_float(round_to_ints(load(static_cast<const float*>(numbers) + i) * floats(factor)));
         store(static_cast<std::int8_t*>(integers) + i, number);
         total = total + number;
       }
