@@ -4,7 +4,9 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/random_tokens.cuh>
 #include <skim/cuda/evictor/snapkv.cuh>
+#include <skim/selector/sink_window.hpp>
 
 #include "refusal.hpp"
 #include "support/eviction_small.hpp"

@@ -5,6 +5,7 @@
 #include <skim/cuda/arch/choose_in_cluster.cuh>
 #include <skim/cuda/kernel/compact.cuh>
 #include <skim/cuda/kernel/pool_scores.cuh>
+#include <skim/cuda/kernel/score_alike.cuh>
 #include <skim/cuda/kernel/smooth_tokens.cuh>
 #include <skim/cuda/score_kernel.cuh>
 
@@ -112,13 +113,15 @@ struct eviction {
   }
 
  private:
-  using kernel = score_kernel<Evictor>;
+  using kernel = std::conditional_t<scores_alike<Evictor>, detail::alike_kernel<Evictor>, score_kernel<Evictor>>;
 
-  /// The workspace: scores of a `run`, mean scores of all heads, order of positions and scores before smoothing, the rest.
+  /// The workspace: scores of a `run`, mean scores of all heads, order of positions and scores before smoothing, what blocks
+  /// that move rows in order say, the rest.
   struct scratch_memory {
     float *scores, *pooled;
     std::int64_t stride;
     detail::token_order order;
+    detail::moving_order moving;
     memory rest;
     std::size_t bytes;
   };
@@ -129,6 +132,9 @@ struct eviction {
     own.scores = arena.take<float>(args.kv.heads * own.stride);
     own.pooled = arena.take<float>(args.share_heads ? own.stride : 0);
     own.order = detail::token_order(arena, args.kv.heads, smooth_of(evictor) > 1 ? own.stride : 0);
+    own.moving.turn =
+        arena.take<std::uint32_t>(args.how == compaction::stable ? detail::moving_order::items(args) + 1 : 0);
+    own.moving.read = own.moving.turn + 1;
     const std::size_t of_kernel = kernel::workspace_bytes(evictor, args);
     own.rest = {static_cast<char*>(workspace) + arena.used(), of_kernel};
     own.bytes = arena.used() + of_kernel;
@@ -159,7 +165,7 @@ struct eviction {
     rows.columns = static_cast<int>(args.kv.tokens);
     rows.by_four = reinterpret_cast<std::uintptr_t>(scores.data) % 16 == 0 && scores.strides[0] % 4 == 0 &&
                    args.kv.tokens % 4 == 0;
-    rows.later = prefers_later<Evictor>;
+    rows.later = prefers_later<Evictor> || scores_alike<Evictor>;
     if (detail::choose_by_clusters(rows, args.kv.tokens, list_rows(args), launch)) return;
     detail::choose_by_blocks(rows, list_rows(args), launch);
   }
@@ -167,8 +173,8 @@ struct eviction {
   void follow(const eviction_args& args, const index_lists& lists, memory state, const scratch_memory& own,
               detail::launcher& launch) const {
     detail::eviction_call call = detail::call_of(args, kept(args));
-    kernel::compact(evictor, args, call, lists, state, own.rest, launch);
-    detail::compact_cache(call, lists, launch);
+    const auto leaving = kernel::leaving(evictor, args, call, state);
+    detail::compact_cache(call, lists, leaving, own.moving, launch);
   }
 
   launch_report check_given(const eviction_args& args, pointers given) const {

@@ -57,37 +57,39 @@ inline eviction_call call_of(const eviction_args& args, const retention& keep) {
   return call;
 }
 
-/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 32 places at a time:
+/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 128 places at a time:
 /// each load waits for the one before.
 template <class Holds>
 SKIM_DEVICE int first_that(int low, int high, const Holds& holds) {
+  constexpr int each = 4;
   const int lane = threadIdx.x % 32;
   while (low < high) {
-    const int step = (high - low + 31) / 32, begin = low + lane * step, last = min(begin + step, high) - 1;
-    const unsigned held = __ballot_sync(all_lanes, begin >= high || holds(last));
-    if (held == 0) return high;
-    const int lane_of_first = __ffs(static_cast<int>(held)) - 1;
-    low += lane_of_first * step;
+    const int step = (high - low + 32 * each - 1) / (32 * each);
+    int before = 0;  // steps that end before it
+#pragma unroll
+    for (int i = 0; i < each; ++i) before += holds(min(low + (lane * each + i + 1) * step, high) - 1) ? 0 : 1;
+    low += __reduce_add_sync(all_lanes, before) * step;
     if (low >= high) return high;
     high = min(low + step, high) - 1;
   }
   return low;
 }
 
-/// Slots that stay, ascending. Members are for warps.
+/// Slots that stay, ascending, of `length` that a head has. Members are for warps.
 struct kept_slots {
   const std::int32_t* list;
-  int count;
+  int count, evicted;
 
-  SKIM_DEVICE kept_slots(const index_lists& lists, int row) : list(lists.row(row)), count(lists.counts[row]) {}
+  SKIM_DEVICE kept_slots(const index_lists& lists, int row, int length)
+      : list(lists.row(row)), count(lists.counts[row]), evicted(length - count) {}
 
-  /// How many of the listed slots lie before `slot`.
+  /// How many of the listed slots lie before `slot`, which is one of the head's or follows them.
   SKIM_DEVICE int below(int slot) const {
-    return first_that(0, count, [&](int i) { return list[i] >= slot; });
+    return first_that(max(slot - evicted, 0), min(slot, count), [&](int i) { return list[i] >= slot; });
   }
-  /// The i-th slot that is not listed, of all from 0 on; `of`: if it lies before entry `of`, which saves looking further.
-  SKIM_DEVICE int missing(int i, int of) const {
-    return i + first_that(0, of, [&](int j) { return list[j] - j > i; });
+  /// The i-th slot that is not listed, of all from 0 on.
+  SKIM_DEVICE int missing(int i) const {
+    return i + first_that(0, count, [&](int j) { return list[j] - j > i; });
   }
 };
 
