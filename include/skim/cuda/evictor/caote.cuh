@@ -12,9 +12,12 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
 struct value_sums {
-  static constexpr int threads = 256, rows = 256;  // rows that a block adds up
+  static constexpr int threads = 256;
   static constexpr int columns = 32, groups = 32;  // of a block that adds up these sums: numbers, and sums at a time
   static constexpr int tokens = 1024;              // whose weights a block adds up
+
+  /// Rows that a block adds up.
+  SKIM_HD SKIM_INLINE static int rows(int tokens, int heads) { return streaming::slots(tokens, heads, 128); }
 };
 
 struct caote_call {
@@ -41,11 +44,12 @@ struct caote_call {
     const float apart = x * scale - center;
     squares[0] += apart * apart;
   }
-  SKIM_DEVICE bool usual(int, int, float, const float (&squares)[1]) const {
+  SKIM_DEVICE float known(int head, int slot) const { return score(head, slot); }  // the weight
+  SKIM_DEVICE bool usual(float, float, const float (&squares)[1]) const {
     return squares[0] > 1e-30f && squares[0] < 1e38f;
   }
-  SKIM_DEVICE void put(int head, int slot, float, const float (&squares)[1]) const {
-    put_distance(head, slot, sqrtf(squares[0]));
+  SKIM_DEVICE void put(int head, int slot, float weight, float, const float (&squares)[1]) const {
+    put_distance(head, slot, weight, sqrtf(squares[0]));
   }
   SKIM_DEVICE void put_unusual(int head, int slot) const {
     const char* const row = call.kv.row(call.kv.v, head, slot);
@@ -57,15 +61,16 @@ struct caote_call {
     }
     const double length = sqrt(sum_of_warp(squares));
     if (threadIdx.x % 32 == 0) {
-      put_distance(head, slot, static_cast<float>(length > most && isfinite(length) ? most : length));
+      put_distance(head, slot, score(head, slot),
+                   static_cast<float>(length > most && isfinite(length) ? most : length));
     }
   }
 
  private:
   /// A score beyond f32 is the largest number: infinite are those of tokens that stay, and of values with an infinity.
-  SKIM_DEVICE void put_distance(int head, int slot, float apart) const {
+  SKIM_DEVICE void put_distance(int head, int slot, float weight, float apart) const {
     constexpr float most = 3.402823466e38f, least_remainder = 1e-6f;
-    const float weight = score(head, slot), found = weight / fmaxf(1 - weight, least_remainder) * apart;
+    const float found = weight / fmaxf(1 - weight, least_remainder) * apart;
     score(head, slot) = weight == protected_weight ? -minus_infinity() : found > most && apart <= most ? most : found;
   }
 };
@@ -133,8 +138,8 @@ __global__ void __launch_bounds__(value_sums::threads, 3) sum_values(const caote
   start_in_chain();
   const cache_rows& kv = own.call.kv;
   const int head = static_cast<int>(blockIdx.x) % own.call.heads, piece = static_cast<int>(blockIdx.x) / own.call.heads;
-  const int n = kv.length(head), first = piece * value_sums::rows, rows = min(value_sums::rows, n - first),
-            D = kv.v.dim;
+  const int n = kv.length(head), D = kv.v.dim, most = value_sums::rows(kv.tokens, own.call.heads);
+  const int first = piece * most, rows = min(most, n - first);
   const int lane = threadIdx.x % Lanes, group = static_cast<int>(threadIdx.x) / Lanes;
   const unsigned of_group = (~0u >> (32 - Lanes)) << (threadIdx.x % 32 / Lanes * Lanes);
   const float share = 1 / static_cast<float>(max(n, 1));
@@ -257,7 +262,8 @@ struct caote_kernel {
     own.order = token_order(arena, args.kv.heads, args.kv.tokens);
     own.weight_pieces = static_cast<int>(detail::pieces(args.kv.tokens, value_sums::tokens));
     own.totals = arena.take<double2>(args.kv.heads * own.weight_pieces);
-    own.pieces = static_cast<int>(detail::pieces(args.kv.tokens, value_sums::rows));
+    const std::int64_t rows = value_sums::rows(static_cast<int>(args.kv.tokens), static_cast<int>(args.kv.heads));
+    own.pieces = static_cast<int>(detail::pieces(args.kv.tokens, greater(rows, 1)));
     own.centers = arena.take<float>(args.kv.heads * padded(args.kv.v.dim));
     own.partial = arena.take<float>(args.kv.heads * own.pieces * args.kv.v.dim);
     return own;

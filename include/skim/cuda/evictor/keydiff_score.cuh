@@ -22,21 +22,23 @@ struct keydiff_call {
 
   SKIM_DEVICE float* anchor(int head) const { return anchors + head * padded(call.kv.k.dim); }
   SKIM_DEVICE float& score(int head, int slot) const { return scores[head * score_stride + slot]; }
-  SKIM_DEVICE float inverse_length(int head, int slot, float squares) const {
-    if (call.inverse_norms) return *call.norm(head, slot);
-    return squares == 0 ? 0 : 1 / sqrtf(squares);
-  }
   /// What makes a key a unit key. By a warp.
   SKIM_DEVICE unit_factors unit_of(int head, int slot) const {
     const cache_rows& kv = call.kv;
     const char* const row = kv.row(kv.k, head, slot);
     const float scale = kv.scale(kv.k, head, slot);
-    float squares = 0;
-    for (int d = threadIdx.x % 32; d < kv.k.dim && !call.inverse_norms; d += 32) {
-      const float x = load(row, kv.k.type, d) * scale;
-      squares += x * x;
+    unit_factors unit{0, 0};
+    if (call.inverse_norms) {
+      unit.inverse = *call.norm(head, slot);
+    } else {
+      float squares = 0;
+      for (int d = threadIdx.x % 32; d < kv.k.dim; d += 32) {
+        const float x = load(row, kv.k.type, d) * scale;
+        squares += x * x;
+      }
+      squares = sum_of_warp(squares);
+      if (squares != 0) unit.inverse = 1 / sqrtf(squares);
     }
-    unit_factors unit{0, inverse_length(head, slot, sum_of_warp(squares))};
     if (!is_usable(unit.inverse)) unit = scale_to_one(kv, kv.k, head, slot);
     return unit;
   }
@@ -71,15 +73,21 @@ struct keydiff_scores : keydiff_call {
     to[0] += x * of_anchor;
     if constexpr (!Norms) to[1] += x * x;
   }
-  SKIM_DEVICE float inverse(int head, int slot, float scale, const float (&found)[sums]) const {
+  /// A stored norm.
+  SKIM_DEVICE float known(int head, int slot) const {
     if constexpr (Norms) return *call.norm(head, slot);
-    return inverse_length(head, slot, found[sums - 1] * scale * scale);
+    return 0;
   }
-  SKIM_DEVICE bool usual(int head, int slot, float scale, const float (&found)[sums]) const {
-    return is_usable(inverse(head, slot, scale, found));
+  SKIM_DEVICE float inverse(float known, float scale, const float (&found)[sums]) const {
+    if constexpr (Norms) return known;
+    const float squares = found[sums - 1] * scale * scale;
+    return squares == 0 ? 0 : 1 / sqrtf(squares);
   }
-  SKIM_DEVICE void put(int head, int slot, float scale, const float (&found)[sums]) const {
-    score(head, slot) = found[0] * scale * inverse(head, slot, scale, found);
+  SKIM_DEVICE bool usual(float known, float scale, const float (&found)[sums]) const {
+    return is_usable(inverse(known, scale, found));
+  }
+  SKIM_DEVICE void put(int head, int slot, float known, float scale, const float (&found)[sums]) const {
+    score(head, slot) = found[0] * scale * inverse(known, scale, found);
   }
   SKIM_DEVICE void put_unusual(int head, int slot) const { put_unusual(head, slot, anchor(head)); }
   SKIM_DEVICE void put_unusual(int head, int slot, const float* of_anchor) const {
@@ -98,12 +106,12 @@ struct keydiff_scores : keydiff_call {
 /// product with the anchor's parts, and where norms are not stored, of keys with themselves, whose diagonal are the squares.
 struct tensor_keydiff {
   static constexpr int threads = 128, warps = threads / 32, keys = 16;  // of a warp at a time
-  static constexpr int warps_at_once = 2048;  // as many as an H200 holds have all keys: each finds its head's anchor
+  static constexpr int warps_at_once = 2112;  // as many as an H200 holds have all keys: each finds its head's anchor
 
-  /// Of a warp: whole tiles.
-  SKIM_HD SKIM_INLINE static int slots(int tokens, int heads) {
-    const int of_head = (warps_at_once + heads - 1) / heads, tiles = (tokens + keys - 1) / keys;
-    return (tiles + of_head - 1) / of_head * keys;
+  /// Of a head.
+  SKIM_HD SKIM_INLINE static int warps_of(int tokens, int heads) {
+    const int most = (warps_at_once + heads - 1) / heads, tiles = (tokens + keys - 1) / keys;
+    return tiles < most ? tiles : most;
   }
 };
 
@@ -118,8 +126,9 @@ struct key_pair {
                                  addresses.row(min(first + 8 + group, n - 1))};
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
-      load_piece(low[c], rows[0] + 64 * c);
-      load_piece(high[c], rows[1] + 64 * c);
+      const uint4 lower = load_once_of_many(rows[0] + 64 * c), upper = load_once_of_many(rows[1] + 64 * c);
+      low[c] = {{lower.x, lower.y, lower.z, lower.w}};
+      high[c] = {{upper.x, upper.y, upper.z, upper.w}};
     }
   }
 };
@@ -137,8 +146,10 @@ __global__ void __launch_bounds__(tensor_keydiff::threads, D <= 128 ? 4 : 3)
   // Warps that follow each other have heads that do: their rows often lie side by side.
   const int lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4, warp = static_cast<int>(threadIdx.x) / 32;
   const int work = static_cast<int>(blockIdx.x) * tile::warps + warp, head = work % own.call.heads, n = kv.length(head);
-  const int slots = tile::slots(kv.tokens, own.call.heads), first = work / own.call.heads * slots;
-  const int end = min(first + slots, n);
+  const int pieces = tile::warps_of(kv.tokens, own.call.heads), piece = work / own.call.heads;
+  const std::int64_t tiles = (kv.tokens + tile::keys - 1) / tile::keys;
+  const int first = static_cast<int>(tiles * piece / pieces) * tile::keys;
+  const int end = min(static_cast<int>(tiles * (piece + 1) / pieces) * tile::keys, piece < pieces ? n : 0);
   const row_addresses addresses(kv, kv.k, head, 16 * quarter);
   let_next_kernel_start();
   key_pair<D> keys, next;
@@ -169,6 +180,8 @@ __global__ void __launch_bounds__(tensor_keydiff::threads, D <= 128 ? 4 : 3)
   constexpr float step = 1 / part_step(type);
 #pragma unroll 1
   for (int begin = first; begin < end; begin += tile::keys) {
+    const int slot = begin + (quarter == 0 ? group : 8 + group);
+    const float known = own.known(head, min(slot, n - 1));
     float products[4] = {}, low_squares[4] = {}, high_squares[4] = {};
 #pragma unroll
     for (int c = 0; c < chunks; ++c) {
@@ -196,9 +209,8 @@ __global__ void __launch_bounds__(tensor_keydiff::threads, D <= 128 ? 4 : 3)
       const float low_other = __shfl_sync(all_lanes, odd ? high_squares[3] : high_squares[2], 4 * group + group / 2);
       found[1] = quarter == 0 ? low_own : low_other;
     }
-    const int slot = begin + (quarter == 0 ? group : 8 + group);
-    const bool mine = quarter < 2 && slot < n, usual = !mine || own.usual(head, slot, 1, found);
-    if (mine && usual) own.put(head, slot, 1, found);
+    const bool mine = quarter < 2 && slot < n, usual = !mine || own.usual(known, 1, found);
+    if (mine && usual) own.put(head, slot, known, 1, found);
     for (unsigned left = __ballot_sync(all_lanes, !usual); left != 0; left &= left - 1) {
       own.put_unusual(head, __shfl_sync(all_lanes, slot, __ffs(static_cast<int>(left)) - 1), exact);
     }
@@ -215,7 +227,7 @@ template <class T, int D, bool Norms>
 void score_together(const keydiff_scores<Norms>& scoring, launcher& launch) {
   const eviction_call& call = scoring.call;
   if (call.kv.tokens == 0) return;
-  const std::int64_t work = pieces(call.kv.tokens, tensor_keydiff::slots(call.kv.tokens, call.heads)) * call.heads;
+  const std::int64_t work = std::int64_t{tensor_keydiff::warps_of(call.kv.tokens, call.heads)} * call.heads;
   launch(&score_keys_by_tensor_cores<T, D, Norms>, pieces(work, tensor_keydiff::warps), 1, tensor_keydiff::threads, 0,
          scoring);
 }

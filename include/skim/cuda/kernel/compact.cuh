@@ -229,7 +229,8 @@ void compact_cache(const eviction_call& call, const index_lists& lists, const Le
                    const moving_order& order, launcher& launch) {
   using own = compacting;
   if (call.kv.tokens == 0) return;
-  const std::int64_t blocks = smaller(own::refill_blocks, pieces(call.kv.tokens, own::warps));
+  const std::int64_t leaving_at_most = call.budgets ? call.kv.tokens : greater(call.kv.tokens - call.keep.count, 1);
+  const std::int64_t blocks = smaller(own::refill_blocks, pieces(leaving_at_most, own::warps));
   if (call.refill) {
     return launch(&refill_slots<own::threads, Leaving>, blocks, call.heads, own::threads, 0, call, lists, leaving);
   }

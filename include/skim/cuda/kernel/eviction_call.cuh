@@ -133,14 +133,21 @@ struct token_rows {
 #pragma unroll
       for (int i = 0; i < slots::wide; ++i) ranks[part + i] = __float_as_uint(scores[i]);
     }
+    if (!has_ends) {
+#pragma unroll
+      for (int i = 0; i < Each; ++i) {
+        const int slot = slots::at(first, i);
+        ranks[i] = slot >= row.begin && slot < row.end ? rank_bits(__uint_as_float(ranks[i])) : 0;
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
       if (i % slots::wide == 0) asm volatile("" ::: "memory");  // but of positions few: there are no registers for them
       const int slot = slots::at(first, i);
       const bool exists = slot >= row.begin && slot < row.end;
       const float score = __uint_as_float(ranks[i]);
-      const unsigned rank = has_ends && exists ? rank_of(score, position(list, slot), ages) : rank_bits(score);
-      ranks[i] = exists ? rank : 0;
+      ranks[i] = exists ? rank_of(score, position(list, slot), ages) : 0;
     }
   }
 };

@@ -52,8 +52,8 @@ struct pieces_of_rows {
 };
 
 /// For each row of `op.rows_of()`: sums of `op.add(sums, x, scale, other)` over its numbers and those of `op.other(head)` [D],
-/// then, where `op.usual(head, slot, scale, sums)` says so, `op.put(head, slot, scale, sums)`; other rows the warp takes
-/// together, by `op.put_unusual(head, slot)`. Groups of `Lanes` lanes share a row, and the first numbers of their next rows are on
+/// then, where `op.usual(known, scale, sums)` says so, `op.put(head, slot, known, scale, sums)`, `known` being what
+/// `op.known(head, slot)` has loaded; other rows the warp takes together, by `op.put_unusual(head, slot)`. Groups of `Lanes` lanes share a row, and the first numbers of their next rows are on
 /// their way while these are added up. Blocks of one piece of slots follow each other, so that rows of all heads, which often lie
 /// side by side, are read together.
 template <class T, bool Wide, int Lanes, class Op>
@@ -80,10 +80,14 @@ __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op
   pieces_of_rows<piece_type> next = first_pieces(own_first);
   for (int begin = first; begin < end; begin += groups * rows) {
     const int own = begin + static_cast<int>(threadIdx.x) / Lanes;
-    float sums[rows][Op::sums] = {}, scales[rows];
+    float sums[rows][Op::sums] = {}, scales[rows], known[rows];
     unsigned unusual = 0;  // bit r: row r
 #pragma unroll
-    for (int r = 0; r < rows; ++r) scales[r] = kv.scale(of, head, min(own + r * groups, n - 1));
+    for (int r = 0; r < rows; ++r) {
+      const int slot = min(own + r * groups, n - 1);
+      scales[r] = kv.scale(of, head, slot);
+      known[r] = op.known(head, slot);
+    }
     pieces_of_rows<piece_type> stored = next;
     if (begin + groups * rows < end) next = first_pieces(own + groups * rows);
 #pragma unroll 1
@@ -121,8 +125,8 @@ __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op
         for (int i = 0; i < Op::sums; ++i) sums[r][i] += __shfl_xor_sync(all_lanes, sums[r][i], step);
       }
       const int slot = own + r * groups;
-      const bool mine = slot < n && lane == 0, usual = !mine || op.usual(head, slot, scales[r], sums[r]);
-      if (mine && usual) op.put(head, slot, scales[r], sums[r]);
+      const bool mine = slot < n && lane == 0, usual = !mine || op.usual(known[r], scales[r], sums[r]);
+      if (mine && usual) op.put(head, slot, known[r], scales[r], sums[r]);
       unusual |= usual ? 0u : 1u << r;
     }
 #pragma unroll 1
