@@ -50,12 +50,6 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
       own[i] = exists ? age_of(rows.position(at, slot), newest) : 0;
     }
   };
-  // So that there are more groups than are taken, or left out.
-  const auto lanes_of = [&](int few) {
-    int lanes = 32;
-    while (lanes > 4 && (row.end - row.begin) / (Each * lanes) <= few) lanes /= 2;
-    return lanes;
-  };
   unsigned ages[2] = {~0u, ~0u};
   if constexpr (Rows::by_position) {
 #pragma unroll 1
@@ -63,8 +57,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
       const int count = newest ? row.newest : row.lowest;
       if (count == 0) continue;
       load_ages(newest != 0, [](int) { return true; });
-      const unsigned age =
-          cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), lanes_of(count), memory, merged).low;
+      const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(count), 0, memory, merged).low;
       (newest ? ages[1] : ages[0]) = age;
       await_cluster<Blocks>();
     }
@@ -73,9 +66,11 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     if (row.newest > 0) ages[1] = age_of(rows.position(at, row.end - row.newest), true);
   }
   rows.load_ranks(at, row, first, ages, own);
-  const int scored = row.count - row.lowest - row.newest;
-  cluster_cut cut = cut_in_cluster<Blocks>(own, static_cast<unsigned>(scored),
-                                           lanes_of(min(scored, row.end - row.begin - row.count)), memory, merged);
+  // Groups of lanes, of which there are to be more than are taken, or left out.
+  const int scored = row.count - row.lowest - row.newest, few = min(scored, row.end - row.begin - row.count);
+  int lanes = 32;
+  while (lanes > 4 && (row.end - row.begin) / (Each * lanes) <= few) lanes /= 2;
+  cluster_cut cut = cut_in_cluster<Blocks>(own, static_cast<unsigned>(scored), lanes, memory, merged);
   // Of several equals the first slots would be taken: where those are not the wanted positions, these are settled first.
   if ((Rows::by_position || rows.row(at).later) && cut.taken < cut.equals) {
     unsigned above = 0;
@@ -83,7 +78,7 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
     for (int i = 0; i < Each; ++i) above |= own[i] > cut.last ? 1u << i : 0;
     load_ages(rows.row(at).later, [&](int i) { return own[i] >= cut.low && own[i] <= cut.last; });
     await_cluster<Blocks>();
-    const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(cut.taken), 32, memory, merged).low;
+    const unsigned age = cut_in_cluster<Blocks>(own, static_cast<unsigned>(cut.taken), 0, memory, merged).low;
 #pragma unroll
     for (int i = 0; i < Each; ++i) own[i] = (above >> i & 1u) != 0 || (own[i] != 0 && own[i] >= age) ? ~0u : 0;
     cut = {~0u - 1, ~0u - 1, 0, 0};

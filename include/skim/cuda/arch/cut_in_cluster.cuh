@@ -75,7 +75,7 @@ struct cluster_ends {
       high = max(high, __shfl_xor_sync(all_lanes, high, step));
     }
     const bool some = high != 0;
-    groups = some && threadIdx.x % lanes == 0 ? 1 : 0;
+    groups = some && lanes > 0 && threadIdx.x % static_cast<unsigned>(max(lanes, 1)) == 0 ? 1 : 0;
     most_low = some ? low : 0;
     least_high = some ? high : ~0u;
     join_warp();
@@ -95,8 +95,8 @@ struct cluster_ends {
 struct cluster_memory {
   using own = cluster_choosing;
   unsigned histograms[2][own::bins], of_warps[own::warps], found[3], totals;
-  unsigned low, last, counted;  // what the cut lies between; ranks up to `last` and beyond it, where some are
-  bool narrow;                  // these lie closer than all ranks
+  unsigned low, last, counted;  // what the cut lies between; ranks up to `last` and beyond it, if some are
+  bool narrow;                  // few ranks lie there
   unsigned listed, list[own::bins],
       begins[own::most_blocks + 1];  // ranks between them; where those of each block begin
   cluster_ends ends;
@@ -110,13 +110,15 @@ struct cluster_cut {
 
 #if SKIM_CUDA_SM90
 
-/// Gathers the cluster's ranks in [low, last] in each of its blocks, zeros behind them. Says how many there are; 0 if those are
-/// too many. A cut among them then needs no other block.
+inline constexpr int gathered_ranks = 4;  // of a thread, at most
+
+/// Gathers the cluster's ranks in [low, last], where `memory` says, in each of its blocks, zeros behind them. Says whether they
+/// are few enough. A cut among them then needs no other block.
 template <int Blocks, int Each, int Most>
-SKIM_DEVICE int gather_ranks(const unsigned (&own)[Each], unsigned low, unsigned last, cluster_memory& memory,
-                             unsigned (&gathered)[Most]) {
+SKIM_DEVICE bool gather_ranks(const unsigned (&own)[Each], cluster_memory& memory, unsigned (&gathered)[Most]) {
   using choosing = cluster_choosing;
   const int thread = threadIdx.x, lane = thread % 32;
+  const unsigned low = memory.low, last = memory.last;
   unsigned mine = 0;
 #pragma unroll
   for (int i = 0; i < Each; ++i) mine += own[i] >= low && own[i] <= last ? 1u : 0u;
@@ -160,65 +162,16 @@ SKIM_DEVICE int gather_ranks(const unsigned (&own)[Each], unsigned low, unsigned
     gathered[i] =
         at < count ? load_from(address_in(shared_address(memory.list + at - memory.begins[block]), block)) : 0;
   }
-  return static_cast<int>(count);
+  return count > 0;
 }
 
-/// Finds the cut below the `wanted` highest of the cluster's ranks, 0 and the highest number aside. Groups of `lanes` should
-/// be more than those taken, or left out.
+/// Finds the cut below the `wanted` highest of the ranks of `Blocks` blocks, where `memory` says.
 template <int Blocks, int Each>
-SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wanted, int lanes, cluster_memory& memory,
-                                       unsigned* merged) {
+SKIM_DEVICE cluster_cut cut_between(const unsigned (&own)[Each], unsigned wanted, cluster_memory& memory,
+                                    unsigned* merged) {
   using choosing = cluster_choosing;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, rank = rank_in_cluster();
-  // The ends of what is to be ranked, which spread it over the bins, and what the cut lies between.
-  cluster_ends ends = cluster_ends::none();
-#pragma unroll
-  for (int i = 0; i < Each; ++i) {
-    if (own[i] == 0 || own[i] == ~0u) continue;
-    ends.low = min(ends.low, own[i]);
-    ends.high = max(ends.high, own[i]);
-    ++ends.ranks;
-  }
-  ends.join_lanes(lanes);
-  cluster_ends* const of_warps = reinterpret_cast<cluster_ends*>(memory.histograms[0]);
-  if (lane == 0) of_warps[warp] = ends;
-  __syncthreads();
-  if (warp == 0) {
-    ends = of_warps[lane];
-    ends.join_warp();
-    if (lane == 0) memory.ends = ends;
-  }
-  await_cluster<Blocks>();
-  if (warp == 0) {
-    ends = cluster_ends::none();
-    if (lane < Blocks) ends.load(address_in(shared_address(&memory.ends), Blocks > 1 ? lane : rank));
-    ends.join_warp();
-    const bool few_leave = ends.ranks - wanted < ends.groups, few_stay = !few_leave && wanted <= ends.groups;
-    if (lane == 0) {
-      memory.low = few_stay ? ends.least_high : ends.low;
-      memory.last = few_leave ? ends.most_low : ends.high;
-      memory.counted = few_leave ? ends.ranks : 0;
-      memory.narrow = few_leave || few_stay;
-      if (Blocks > 1) memory.listed = 0;  // else other blocks may still ask for it
-    }
-  }
-#pragma unroll
-  for (int i = thread; i < choosing::bins; i += choosing::threads)
-    memory.histograms[0][i] = memory.histograms[1][i] = 0;
-  __syncthreads();
-
+  const int thread = threadIdx.x, rank = rank_in_cluster();
   unsigned low = memory.low, last = memory.last;
-  if constexpr (Blocks > 2) {  // two have no registers for it, and wait for each other less
-    if (memory.narrow && wanted > 0) {
-      constexpr int most = 4;
-      unsigned gathered[most];
-      const int count = gather_ranks<Blocks>(own, low, last, memory, gathered);
-      if (count > 0) {
-        if (memory.counted != 0) wanted -= memory.counted - static_cast<unsigned>(count);  // those above are taken
-        return cut_in_cluster<1>(gathered, wanted, 4, memory, merged);
-      }
-    }
-  }
   if (wanted == 0) low = last = ~0u - 1;
   for (int shift = max(0, 32 - __clz(last - low) - choosing::bin_bits), pass = 0; wanted > 0; ++pass) {
     unsigned* const histogram = memory.histograms[pass % 2];
@@ -269,6 +222,60 @@ SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wan
     __syncthreads();
   }
   return {low, last, 0, 0};
+}
+
+/// Finds the cut below the `wanted` highest of the cluster's ranks, 0 and the highest number aside. Groups of `lanes` should
+/// be more than those taken, or left out; 0 where the ends of groups say nothing.
+template <int Blocks, int Each>
+SKIM_DEVICE cluster_cut cut_in_cluster(const unsigned (&own)[Each], unsigned wanted, int lanes, cluster_memory& memory,
+                                       unsigned* merged) {
+  using choosing = cluster_choosing;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, rank = rank_in_cluster();
+  // The ends of what is to be ranked, which spread it over the bins, and what the cut lies between.
+  cluster_ends ends = cluster_ends::none();
+#pragma unroll
+  for (int i = 0; i < Each; ++i) {
+    if (own[i] == 0 || own[i] == ~0u) continue;
+    ends.low = min(ends.low, own[i]);
+    ends.high = max(ends.high, own[i]);
+    ++ends.ranks;
+  }
+  ends.join_lanes(lanes);
+  cluster_ends* const of_warps = reinterpret_cast<cluster_ends*>(memory.histograms[0]);
+  if (lane == 0) of_warps[warp] = ends;
+  __syncthreads();
+  if (warp == 0) {
+    ends = of_warps[lane];
+    ends.join_warp();
+    if (lane == 0) memory.ends = ends;
+  }
+  await_cluster<Blocks>();
+  if (warp == 0) {
+    ends = cluster_ends::none();
+    if (lane < Blocks) ends.load(address_in(shared_address(&memory.ends), Blocks > 1 ? lane : rank));
+    ends.join_warp();
+    const bool few_leave = ends.ranks - wanted < ends.groups, few_stay = !few_leave && wanted <= ends.groups;
+    if (lane == 0) {
+      memory.low = few_stay ? ends.least_high : ends.low;
+      memory.last = few_leave ? ends.most_low : ends.high;
+      memory.counted = few_leave ? ends.ranks : 0;
+      // Of n groups whose ends lie anywhere some n log n ranks lie in between.
+      memory.narrow = (few_leave || few_stay) && 8 * ends.groups <= gathered_ranks * choosing::threads;
+      if (Blocks > 1) memory.listed = 0;  // else other blocks may still ask for it
+    }
+  }
+#pragma unroll
+  for (int i = thread; i < choosing::bins; i += choosing::threads)
+    memory.histograms[0][i] = memory.histograms[1][i] = 0;
+  __syncthreads();
+
+  if constexpr (Blocks > 2) {  // two have no registers for it, and wait for each other less
+    if (memory.narrow && wanted > 0) {
+      unsigned gathered[gathered_ranks];
+      if (gather_ranks<Blocks>(own, memory, gathered)) return cut_between<1>(gathered, wanted, memory, merged);
+    }
+  }
+  return cut_between<Blocks>(own, wanted, memory, merged);
 }
 
 #endif  // SKIM_CUDA_SM90

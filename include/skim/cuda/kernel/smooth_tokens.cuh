@@ -10,7 +10,7 @@ namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 /// Slots of each head in order of position, and scores that are set aside: [Hk, stride]. A radix sort by eleven bits at a time,
 /// which leaves equal positions in order of slots; as many passes as a head's highest position has digits.
 struct token_order {
-  static constexpr int threads = 1024, warps = threads / 32, each = 8, tile = threads * each;  // tokens of a block
+  static constexpr int threads = 512, warps = threads / 32, each = 16, tile = threads * each;  // tokens of a block
   static constexpr int digit_bits = 11, digits = 1 << digit_bits, passes = 3;
   static constexpr std::size_t shared_bytes = (warps + 3) * digits * sizeof(std::uint16_t);
 
@@ -174,16 +174,19 @@ __global__ void __launch_bounds__(token_order::threads)
     }
     __syncthreads();
 
-    // A thread has two digits: what warps before have of each, then tiles before, then all that is of lower digits.
+    // A thread has four digits: what warps before have of each, then tiles before, then all that is of lower digits.
     constexpr int wide = own::digits / own::threads;
-    static_assert(wide == 2, "two counts are loaded together");
-    const auto unpacked = [](unsigned both, int j) { return static_cast<int>(both >> 16 * j & 0xffffu); };
+    static_assert(wide == 4, "four counts are loaded together");
+    const auto unpacked = [](uint2 both, int j) {
+      return static_cast<int>((j < 2 ? both.x : both.y) >> 16 * (j % 2) & 0xffffu);
+    };
     int of_tile[wide] = {}, all[wide] = {}, earlier[wide] = {};
 #pragma unroll 4
     for (int w = 0; w < own::warps; ++w) {
-      unsigned& at = *reinterpret_cast<unsigned*>(counters + w * own::digits + wide * thread);
-      const unsigned its = at;
-      at = static_cast<unsigned>(of_tile[0] | of_tile[1] << 16);
+      uint2& at = *reinterpret_cast<uint2*>(counters + w * own::digits + wide * thread);
+      const uint2 its = at;
+      at = make_uint2(static_cast<unsigned>(of_tile[0] | of_tile[1] << 16),
+                      static_cast<unsigned>(of_tile[2] | of_tile[3] << 16));
 #pragma unroll
       for (int j = 0; j < wide; ++j) of_tile[j] += unpacked(its, j);
     }
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(token_order::threads)
       const std::uint16_t* const counts = order.counts + head * order.tiles * own::digits + wide * thread;
 #pragma unroll 8
       for (int t = 0; t < tiles; ++t) {
-        const unsigned its = *reinterpret_cast<const unsigned*>(counts + std::int64_t{t} * own::digits);
+        const uint2 its = *reinterpret_cast<const uint2*>(counts + std::int64_t{t} * own::digits);
 #pragma unroll
         for (int j = 0; j < wide; ++j) {
           all[j] += unpacked(its, j);
@@ -202,10 +205,10 @@ __global__ void __launch_bounds__(token_order::threads)
         }
       }
     }
-    int place = sum_of_threads_before<own::threads>(all[0] + all[1], of_warps), begin_of = place;
+    int place = sum_of_threads_before<own::threads>(all[0] + all[1] + all[2] + all[3], of_warps), begin_of = place;
     if constexpr (!Whole) {
       __syncthreads();
-      begin_of = sum_of_threads_before<own::threads>(of_tile[0] + of_tile[1], of_warps);
+      begin_of = sum_of_threads_before<own::threads>(of_tile[0] + of_tile[1] + of_tile[2] + of_tile[3], of_warps);
     }
 #pragma unroll
     for (int j = 0; j < wide; ++j) {
