@@ -4,8 +4,8 @@
 
 A cache that is one chunk over its budget: KeyDiff, bare, with and without stored norms; the smoothed FastCAOTE over it with
 ends protected; TOVA, SnapKV and H2O, which watch the chunk's attention; the newest tokens and the first four; and lots.
-Survivors refill the slots, or close up in order ('stable'). Each step, and a whole run behind new keys and positions ('append'). What it is measured
-by is one read of K. See run.py.
+Survivors refill the slots, or close up in order ('stable'). Each step, and a whole run behind new keys and positions, which
+'append' writes as a host does. What it is measured by is one read of K. See run.py.
 """
 import argparse
 import ctypes

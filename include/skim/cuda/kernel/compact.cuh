@@ -79,8 +79,8 @@ struct no_farewell {
 };
 
 /// The survivors behind slot `count` move into the holes before it, of which there are as many: each by a warp, in any order.
-/// `leaving(head, slot, leaves, shared)` sees every token that leaves while it is still there: one for each warp of a block that
-/// calls it together, if it `leaves`.
+/// `leaving(head, slot, leaves, shared)` sees every token that leaves while it is still there: a block calls it together, with
+/// a token for each warp, if it `leaves`.
 template <int Threads, class Leaving>
 __global__ void __launch_bounds__(Threads, 3)
     refill_slots(const eviction_call call, const index_lists lists, const Leaving leaving) {

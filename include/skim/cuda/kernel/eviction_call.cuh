@@ -57,8 +57,8 @@ inline eviction_call call_of(const eviction_args& args, const retention& keep) {
   return call;
 }
 
-/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 128 places at a time:
-/// each load waits for the one before.
+/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 128 places at a
+/// time: each load waits for the one before.
 template <class Holds>
 SKIM_DEVICE int first_that(int low, int high, const Holds& holds) {
   constexpr int each = 4;

@@ -19,7 +19,8 @@ struct stateless_kernel {
 };
 
 template <int Threads>
-__global__ void __launch_bounds__(Threads) score_alike(const eviction_call call, float* scores, std::int64_t stride) {
+__global__ void __launch_bounds__(Threads)
+    score_tokens_alike(const eviction_call call, float* scores, std::int64_t stride) {
   start_in_chain();
   const int head = blockIdx.y, slot = blockIdx.x * Threads + threadIdx.x;
   if (slot < call.kv.length(head)) scores[head * stride + slot] = 0;
@@ -30,7 +31,8 @@ template <class Policy>
 struct alike_kernel : stateless_kernel<Policy> {
   static void score(const Policy&, const eviction_args& args, const eviction_call& call,
                     const tensor_view<float, 2>& scores, memory, memory, launcher& launch) {
-    launch(&score_alike<256>, pieces(args.kv.tokens, 256), args.kv.heads, 256, 0, call, scores.data, scores.strides[0]);
+    launch(&score_tokens_alike<256>, pieces(args.kv.tokens, 256), args.kv.heads, 256, 0, call, scores.data,
+           scores.strides[0]);
   }
 };
 

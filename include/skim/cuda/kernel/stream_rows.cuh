@@ -53,9 +53,9 @@ struct pieces_of_rows {
 
 /// For each row of `op.rows_of()`: sums of `op.add(sums, x, scale, other)` over its numbers and those of `op.other(head)` [D],
 /// then, where `op.usual(known, scale, sums)` says so, `op.put(head, slot, known, scale, sums)`, `known` being what
-/// `op.known(head, slot)` has loaded; other rows the warp takes together, by `op.put_unusual(head, slot)`. Groups of `Lanes` lanes share a row, and the first numbers of their next rows are on
-/// their way while these are added up. Blocks of one piece of slots follow each other, so that rows of all heads, which often lie
-/// side by side, are read together.
+/// `op.known(head, slot)` has loaded; other rows the warp takes together, by `op.put_unusual(head, slot)`. Groups of `Lanes`
+/// lanes share a row, and the first numbers of their next rows are on their way while these are added up. Blocks of one piece
+/// of slots follow each other, so that rows of all heads, which often lie side by side, are read together.
 template <class T, bool Wide, int Lanes, class Op>
 __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op) {
   using piece_type = stored_piece<T, Wide>;
