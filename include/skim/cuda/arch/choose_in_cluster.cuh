@@ -20,10 +20,10 @@ SKIM_DEVICE unsigned sum_before_warp(unsigned own, unsigned* of_warps, unsigned*
   return before;
 }
 
-/// Writes the list of each row: `rows.row(i)`, as `choose_highest`. A cluster for each; a thread has `Each` slots from `first`
-/// on, as `slots_of_lane` says, whose ranks `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the
-/// highest number of what is kept whatever it scores, because its age (`age_of`) is at least ages[0] counted from the oldest,
-/// ages[1] from the newest.
+/// Writes the list of each row: `rows.row(i)`, as `choose_highest`, and, where `rows.left_out(i)` is a place, what it leaves
+/// out. A cluster for each; a thread has `Each` slots from `first` on, as `slots_of_lane` says, whose ranks
+/// `rows.load_ranks(i, row, first, ages, ranks)` gives: 0 of what is no candidate, the highest number of what is kept whatever
+/// it scores, because its age (`age_of`) is at least ages[0] counted from the oldest, ages[1] from the newest.
 template <int Each, int Blocks, class Rows>
 __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluster(const Rows rows) {
 #if SKIM_CUDA_SM90
@@ -110,13 +110,16 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
       some |= own[part + i] >= cut.low;
       every &= own[part + i] > cut.last;
     }
-    if (!__any_sync(all_lanes, some)) continue;  // where few are taken most parts have none
-    if (__all_sync(all_lanes, every)) {          // where most are most parts have all: lanes write side by side
+    std::int32_t* left_out = nullptr;
+    if constexpr (Rows::by_position && Blocks != 2) left_out = rows.left_out(at);  // two have no registers for it
+    if (!left_out && !__any_sync(all_lanes, some)) continue;  // where few are taken most parts have none
+    if (__all_sync(all_lanes, every) &&
+        place + 32 * slots::wide <= again.count) {  // where most are most parts have all: lanes write side by side
       const int lane = thread % 32, begin = slots::at(first, part) - lane * slots::wide;
 #pragma unroll
       for (int i = 0; i < slots::wide; ++i) {
         const int at = 32 * i + lane;
-        if (place + at < again.count) again.list[place + at] = begin + at;
+        again.list[place + at] = begin + at;
       }
       place += 32 * slots::wide;
       continue;
@@ -143,7 +146,12 @@ __global__ void __launch_bounds__(cluster_choosing::threads, 1) choose_in_cluste
 #pragma unroll
     for (int i = 0; i < slots::wide; ++i) {
       // As in `choose_highest`, where positions repeat.
-      if (mine[i] && own_place < again.count) again.list[own_place++] = slots::at(first, part + i);
+      const int slot = slots::at(first, part + i);
+      if (mine[i] && own_place < again.count) {
+        again.list[own_place++] = slot;
+      } else if (left_out && slot < again.end) {
+        left_out[slot - own_place] = slot;
+      }
     }
     equals += all_equal;
   }

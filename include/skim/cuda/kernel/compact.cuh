@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Threads, 3)
   __shared__ typename Leaving::memory shared;
   start_in_chain();
   const int head = blockIdx.y;
-  const kept_slots kept(lists, call.list(head), call.kv.length(head));
+  const kept_slots kept(call, lists, head);
   if (static_cast<int>(blockIdx.x) * warps >= kept.evicted) return;
   const int staying = kept.below(kept.count), holes = kept.count - staying;
   for (int first = blockIdx.x * warps; first < (sees ? kept.evicted : holes); first += gridDim.x * warps) {
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(Threads)
   __shared__ typename Leaving::memory shared;
   start_in_chain();
   const int head = blockIdx.y;
-  const kept_slots kept(lists, call.list(head), call.kv.length(head));
+  const kept_slots kept(call, lists, head);
   for (int first = blockIdx.x * warps; first < kept.evicted; first += gridDim.x * warps) {
     const int i = first + static_cast<int>(threadIdx.x) / 32;
     leaving(head, kept.missing(min(i, kept.evicted - 1)), i < kept.evicted, shared);
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(Threads, 4)
   __syncthreads();
   const int item = turn, part = item % own::parts, head = item / own::parts % call.heads;
   const int piece = item / own::parts / call.heads, begin = piece * own::rows;
-  const kept_slots kept(lists, call.list(head), call.kv.length(head));
+  const kept_slots kept(call, lists, head);
   const int end = min(begin + own::rows, kept.count);
   if (begin >= end || kept.list[end - 1] == end - 1 || (part == 1 && call.values_in_keys)) return;  // nothing moves
 

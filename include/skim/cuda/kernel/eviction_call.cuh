@@ -20,7 +20,10 @@ struct eviction_call {
   retention keep;
   int heads, new_tokens;
   bool share_heads, refill, values_in_keys;
+  std::int32_t* left_out;  // [rows of lists, left_out_stride]: slots that leave, where choosing writes them; or null
+  std::int64_t left_out_stride;
 
+  SKIM_DEVICE std::int32_t* left_out_of(int row) const { return left_out ? left_out + row * left_out_stride : nullptr; }
   SKIM_DEVICE int list(int head) const { return share_heads ? 0 : head; }
   /// What a head keeps: with its own budget, within which the ends are.
   SKIM_DEVICE retention kept(int head) const {
@@ -75,13 +78,16 @@ SKIM_DEVICE int first_that(int low, int high, const Holds& holds) {
   return low;
 }
 
-/// Slots that stay, ascending, of `length` that a head has. Members are for warps.
+/// Slots of a head that stay, ascending. Members are for warps.
 struct kept_slots {
-  const std::int32_t* list;
+  const std::int32_t *list, *left_out;
   int count, evicted;
 
-  SKIM_DEVICE kept_slots(const index_lists& lists, int row, int length)
-      : list(lists.row(row)), count(lists.counts[row]), evicted(length - count) {}
+  SKIM_DEVICE kept_slots(const eviction_call& call, const index_lists& lists, int head)
+      : list(lists.row(call.list(head))),
+        left_out(call.left_out_of(call.list(head))),
+        count(lists.counts[call.list(head)]),
+        evicted(call.kv.length(head) - count) {}
 
   /// How many of the listed slots lie before `slot`, which is one of the head's or follows them.
   SKIM_DEVICE int below(int slot) const {
@@ -89,6 +95,7 @@ struct kept_slots {
   }
   /// The i-th slot that is not listed, of all from 0 on.
   SKIM_DEVICE int missing(int i) const {
+    if (left_out) return left_out[i];
     return i + first_that(0, count, [&](int j) { return list[j] - j > i; });
   }
 };
@@ -120,6 +127,7 @@ struct token_rows {
     return row;
   }
   SKIM_DEVICE int position(int list, int slot) const { return static_cast<int>(call.kv.position(list, slot)); }
+  SKIM_DEVICE std::int32_t* left_out(int list) const { return call.left_out_of(list); }
 
   template <int Each>
   SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
