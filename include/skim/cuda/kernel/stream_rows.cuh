@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op
   const float* const other = op.other(head);
   const int end = min(first + slots, n), own_first = first + static_cast<int>(threadIdx.x) / Lanes;
   const auto row = [&](int slot) { return reinterpret_cast<const T*>(addresses.row(min(slot, n - 1))); };
+  const int its_row = lane / (Lanes / 4);  // of those under way, the one that a lane adds up in the end
   const int d_first = min(lane * count, of.dim - count);
   const auto first_pieces = [&](int own) {
     return pieces_of_rows<piece_type>{{piece_type(row(own) + d_first), piece_type(row(own + groups) + d_first),
@@ -80,14 +81,11 @@ __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op
   pieces_of_rows<piece_type> next = first_pieces(own_first);
   for (int begin = first; begin < end; begin += groups * rows) {
     const int own = begin + static_cast<int>(threadIdx.x) / Lanes;
-    float sums[rows][Op::sums] = {}, scales[rows], known[rows];
-    unsigned unusual = 0;  // bit r: row r
+    const int slot = own + its_row * groups;
+    float sums[rows][Op::sums] = {}, scales[rows];
 #pragma unroll
-    for (int r = 0; r < rows; ++r) {
-      const int slot = min(own + r * groups, n - 1);
-      scales[r] = kv.scale(of, head, slot);
-      known[r] = op.known(head, slot);
-    }
+    for (int r = 0; r < rows; ++r) scales[r] = kv.scale(of, head, min(own + r * groups, n - 1));
+    const float known = op.known(head, min(slot, n - 1));
     pieces_of_rows<piece_type> stored = next;
     if (begin + groups * rows < end) next = first_pieces(own + groups * rows);
 #pragma unroll 1
@@ -117,23 +115,27 @@ __global__ void __launch_bounds__(streaming::threads, 2) stream_rows(const Op op
         for (int i = 0; i < count; ++i) op.add(sums[r], values[i], scales[r], others[i]);
       }
     }
+    // Each quarter of the lanes adds up one of the rows: halves take two from each other, quarters one.
+    float found[Op::sums], its_scale = scales[0];
 #pragma unroll
-    for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < Op::sums; ++i) {
+      float two[2];
 #pragma unroll
-      for (int step = Lanes / 2; step > 0; step /= 2) {
-#pragma unroll
-        for (int i = 0; i < Op::sums; ++i) sums[r][i] += __shfl_xor_sync(all_lanes, sums[r][i], step);
+      for (int r = 0; r < 2; ++r) {
+        const float others = __shfl_xor_sync(all_lanes, its_row < 2 ? sums[r + 2][i] : sums[r][i], Lanes / 2);
+        two[r] = (its_row < 2 ? sums[r][i] : sums[r + 2][i]) + others;
       }
-      const int slot = own + r * groups;
-      const bool mine = slot < n && lane == 0, usual = !mine || op.usual(known[r], scales[r], sums[r]);
-      if (mine && usual) op.put(head, slot, known[r], scales[r], sums[r]);
-      unusual |= usual ? 0u : 1u << r;
+      const float others = __shfl_xor_sync(all_lanes, its_row % 2 == 0 ? two[1] : two[0], Lanes / 4);
+      found[i] = (its_row % 2 == 0 ? two[0] : two[1]) + others;
+#pragma unroll
+      for (int step = Lanes / 8; step > 0; step /= 2) found[i] += __shfl_xor_sync(all_lanes, found[i], step);
     }
-#pragma unroll 1
-    for (int r = 0; r < rows && __any_sync(all_lanes, unusual != 0); ++r) {
-      for (unsigned left = __ballot_sync(all_lanes, unusual >> r & 1u); left != 0; left &= left - 1) {
-        op.put_unusual(head, __shfl_sync(all_lanes, own + r * groups, __ffs(static_cast<int>(left)) - 1));
-      }
+#pragma unroll
+    for (int r = 1; r < rows; ++r) its_scale = its_row == r ? scales[r] : its_scale;
+    const bool mine = slot < n && lane % (Lanes / 4) == 0, usual = !mine || op.usual(known, its_scale, found);
+    if (mine && usual) op.put(head, slot, known, its_scale, found);
+    for (unsigned left = __ballot_sync(all_lanes, !usual); left != 0; left &= left - 1) {
+      op.put_unusual(head, __shfl_sync(all_lanes, slot, __ffs(static_cast<int>(left)) - 1));
     }
   }
 }
