@@ -2,7 +2,7 @@
 /// \file Reading keys or values once, row by row, for sums over each: KeyDiff's cosines, CAOTE's distances.
 #pragma once
 
-#include <skim/cuda/kernel/eviction_call.cuh>
+#include <skim/cuda/kernel/compact.cuh>
 
 namespace skim { inline namespace v0_2 { namespace cuda { namespace detail {
 
