@@ -5,8 +5,11 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/random_tokens.cuh>
 #include <skim/cuda/evictor/snapkv.cuh>
 #include <skim/cuda/evictor/tova.cuh>
+#include <skim/math/random.hpp>
+#include <skim/selector/sink_window.hpp>
 
 namespace {
 
@@ -23,12 +26,23 @@ __global__ void read_all(const uint4* from, std::int64_t count, std::uint32_t* t
   if (all == 0x5eed5eed) *to = all;  // else the loads would go
 }
 
-/// The chunk's positions, which are new each time, as a host's are.
-__global__ void append_positions(std::int32_t* positions, std::int64_t tokens, int fresh, std::int32_t* next) {
-  const int head = blockIdx.x, i = threadIdx.x;
-  positions[(head + 1) * tokens - fresh + i] = next[head] + i;
+/// The chunk's positions and keys, which are new each time, as a host's are: equal keys would score alike. A block for each.
+__global__ void append_keys(skim::bf16* k, std::int32_t* positions, std::int64_t tokens, int D, std::int32_t* next) {
+  const int head = blockIdx.x, i = blockIdx.y, heads = gridDim.x, fresh = gridDim.y;
+  const std::int64_t slot = tokens - fresh + i;
+  const std::int32_t position = next[head * fresh + i];
+  for (int d = threadIdx.x; d < D; d += blockDim.x) {
+    const std::uint64_t drawn =
+        skim::draw(static_cast<std::uint64_t>(position * heads + head), static_cast<std::uint64_t>(d));
+    const int sum =
+        static_cast<int>((drawn & 0xffff) + (drawn >> 16 & 0xffff) + (drawn >> 32 & 0xffff) + (drawn >> 48));
+    const float value = static_cast<float>(sum - 2 * 0xffff) * (1.0f / 37837);  // of variance 1
+    skim::store_element(k, skim::element::bf16, (slot * heads + head) * D + d, value);
+  }
   __syncthreads();
-  if (i == 0) next[head] += fresh;
+  if (threadIdx.x != 0) return;
+  positions[head * tokens + slot] = position;
+  next[head * fresh + i] = position + fresh;
 }
 
 int error_of(const skim::cuda::launch_report& report) {
@@ -47,6 +61,10 @@ skim::fast_caote<skim::keydiff<>> policy_of(skim::fast_caote<skim::keydiff<>>*, 
   return {skim::keydiff<>{keep_of(budget, ends)}, 5};
 }
 
+skim::sink_window policy_of(skim::sink_window*, std::int64_t budget, std::int64_t) {
+  return {skim::retention::budget(budget, 4)};
+}
+
 /// What the chunk's attention has left: q [fresh, Hq, D] and log-sum-exps [fresh, Hq]. Nothing for policies that look at keys.
 struct attended {
   void* q;
@@ -58,8 +76,8 @@ struct attended {
 /// and workspace in `bytes [2]`.
 template <class Policy>
 int run(void* k, void* v, const attended& chunk, std::int32_t* positions, float* norms, std::int64_t tokens,
-        std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends, void** memory, std::int64_t* bytes,
-        int step, cudaStream_t stream) {
+        std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends, std::int64_t stable, void** memory,
+        std::int64_t* bytes, int step, cudaStream_t stream) {
   using skim::bf16;
   const std::int64_t budget = tokens - fresh;
   const skim::cuda::eviction<Policy> op{policy_of(static_cast<Policy*>(nullptr), budget, ends)};
@@ -71,6 +89,7 @@ int run(void* k, void* v, const attended& chunk, std::int32_t* positions, float*
   args.kv.inverse_norms = norms;
   args.kv.inverse_norms_stride = norms ? tokens : 0;
   args.new_tokens = fresh;
+  args.how = stable ? skim::compaction::stable : skim::compaction::refill;
   args.attended.q = skim::tensor_view<bf16, 3>(static_cast<bf16*>(chunk.q), {fresh, chunk.Hq, D});
   args.attended.lse = skim::tensor_view<float, 2>(chunk.lse, {fresh, chunk.Hq});
   if (step == 5) {
@@ -105,16 +124,20 @@ extern "C" {
 
 int skim_evict(int rule, void* k, void* v, void* q, float* lse, std::int64_t Hq, std::int32_t* positions, float* norms,
                std::int64_t tokens, std::int64_t fresh, std::int64_t Hk, std::int64_t D, std::int64_t ends,
-               void** memory, std::int64_t* bytes, int step, cudaStream_t stream) {
-  constexpr decltype(&run<skim::keydiff<>>) rules[] = {&run<skim::keydiff<>>, &run<skim::fast_caote<skim::keydiff<>>>,
-                                                       &run<skim::tova>, &run<skim::snapkv>, &run<skim::h2o>};
-  return rules[rule](k, v, {q, lse, Hq}, positions, norms, tokens, fresh, Hk, D, ends, memory, bytes, step, stream);
+               std::int64_t stable, void** memory, std::int64_t* bytes, int step, cudaStream_t stream) {
+  constexpr decltype(&run<skim::keydiff<>>) rules[] = {
+      &run<skim::keydiff<>>,    &run<skim::fast_caote<skim::keydiff<>>>,
+      &run<skim::tova>,         &run<skim::snapkv>,
+      &run<skim::h2o>,          &run<skim::sink_window>,
+      &run<skim::random_tokens>};
+  return rules[rule](k, v, {q, lse, Hq}, positions, norms, tokens, fresh, Hk, D, ends, stable, memory, bytes, step,
+                     stream);
 }
 
-int skim_append(std::int32_t* positions, std::int64_t tokens, std::int64_t fresh, std::int64_t Hk, std::int32_t* next,
-                cudaStream_t stream) {
-  append_positions<<<static_cast<unsigned>(Hk), static_cast<unsigned>(fresh), 0, stream>>>(
-      positions, tokens, static_cast<int>(fresh), next);
+int skim_append(void* k, std::int32_t* positions, std::int64_t tokens, std::int64_t fresh, std::int64_t Hk,
+                std::int64_t D, std::int32_t* next, cudaStream_t stream) {
+  append_keys<<<dim3(static_cast<unsigned>(Hk), static_cast<unsigned>(fresh)), 128, 0, stream>>>(
+      static_cast<skim::bf16*>(k), positions, tokens, static_cast<int>(D), next);
   return static_cast<int>(cudaPeekAtLastError());
 }
 

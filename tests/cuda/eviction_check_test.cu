@@ -4,7 +4,9 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/random_tokens.cuh>
 #include <skim/cuda/evictor/snapkv.cuh>
+#include <skim/selector/sink_window.hpp>
 
 #include "refusal.hpp"
 #include "support/eviction_small.hpp"
@@ -98,6 +100,20 @@ TEST(CudaEvictionCheck, ShortMemoryAndListsAreNamedAndNothingIsLaunched) {
   scores_memory scores(args.kv.heads, args.kv.tokens - 1);
   EXPECT_EQ(op.score(args, scores.view(), state.get(), workspace.get(), nullptr).code, skim::status::bad_extent);
   EXPECT_TRUE(inputs.snapshot() == before);
+}
+
+TEST(CudaEvictionCheck, PoliciesThatKeepNothingAskForNoState) {
+  eviction_inputs inputs(small_case());
+  const skim::eviction_args args = inputs.args();
+  const auto expect_stateless = [&](const auto& op) {
+    EXPECT_EQ(refusal_of(op.check(args)), "ok");
+    EXPECT_EQ(op.state_bytes(args), 0u);
+    EXPECT_GT(op.workspace_bytes(args), 0u);
+  };
+  expect_stateless(skim::cuda::eviction{skim::random_tokens{retention::budget(40), 3}});
+  expect_stateless(skim::cuda::eviction{skim::sink_window{retention::budget(40, 4)}});
+  const skim::cuda::eviction with_recent{skim::sink_window{retention::budget(40, 4, 5)}};
+  EXPECT_EQ(with_recent.check(args).code, skim::status::bad_value);
 }
 
 TEST(CudaEvictionCheck, SizesFollowFromShapes) {

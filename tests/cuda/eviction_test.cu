@@ -4,8 +4,10 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/random_tokens.cuh>
 #include <skim/cuda/evictor/snapkv.cuh>
 #include <skim/cuda/evictor/tova.cuh>
+#include <skim/selector/sink_window.hpp>
 
 #include "captured_call.hpp"
 #include "on_device.hpp"
@@ -78,13 +80,36 @@ using skim::compaction;
 using skim::fast_caote;
 using skim::h2o;
 using skim::keydiff;
+using skim::random_tokens;
 using skim::retention;
+using skim::sink_window;
 using skim::snapkv;
 using skim::tova;
 
 constexpr int shards = 8;
 class gpu_evicts : public testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(shard, gpu_evicts, testing::Range(0, shards));
+
+/// Lots are the CPU's, and so are lists: by the step, and by a whole run.
+void expect_drawn(const random_tokens& policy, const eviction_case& c) {
+  eviction_inputs inputs(c);
+  const skim::eviction_args args = inputs.args();
+  const skim::cpu::eviction<random_tokens> on_cpu{policy};
+  aligned_memory workspace(on_cpu.workspace_bytes(args, 1));
+  scores_memory scores(args.kv.heads, args.kv.tokens);
+  ASSERT_TRUE(on_cpu.score(args, scores.view(), {}, workspace.get(), skim::serial_executor{}).ok());
+  for (std::int64_t head = 0; head < args.kv.heads; ++head) {
+    ASSERT_EQ(scores_of(policy, args, head), scores.row(head, args.kv.length(head))) << "head " << head;
+  }
+  eviction_inputs others(c);
+  lists_memory expected(skim::list_rows(args), on_cpu.list_capacity(args));
+  ASSERT_TRUE(on_cpu.run(args, expected.lists, {}, workspace.get(), skim::serial_executor{}).ok());
+  const auto lists = lists_of(policy, others.args());
+  for (std::int64_t row = 0; row < skim::list_rows(args); ++row) {
+    EXPECT_EQ(lists[static_cast<std::size_t>(row)], expected.row(row)) << "row " << row;
+  }
+  EXPECT_TRUE(inputs.snapshot() == others.snapshot());
+}
 
 TEST_P(gpu_evicts, as_the_reference_stage_by_stage) {
   NEEDS_A_GPU();
@@ -124,6 +149,11 @@ TEST_P(gpu_evicts, as_the_reference_stage_by_stage) {
         break;
       default:
         expect_eviction(fast_caote{h2o{c.keep}}, c.eviction);
+    }
+    if (i / shards % 2 == 0) {
+      expect_eviction(sink_window{{c.keep.count, 0, c.keep.sinks, 0}}, c.eviction);
+    } else {
+      expect_drawn({c.keep, i}, c.eviction);
     }
     if (HasFailure()) return;
   }
@@ -180,8 +210,12 @@ TEST(gpu_chooses, by_blocks_and_by_clusters_what_the_reference_keeps) {
     for (const bool later : {false, true}) {
       for (const bool ordered : {false, true}) {
         scored_tokens tokens(n, ordered);
-        for (const retention keep : {retention::budget(n / 2), retention::budget(n - 1, n / 9, n / 3),
-                                     retention::budget(n / 2, n / 4, n / 2 - n / 4), retention::budget(1)}) {
+        for (const retention keep :
+             {retention::budget(n / 2), retention::budget(n - 1, n / 9, n / 3),
+              retention::budget(n / 2, n / 4, n / 2 - n / 4), retention::budget(1),
+              retention::budget(n - std::min<std::int64_t>(n / 2, 128)),
+              retention::budget(std::min<std::int64_t>(n / 2, 100)),
+              retention::budget(n - std::min<std::int64_t>(n / 3, 700), std::min<std::int64_t>(n / 9, 4), n / 8)}) {
           SCOPED_TRACE(testing::Message() << n << " tokens, " << keep.count << " " << keep.sinks << " " << keep.recent
                                           << (later ? ", later" : "") << (ordered ? ", in order" : ""));
           skim::eviction_args args;
@@ -235,6 +269,110 @@ TEST(gpu_chooses, no_more_than_asked_for_where_positions_repeat) {
       ASSERT_EQ(launch.error(), cudaSuccess);
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
       EXPECT_TRUE(lists.guards_intact()) << n << (clusters ? ", by clusters" : ", by blocks");
+    }
+  }
+}
+
+/// Positions of one digit and of several, in blocks that sort alone and together; a position may come twice.
+TEST(gpu_smooths, many_tokens_as_the_reference) {
+  NEEDS_A_GPU();
+  for (const std::int64_t n : {1, 2, 700, 8191, 8192, 8193, 30000}) {
+    for (const std::int32_t apart : {1, 3, 127, 65000}) {
+      for (const bool ordered : {false, true}) {
+        scored_tokens tokens(n, ordered);
+        for (std::int32_t& position : tokens.positions) position = position / 3 * apart;
+        if (n > 2) tokens.positions[2] = tokens.positions[0];
+        for (const std::int64_t width : {3, 63}) {
+          SCOPED_TRACE(testing::Message() << n << " tokens " << apart << " apart, width " << width);
+          skim::eviction_args args;
+          args.kv = tokens.kv;
+          std::vector<float> scores = tokens.scores;
+          const auto order_of = [&](void* memory) {
+            skim::detail::arena arena(memory);
+            const skim::cuda::detail::token_order order(arena, 1, n);
+            return std::pair{order, arena.used()};
+          };
+          const guarded_device_memory workspace(order_of(nullptr).second);
+          skim::cuda::detail::launcher launch(nullptr);
+          skim::cuda::detail::smooth_tokens(skim::cuda::detail::call_of(args, {}), width, false,
+                                            skim::tensor_view<float, 2>(scores.data(), {1, n}),
+                                            order_of(workspace.get().data).first, launch);
+          ASSERT_EQ(launch.error(), cudaSuccess);
+          ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+          const auto exact =
+              reference::smoothed_by_position(args.kv, 0, {tokens.scores.begin(), tokens.scores.end()}, width);
+          for (std::size_t slot = 0; slot < scores.size(); ++slot) {
+            if (std::isnan(exact[slot])) {
+              ASSERT_TRUE(std::isnan(scores[slot])) << "slot " << slot;
+            } else {
+              ASSERT_NEAR(scores[slot], exact[slot], static_cast<double>(width + 2) * f32_roundoff * 2)
+                  << "slot " << slot;
+            }
+          }
+          ASSERT_TRUE(workspace.guards_intact());
+        }
+      }
+    }
+  }
+}
+
+/// Rows of many blocks close up in order, whatever leaves: each block writes where others read.
+TEST(gpu_compacts, many_rows_in_order) {
+  NEEDS_A_GPU();
+  const std::int64_t n = 9000, heads = 3, D = 20, Dv = 200;
+  std::mt19937 random(7);
+  for (const int kind : {0, 1, 2, 3}) {
+    for (const std::int64_t shift : {0, 1}) {  // rows that are whole pieces of 16 bytes, and not
+      SCOPED_TRACE(testing::Message() << "kind " << kind << ", shift " << shift);
+      const auto filled = [&](std::int64_t dim) {
+        std::vector<float> values(static_cast<std::size_t>(n * heads * dim + shift));
+        for (float& value : values) value = static_cast<float>(random() % 100000);
+        return values;
+      };
+      std::vector<float> k = filled(D), v = filled(Dv);
+      std::vector<std::int32_t> positions(static_cast<std::size_t>(heads * n));
+      for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<std::int32_t>(5 * i);
+      const auto before_k = k, before_v = v;
+      const auto before = positions;
+      skim::eviction_args args;
+      args.kv = skim::contiguous_cache(skim::tensor_view<float, 3>(k.data() + shift, {n, heads, D}),
+                                       skim::tensor_view<float, 3>(v.data() + shift, {n, heads, Dv}), n);
+      args.kv.positions = positions.data();
+      args.kv.positions_stride = n;
+      args.how = compaction::stable;
+      lists_memory kept(heads, n - 1);
+      for (std::int64_t head = 0; head < heads; ++head) {
+        std::int32_t count = 0;
+        for (std::int64_t slot = 0; slot < n; ++slot) {
+          // One early; runs as long as many blocks; every second or third; few anywhere.
+          const bool leaves = kind == 0   ? slot == 7 * head
+                              : kind == 1 ? slot / 1500 % 2 == head % 2
+                              : kind == 2 ? slot % (2 + head) == 0
+                                          : random() % 50 == 0;
+          if (!leaves) kept.lists.row(head)[count++] = static_cast<std::int32_t>(slot);
+        }
+        kept.counts[static_cast<std::size_t>(head)] = count;
+      }
+      const skim::cuda::eviction op{sink_window{retention::budget(n - 1)}};
+      const guarded_device_memory workspace(op.workspace_bytes(args));
+      const skim::cuda::launch_report done = op.compact(args, kept.lists, {}, workspace.get(), nullptr);
+      ASSERT_TRUE(done.ok()) << to_string(done.code);
+      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+      for (std::int64_t head = 0; head < heads; ++head) {
+        const std::vector<std::int64_t> list = kept.row(head);
+        for (std::int64_t i = 0; i < static_cast<std::int64_t>(list.size()); ++i) {
+          const std::int64_t source = list[static_cast<std::size_t>(i)];
+          const auto row = [&](const std::vector<float>& of, std::int64_t slot, std::int64_t dim) {
+            const auto begin = of.begin() + shift + (slot * heads + head) * dim;
+            return std::vector<float>(begin, begin + dim);
+          };
+          ASSERT_EQ(row(k, i, D), row(before_k, source, D)) << "head " << head << ", slot " << i;
+          ASSERT_EQ(row(v, i, Dv), row(before_v, source, Dv)) << "head " << head << ", slot " << i;
+          ASSERT_EQ(positions[static_cast<std::size_t>(head * n + i)],
+                    before[static_cast<std::size_t>(head * n + source)]);
+        }
+      }
+      ASSERT_TRUE(workspace.guards_intact());
     }
   }
 }
@@ -384,6 +522,8 @@ TEST(gpu_eviction_runs, captured_give_the_same_bits) {
   expect_captured(fast_caote{keydiff<>{retention::budget(40, 4, 10)}, 5});
   expect_captured(snapkv{retention::budget(40, 4), 8, 5});
   expect_captured(caote{h2o{retention::budget(40, 4, 10)}, false, 3});
+  expect_captured(random_tokens{retention::budget(40), 3});
+  expect_captured(sink_window{retention::budget(40, 4)});
 }
 
 }  // namespace

@@ -6,10 +6,12 @@
 #include <skim/cuda/evictor/caote.cuh>
 #include <skim/cuda/evictor/h2o.cuh>
 #include <skim/cuda/evictor/keydiff.cuh>
+#include <skim/cuda/evictor/random_tokens.cuh>
 #include <skim/cuda/evictor/snapkv.cuh>
 #include <skim/cuda/ffn.cuh>
 #include <skim/cuda/neuron_selector/fastforward.cuh>
 #include <skim/cuda/selector/quoka.cuh>
+#include <skim/selector/sink_window.hpp>
 
 skim::report every_kernel(const skim::attention_args& args, skim::memory workspace, cudaStream_t stream) {
   const skim::cuda::attention<skim::dense> dense;
@@ -36,6 +38,10 @@ skim::report every_kernel(const skim::eviction_args& args, const skim::index_lis
   const skim::cuda::eviction weighted{skim::caote{skim::keydiff<>{}}};
   const skim::cuda::eviction pooled{skim::snapkv{}};
   const skim::cuda::eviction of_sums{skim::fast_caote{skim::h2o{}}};
+  const skim::cuda::eviction of_lots{skim::random_tokens{}};
+  const skim::cuda::eviction alike{skim::sink_window{}};
+  if (!of_lots.run(args, lists, state, workspace, stream)) return {};
+  if (!alike.run(args, lists, state, workspace, stream)) return {};
   if (!fast.run(args, lists, state, workspace, stream)) return {};
   if (!pooled.run(args, lists, state, workspace, stream)) return {};
   if (!of_sums.run(args, lists, state, workspace, stream)) return {};

@@ -5,6 +5,7 @@
 #include <skim/cuda/arch/choose_in_cluster.cuh>
 #include <skim/cuda/kernel/compact.cuh>
 #include <skim/cuda/kernel/pool_scores.cuh>
+#include <skim/cuda/kernel/score_alike.cuh>
 #include <skim/cuda/kernel/smooth_tokens.cuh>
 #include <skim/cuda/score_kernel.cuh>
 
@@ -76,7 +77,7 @@ struct eviction {
     if (report r = check_scores(args, scores, pooled ? 1 : args.kv.heads); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     detail::launcher launch(stream);
-    choose_tokens(args, scores, lists, scratch(args, workspace.data), launch);
+    choose_tokens(args, scores, lists, scratch(args, workspace.data), nullptr, launch);
     return {report{}, launch.error()};
   }
 
@@ -87,7 +88,7 @@ struct eviction {
     if (launch_report r = check_call(args, state, workspace); !r) return r;
     if (report r = check_lists(args, lists); !r) return r;
     detail::launcher launch(stream);
-    follow(args, lists, state, scratch(args, workspace.data), launch);
+    follow(args, lists, state, scratch(args, workspace.data), nullptr, launch);
     return {report{}, launch.error()};
   }
 
@@ -104,21 +105,24 @@ struct eviction {
     const bool evicts = args.budgets || args.kv.tokens > kept(args).count;
     const tensor_view<float, 2> scores(own.scores, {args.kv.heads, args.kv.tokens}, {own.stride, 1});
     if (evicts) score_tokens(args, scores, state, own, launch);
-    choose_tokens(args, scores, lists, own, launch);
-    if (evicts) follow(args, lists, state, own, launch);
+    const bool listed = choose_tokens(args, scores, lists, own, evicts ? own.left_out : nullptr, launch);
+    if (evicts) follow(args, lists, state, own, listed ? own.left_out : nullptr, launch);
     launch_report answer(report{}, launch.error());
     answer.taken = evicts ? path::sparse : path::dense;
     return answer;
   }
 
  private:
-  using kernel = score_kernel<Evictor>;
+  using kernel = std::conditional_t<scores_alike<Evictor>, detail::alike_kernel<Evictor>, score_kernel<Evictor>>;
 
-  /// The workspace: scores of a `run`, mean scores of all heads, order of positions and scores before smoothing, the rest.
+  /// The workspace: scores of a `run`, mean scores of all heads, slots that leave, order of positions and scores before
+  /// smoothing, what blocks that move rows in order say, the rest.
   struct scratch_memory {
     float *scores, *pooled;
+    std::int32_t* left_out;
     std::int64_t stride;
     detail::token_order order;
+    detail::moving_order moving;
     memory rest;
     std::size_t bytes;
   };
@@ -128,7 +132,11 @@ struct eviction {
     own.stride = detail::pieces(args.kv.tokens, 4) * 4;
     own.scores = arena.take<float>(args.kv.heads * own.stride);
     own.pooled = arena.take<float>(args.share_heads ? own.stride : 0);
+    own.left_out = arena.take<std::int32_t>(list_rows(args) * own.stride);
     own.order = detail::token_order(arena, args.kv.heads, smooth_of(evictor) > 1 ? own.stride : 0);
+    own.moving.turn =
+        arena.take<std::uint32_t>(args.how == compaction::stable ? detail::moving_order::items(args) + 1 : 0);
+    own.moving.read = own.moving.turn + 1;
     const std::size_t of_kernel = kernel::workspace_bytes(evictor, args);
     own.rest = {static_cast<char*>(workspace) + arena.used(), of_kernel};
     own.bytes = arena.used() + of_kernel;
@@ -144,8 +152,9 @@ struct eviction {
     if (smooth_of(evictor) > 1) detail::smooth_tokens(call, smooth_of(evictor), false, scores, own.order, launch);
   }
 
-  void choose_tokens(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
-                     const scratch_memory& own, detail::launcher& launch) const {
+  /// Says whether what leaves is listed too, in `left_out` if given.
+  bool choose_tokens(const eviction_args& args, tensor_view<const float, 2> scores, const index_lists& lists,
+                     const scratch_memory& own, std::int32_t* left_out, detail::launcher& launch) const {
     if (args.share_heads && scores.extents[0] > 1) {
       const tensor_view<float, 2> pooled(own.pooled, {1, args.kv.tokens}, {own.stride, 1});
       detail::pool_scores(scores, pooled, launch);
@@ -153,22 +162,28 @@ struct eviction {
     }
     detail::token_rows rows{};
     rows.call = detail::call_of(args, kept(args));
+    const int blocks = detail::cluster_choosing::blocks(args.kv.tokens, true, list_rows(args));
+    rows.call.left_out = blocks == 2 ? nullptr : left_out;
+    rows.call.left_out_stride = own.stride;
     rows.lists = lists;
     rows.scores = scores.data;
     rows.score_stride = scores.strides[0];
     rows.columns = static_cast<int>(args.kv.tokens);
     rows.by_four = reinterpret_cast<std::uintptr_t>(scores.data) % 16 == 0 && scores.strides[0] % 4 == 0 &&
                    args.kv.tokens % 4 == 0;
-    rows.later = prefers_later<Evictor>;
-    if (detail::choose_by_clusters(rows, args.kv.tokens, list_rows(args), launch)) return;
+    rows.later = prefers_later<Evictor> || scores_alike<Evictor>;
+    if (detail::choose_by_clusters(rows, args.kv.tokens, list_rows(args), launch)) return blocks != 2;
     detail::choose_by_blocks(rows, list_rows(args), launch);
+    return false;
   }
 
   void follow(const eviction_args& args, const index_lists& lists, memory state, const scratch_memory& own,
-              detail::launcher& launch) const {
+              std::int32_t* left_out, detail::launcher& launch) const {
     detail::eviction_call call = detail::call_of(args, kept(args));
-    kernel::compact(evictor, args, call, lists, state, own.rest, launch);
-    detail::compact_cache(call, lists, launch);
+    call.left_out = left_out;
+    call.left_out_stride = own.stride;
+    const auto leaving = kernel::leaving(evictor, args, call, state);
+    detail::compact_cache(call, lists, leaving, own.moving, launch);
   }
 
   launch_report check_given(const eviction_args& args, pointers given) const {

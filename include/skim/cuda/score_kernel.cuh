@@ -15,8 +15,8 @@ inline constexpr dense_crossing measured_crossing{20480, 0};
 }  // namespace detail
 
 /// Specialised in `skim/cuda/<folder>/<policy>.cuh`, with `check` and `workspace_bytes`, and of a selector `select`; of an
-/// evictor `state_bytes`, `reset`, `observe`, `score` and `compact`, which may name weights to move along with the cache; of a
-/// neuron selector `score`.
+/// evictor `state_bytes`, `reset`, `observe`, `score` and `leaving`, which may name weights to move along with the cache, and
+/// says what is to be done with a token that leaves; of a neuron selector `score`.
 template <class Policy>
 struct score_kernel {
   static_assert(sizeof(Policy) == 0,

@@ -12,7 +12,12 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
 struct value_sums {
-  static constexpr int threads = 256, rows = 128;  // rows that a block adds up
+  static constexpr int threads = 256;
+  static constexpr int columns = 32, groups = 32;  // of a block that adds up these sums: numbers, and sums at a time
+  static constexpr int tokens = 1024;              // whose weights a block adds up
+
+  /// Rows that a block adds up.
+  SKIM_HD SKIM_INLINE static int rows(int tokens, int heads) { return streaming::slots(tokens, heads, 128); }
 };
 
 struct caote_call {
@@ -22,7 +27,8 @@ struct caote_call {
   token_order order;         // ranks, where tokens are protected
   bool protects, weighted;   // weighted: the centre is, as CAOTE's; else FastCAOTE's plain mean
   float *centers, *partial;  // [Hk, Dv]; [Hk, pieces, Dv]
-  int pieces;
+  double2* totals;           // [Hk, weight_pieces]: of weights, and how many tokens these are
+  int pieces, weight_pieces;
 
   // As `stream_rows` asks.
   static constexpr int sums = 1;
@@ -38,11 +44,12 @@ struct caote_call {
     const float apart = x * scale - center;
     squares[0] += apart * apart;
   }
-  SKIM_DEVICE bool usual(int, int, float, const float (&squares)[1]) const {
+  SKIM_DEVICE float known(int head, int slot) const { return score(head, slot); }  // the weight
+  SKIM_DEVICE bool usual(float, float, const float (&squares)[1]) const {
     return squares[0] > 1e-30f && squares[0] < 1e38f;
   }
-  SKIM_DEVICE void put(int head, int slot, float, const float (&squares)[1]) const {
-    put_distance(head, slot, sqrtf(squares[0]));
+  SKIM_DEVICE void put(int head, int slot, float weight, float, const float (&squares)[1]) const {
+    put_distance(head, slot, weight, sqrtf(squares[0]));
   }
   SKIM_DEVICE void put_unusual(int head, int slot) const {
     const char* const row = call.kv.row(call.kv.v, head, slot);
@@ -54,31 +61,33 @@ struct caote_call {
     }
     const double length = sqrt(sum_of_warp(squares));
     if (threadIdx.x % 32 == 0) {
-      put_distance(head, slot, static_cast<float>(length > most && isfinite(length) ? most : length));
+      put_distance(head, slot, score(head, slot),
+                   static_cast<float>(length > most && isfinite(length) ? most : length));
     }
   }
 
  private:
   /// A score beyond f32 is the largest number: infinite are those of tokens that stay, and of values with an infinity.
-  SKIM_DEVICE void put_distance(int head, int slot, float apart) const {
+  SKIM_DEVICE void put_distance(int head, int slot, float weight, float apart) const {
     constexpr float most = 3.402823466e38f, least_remainder = 1e-6f;
-    const float weight = score(head, slot), found = weight / fmaxf(1 - weight, least_remainder) * apart;
+    const float found = weight / fmaxf(1 - weight, least_remainder) * apart;
     score(head, slot) = weight == protected_weight ? -minus_infinity() : found > most && apart <= most ? most : found;
   }
 };
 
-/// Turns each head's scores into weights hn, in place. A block for each head.
+/// Turns scores into weights, in place, and adds up those of each piece.
 template <int Threads, class Base>
 __global__ void __launch_bounds__(Threads) weigh_tokens(const caote_call own, const Base base) {
   __shared__ double of_warps[Threads / 32];
-  __shared__ int counts[Threads / 32];
   start_in_chain();
-  const int head = blockIdx.y, n = own.call.kv.length(head);
+  const int head = blockIdx.y, n = own.call.kv.length(head), first = blockIdx.x * value_sums::tokens;
   const retention keep = own.call.kept(head);
-  double total = 0;
-  int unprotected = 0;
-  for (int slot = threadIdx.x; slot < n; slot += Threads) {
-    const float score = own.score(head, slot), h = base.caote_weight(score);
+  double total = 0, unprotected = 0;
+#pragma unroll
+  for (int i = 0; i < value_sums::tokens / Threads; ++i) {
+    const int slot = first + i * Threads + static_cast<int>(threadIdx.x);
+    if (slot >= n) continue;
+    const float h = base.caote_weight(own.score(head, slot));
     bool kept = false;
     if (own.protects) {
       const int rank = own.order.ranks[head * own.order.stride + slot];
@@ -90,9 +99,29 @@ __global__ void __launch_bounds__(Threads) weigh_tokens(const caote_call own, co
     unprotected += kept ? 0 : 1;
   }
   total = sum_of_block<Threads>(total, of_warps);
-  unprotected = sum_of_block<Threads>(unprotected, counts);
-  const double uniform = 1 / static_cast<double>(max(unprotected, 1));
-  for (int slot = threadIdx.x; slot < n; slot += Threads) {
+  unprotected = sum_of_block<Threads>(unprotected, of_warps);
+  if (threadIdx.x == 0) own.totals[head * own.weight_pieces + blockIdx.x] = make_double2(total, unprotected);
+}
+
+/// Makes a head's weights add up to one: hn.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) share_weights(const caote_call own) {
+  __shared__ double of_warps[Threads / 32];
+  start_in_chain();
+  const int head = blockIdx.y, n = own.call.kv.length(head), first = blockIdx.x * value_sums::tokens;
+  double total = 0, unprotected = 0;
+  for (int piece = threadIdx.x; piece < own.weight_pieces; piece += Threads) {
+    const double2 its = own.totals[head * own.weight_pieces + piece];
+    total += its.x;
+    unprotected += its.y;
+  }
+  total = sum_of_block<Threads>(total, of_warps);
+  unprotected = sum_of_block<Threads>(unprotected, of_warps);
+  const double uniform = 1 / fmax(unprotected, 1.0);
+#pragma unroll
+  for (int i = 0; i < value_sums::tokens / Threads; ++i) {
+    const int slot = first + i * Threads + static_cast<int>(threadIdx.x);
+    if (slot >= n) continue;
     float& h = own.score(head, slot);
     if (h == caote_call::protected_weight) continue;
     h = static_cast<float>(total > 0 ? static_cast<double>(h) / total : uniform);
@@ -100,63 +129,82 @@ __global__ void __launch_bounds__(Threads) weigh_tokens(const caote_call own, co
 }
 
 /// Sums of weighted values, or of values that count alike, over pieces of the slots; rows with an infinity or NaN are left
-/// out. A warp for each row, of which a lane has `Each` numbers at a time; longer rows are gone through once more for each
-/// `32 Each` numbers.
-template <int Threads, int Each>
-__global__ void __launch_bounds__(Threads, 3) sum_values(const caote_call own) {
-  constexpr int warps = Threads / 32, at_once = 4, columns = 32 * Each;
-  __shared__ float sums[warps][columns];
+/// out. Groups of `Lanes` lanes share a row; longer rows are gone through once more for each of their pieces.
+template <class T, bool Wide, int Lanes>
+__global__ void __launch_bounds__(value_sums::threads, 3) sum_values(const caote_call own) {
+  using piece_type = stored_piece<T, Wide>;
+  constexpr int count = piece_type::count, groups = value_sums::threads / Lanes, at_once = 4, columns = Lanes * count;
+  __shared__ float sums[groups][columns];
   start_in_chain();
   const cache_rows& kv = own.call.kv;
-  const int head = blockIdx.y, n = kv.length(head), first = blockIdx.x * value_sums::rows, D = kv.v.dim;
-  const int count = min(value_sums::rows, n - first), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int head = static_cast<int>(blockIdx.x) % own.call.heads, piece = static_cast<int>(blockIdx.x) / own.call.heads;
+  const int n = kv.length(head), D = kv.v.dim, most = value_sums::rows(kv.tokens, own.call.heads);
+  const int first = piece * most, rows = min(most, n - first);
+  const int lane = threadIdx.x % Lanes, group = static_cast<int>(threadIdx.x) / Lanes;
+  const unsigned of_group = (~0u >> (32 - Lanes)) << (threadIdx.x % 32 / Lanes * Lanes);
   const float share = 1 / static_cast<float>(max(n, 1));
-  float* const to = own.partial + (static_cast<std::int64_t>(head) * own.pieces + blockIdx.x) * D;
+  const row_addresses addresses(kv, kv.v, head, 0);
+  float* const to = own.partial + (static_cast<std::int64_t>(head) * own.pieces + piece) * D;
   for (int begin = 0; begin < D; begin += columns) {
-    float sum[Each] = {};
-    for (int r = warp; r < count; r += at_once * warps) {
-      float values[at_once][Each], factors[at_once];
+    float sum[count] = {};
+    for (int r = group; r - group < rows; r += at_once * groups) {
+      const T* from[at_once];
+      float factors[at_once];
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
-        const int slot = first + min(r + i * warps, count - 1);
-        const char* const row = kv.row(kv.v, head, slot);
+        const int slot = first + min(r + i * groups, rows - 1);
+        from[i] = reinterpret_cast<const T*>(addresses.row(slot));
         const float weight = own.weighted ? own.score(head, slot) : share;
-        factors[i] = r + i * warps < count && weight > 0 ? weight * kv.scale(kv.v, head, slot) : 0;
-#pragma unroll
-        for (int j = 0; j < Each; ++j) values[i][j] = load(row, kv.v.type, min(begin + lane + 32 * j, D - 1));
-        bool finite = true;
-        for (int d = lane; D > columns && d < D; d += 32) finite &= isfinite(load(row, kv.v.type, d));
-#pragma unroll
-        for (int j = 0; j < Each; ++j) finite &= isfinite(values[i][j]);
-        if (!__all_sync(all_lanes, finite) || !isfinite(factors[i])) factors[i] = 0;
+        factors[i] = r + i * groups < rows && weight > 0 ? weight * kv.scale(kv.v, head, slot) : 0;
       }
+      const int at = min(begin + lane * count, D - count);
+      const piece_type stored[at_once] = {piece_type(from[0] + at), piece_type(from[1] + at), piece_type(from[2] + at),
+                                          piece_type(from[3] + at)};
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
+        float values[count], spoilt = factors[i] * 0;
+        for (int d = lane * count; D > columns && d < D; d += columns) {
+          piece_type(from[i] + d).widen(values);
 #pragma unroll
-        for (int j = 0; j < Each; ++j) sum[j] += factors[i] != 0 ? values[i][j] * factors[i] : 0;
+          for (int j = 0; j < count; ++j) spoilt += values[j] * 0;
+        }
+        stored[i].widen(values);
+#pragma unroll
+        for (int j = 0; j < count; ++j) spoilt += values[j] * 0;
+        const bool left_out = (__ballot_sync(all_lanes, !(spoilt == 0)) & of_group) != 0;
+#pragma unroll
+        for (int j = 0; j < count; ++j) sum[j] += left_out || factors[i] == 0 ? 0 : values[j] * factors[i];
       }
     }
 #pragma unroll
-    for (int j = 0; j < Each; ++j) sums[warp][lane + 32 * j] = sum[j];
+    for (int j = 0; j < count; ++j) sums[group][lane * count + j] = sum[j];
     __syncthreads();
-    for (int d = threadIdx.x; d < columns && begin + d < D; d += Threads) {
+    for (int d = threadIdx.x; d < columns && begin + d < D; d += value_sums::threads) {
       float all = 0;
-      for (int w = 0; w < warps; ++w) all += sums[w][d];
+#pragma unroll
+      for (int g = 0; g < groups; ++g) all += sums[g][d];
       to[begin + d] = all;
     }
     __syncthreads();
   }
 }
 
+/// Adds up the sums over pieces: every thirty-second by a warp, then theirs.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_centers(const caote_call own) {
+  constexpr int columns = value_sums::columns, groups = Threads / columns;
+  __shared__ float sums[groups][columns];
   start_in_chain();
-  const int head = blockIdx.y, Dv = own.call.kv.v.dim, d = blockIdx.x * Threads + threadIdx.x;
-  if (d >= Dv) return;
+  const int head = blockIdx.y, Dv = own.call.kv.v.dim, column = threadIdx.x % columns, group = threadIdx.x / columns;
+  const int d = blockIdx.x * columns + column;
+  const float* const partial = own.partial + static_cast<std::int64_t>(head) * own.pieces * Dv + min(d, Dv - 1);
   float sum = 0;
-  for (int piece = 0; piece < own.pieces; ++piece) {
-    sum += own.partial[(static_cast<std::int64_t>(head) * own.pieces + piece) * Dv + d];
-  }
+#pragma unroll 8
+  for (int piece = group; piece < own.pieces; piece += groups) sum += partial[std::int64_t{piece} * Dv];
+  sums[group][column] = sum;
+  __syncthreads();
+  if (group != 0 || d >= Dv) return;
+  for (int other = 1; other < groups; ++other) sum += sums[other][column];
   own.centers[static_cast<std::int64_t>(head) * padded(Dv) + d] = sum;
 }
 
@@ -180,9 +228,8 @@ struct caote_kernel {
                       memory workspace, launcher& launch) {
     base::observe(policy.base, args, call, state, workspace, launch);
   }
-  static void compact(const Policy& policy, const eviction_args& args, eviction_call& call, const index_lists& lists,
-                      memory state, memory workspace, launcher& launch) {
-    base::compact(policy.base, args, call, lists, state, workspace, launch);
+  static auto leaving(const Policy& policy, const eviction_args& args, eviction_call& call, memory state) {
+    return base::leaving(policy.base, args, call, state);
   }
 
   static void score(const Policy& policy, const eviction_args& args, const eviction_call& call,
@@ -196,10 +243,16 @@ struct caote_kernel {
     own.score_stride = scores.strides[0];
     own.protects = policy.smooth == 1 && call.keep.sinks + call.keep.recent > 0;
     own.weighted = Weighted;
-    if (own.protects) find_order(call, own.order, launch);
-    launch(&weigh_tokens<1024, Base>, 1, call.heads, 1024, 0, own, policy.base);
-    launch(&sum_values<value_sums::threads, 4>, own.pieces, call.heads, value_sums::threads, 0, own);
-    launch(&find_centers<128>, detail::pieces(args.kv.v.dim, 128), call.heads, 128, 0, own);
+    if (own.protects) find_order(call, own.order, nullptr, 0, launch);
+    launch(&weigh_tokens<256, Base>, own.weight_pieces, call.heads, 256, 0, own, policy.base);
+    launch(&share_weights<256>, own.weight_pieces, call.heads, 256, 0, own);
+    with_lanes(call.kv.v, [&](auto type, auto wide, auto lanes) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+      launch(&sum_values<T, wide.value, lanes.value>, std::int64_t{own.pieces} * call.heads, 1, value_sums::threads, 0,
+             own);
+    });
+    constexpr int threads = value_sums::columns * value_sums::groups;
+    launch(&find_centers<threads>, detail::pieces(args.kv.v.dim, value_sums::columns), call.heads, threads, 0, own);
     stream(own, launch);
   }
 
@@ -207,7 +260,10 @@ struct caote_kernel {
   static caote_call lay_out(const eviction_args& args, skim::detail::arena& arena) {
     caote_call own{};
     own.order = token_order(arena, args.kv.heads, args.kv.tokens);
-    own.pieces = static_cast<int>(detail::pieces(args.kv.tokens, value_sums::rows));
+    own.weight_pieces = static_cast<int>(detail::pieces(args.kv.tokens, value_sums::tokens));
+    own.totals = arena.take<double2>(args.kv.heads * own.weight_pieces);
+    const std::int64_t rows = value_sums::rows(static_cast<int>(args.kv.tokens), static_cast<int>(args.kv.heads));
+    own.pieces = static_cast<int>(detail::pieces(args.kv.tokens, greater(rows, 1)));
     own.centers = arena.take<float>(args.kv.heads * padded(args.kv.v.dim));
     own.partial = arena.take<float>(args.kv.heads * own.pieces * args.kv.v.dim);
     return own;

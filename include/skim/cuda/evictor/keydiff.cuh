@@ -10,8 +10,11 @@ namespace skim { inline namespace v0_2 { namespace cuda {
 namespace detail {
 
 struct unit_keys {
-  static constexpr int threads = 256, rows = 8;    // one for each warp
-  static constexpr std::int64_t most_blocks = 64;  // of a head
+  static constexpr int threads = 256, rows = threads / 32;  // one for each warp
+  static constexpr std::int64_t most_blocks = 64;           // of a head
+  static constexpr int dims = 128;                          // of a row at a time
+
+  long long parts[rows][dims];
 };
 
 /// A component of a unit key as a multiple of 2^-30, to nearest even; what is no component of one counts as 0.
@@ -19,84 +22,64 @@ SKIM_DEVICE long long fixed_point(float component) {
   return fabsf(component) <= 2 ? __double2ll_rn(static_cast<double>(component) * 0x1p30) : 0;
 }
 
-/// Adds unit keys to the sums: of the chunk, or, with `Sign` -1, of those that are not listed. Integers: any order will do.
-template <int Threads, int Sign>
-__global__ void __launch_bounds__(Threads) add_unit_keys(const keydiff_call own, const index_lists lists) {
-  __shared__ int slots[unit_keys::rows];
-  __shared__ unit_factors units[unit_keys::rows];
-  start_in_chain();
-  const eviction_call& call = own.call;
-  const cache_rows& kv = call.kv;
-  const int head = blockIdx.y, n = kv.length(head), warp = threadIdx.x / 32;
-  int all = min(call.new_tokens, n);
-  if constexpr (Sign < 0) all = n - lists.counts[call.list(head)];
-  for (int first = blockIdx.x * unit_keys::rows; first < all; first += gridDim.x * unit_keys::rows) {
-    const int count = min(unit_keys::rows, all - first);
-    for (int r = warp; r < count; r += Threads / 32) {
-      int slot;
-      if constexpr (Sign < 0) {
-        const kept_slots kept(lists, call.list(head));
-        slot = kept.missing(first + r, kept.count);
-      } else {
-        slot = n - all + first + r;
-      }
-      const char* const row = kv.row(kv.k, head, slot);
-      const float scale = kv.scale(kv.k, head, slot);
-      float squares = 0;
-      for (int d = threadIdx.x % 32; d < kv.k.dim && !call.inverse_norms; d += 32) {
-        const float x = load(row, kv.k.type, d) * scale;
-        squares += x * x;
-      }
-      unit_factors unit{0, own.inverse_length(head, slot, sum_of_warp(squares))};
-      if (!is_usable(unit.inverse)) unit = scale_to_one(kv, kv.k, head, slot);
-      if (threadIdx.x % 32 == 0) {
-        slots[r] = slot;
-        units[r] = unit;
-      }
+/// Adds unit keys to a head's sums, or with `Sign` -1 takes them out: a block those of its warps' slots that `exists` says.
+/// Integers: any order will do.
+template <int Sign>
+SKIM_DEVICE void add_unit_keys_of(const keydiff_call& own, int head, int slot, bool exists, unit_keys& shared) {
+  const cache_rows& kv = own.call.kv;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, D = kv.k.dim;
+  const char* const row = kv.row(kv.k, head, slot);
+  const float scale = kv.scale(kv.k, head, slot);
+  const unit_factors unit = own.unit_of(head, slot);
+  for (int begin = 0; begin < D; begin += unit_keys::dims) {
+#pragma unroll
+    for (int i = 0; i < unit_keys::dims; i += 32) {
+      const int d = begin + i + lane;
+      const long long part = exists && d < D ? fixed_point(unit(load(row, kv.k.type, d) * scale)) : 0;
+      shared.parts[warp][i + lane] = part;
     }
     __syncthreads();
-    for (int d = threadIdx.x; d < kv.k.dim; d += Threads) {
-      float values[unit_keys::rows];
-#pragma unroll
-      for (int r = 0; r < unit_keys::rows; ++r) {
-        const int slot = slots[min(r, count - 1)];
-        values[r] = load(kv.row(kv.k, head, slot), kv.k.type, d) * kv.scale(kv.k, head, slot);
-      }
+    for (int d = threadIdx.x; d < unit_keys::dims && begin + d < D; d += unit_keys::threads) {
       long long sum = 0;
 #pragma unroll
-      for (int r = 0; r < unit_keys::rows; ++r) sum += r < count ? Sign * fixed_point(units[r](values[r])) : 0;
-      atomicAdd(reinterpret_cast<unsigned long long*>(own.unit_sums) + static_cast<std::int64_t>(head) * kv.k.dim + d,
-                static_cast<unsigned long long>(sum));
+      for (int r = 0; r < unit_keys::rows; ++r) sum += shared.parts[r][d];
+      atomicAdd(reinterpret_cast<unsigned long long*>(own.unit_sums) + static_cast<std::int64_t>(head) * D + begin + d,
+                static_cast<unsigned long long>(Sign * sum));
     }
     __syncthreads();
   }
 }
 
-/// The mean of the unit keys, made -1 long; zeros where it is zero. A block for each head.
+/// Adds the chunk's.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 4) add_unit_keys(const keydiff_call own) {
+  static_assert(Threads == unit_keys::threads, "a row for each warp");
+  __shared__ unit_keys shared;
+  start_in_chain();
+  const int head = blockIdx.y, n = own.call.kv.length(head), count = min(own.call.new_tokens, n);
+  for (int first = blockIdx.x * unit_keys::rows; first < count; first += gridDim.x * unit_keys::rows) {
+    const int i = first + static_cast<int>(threadIdx.x) / 32;
+    add_unit_keys_of<1>(own, head, n - count + min(i, count - 1), i < count, shared);
+  }
+}
+
+/// Takes out those of tokens that leave.
+struct without_keys {
+  using memory = unit_keys;
+  keydiff_call own;
+
+  SKIM_DEVICE void operator()(int head, int slot, bool leaves, unit_keys& shared) const {
+    add_unit_keys_of<-1>(own, head, slot, leaves, shared);
+  }
+};
+
+/// The anchors of keys that tensor cores do not take. A block for each head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) find_anchors(const keydiff_call own) {
   __shared__ double of_warps[Threads / 32];
   start_in_chain();
-  const int head = blockIdx.y, D = own.call.kv.k.dim;
-  const std::int64_t* const sum = own.unit_sums + static_cast<std::int64_t>(head) * D;
-  float* const anchor = own.anchor(head);
-  const double share = 0x1p-30 / max(own.call.kv.length(head), 1);
-  const auto mean = [&](int d) { return static_cast<double>(static_cast<float>(static_cast<double>(sum[d]) * share)); };
-  double squares = 0;
-  for (int d = threadIdx.x; d < D; d += Threads) squares += mean(d) * mean(d);
-  squares = sum_of_block<Threads>(squares, of_warps);
-  const double inverse = squares == 0 ? 0 : -1 / sqrt(squares);
-  for (int d = threadIdx.x; d < D; d += Threads) {
-    const float own_part = static_cast<float>(mean(d) * inverse);
-    anchor[d] = own_part;
-    const element type = own.call.kv.k.type;
-    float rest = own_part;
-    for (int part = 0; own.parts && part < anchor_parts; ++part, rest *= part_step(type)) {
-      const std::int64_t at = (static_cast<std::int64_t>(head) * anchor_parts + part) * D + d;
-      store(own.parts, type, at, rest);
-      rest -= load(own.parts, type, at);
-    }
-  }
+  find_anchor(own, blockIdx.y, own.anchor(blockIdx.y), threadIdx.x, Threads,
+              [&](double sum) { return sum_of_block<Threads>(sum, of_warps); });
 }
 
 }  // namespace detail
@@ -126,9 +109,9 @@ struct score_kernel<keydiff<Anchor>> {
   static void observe(const policy_type&, const eviction_args& args, const detail::eviction_call& call, memory state,
                       memory, detail::launcher& launch) {
     using own = detail::unit_keys;
-    launch(&detail::add_unit_keys<own::threads, 1>,
+    launch(&detail::add_unit_keys<own::threads>,
            detail::smaller(detail::pieces(args.new_tokens, own::rows), own::most_blocks), args.kv.heads, own::threads,
-           0, call_of(call, state), index_lists{});
+           0, call_of(call, state));
   }
   static void score(const policy_type&, const eviction_args& args, const detail::eviction_call& call,
                     const tensor_view<float, 2>& scores, memory state, memory workspace, detail::launcher& launch) {
@@ -136,35 +119,27 @@ struct score_kernel<keydiff<Anchor>> {
     detail::keydiff_call own = call_of(call, state, arena);
     own.scores = scores.data;
     own.score_stride = scores.strides[0];
-    const auto find_anchors = [&] { launch(&detail::find_anchors<256>, 1, args.kv.heads, 256, 0, own); };
     const auto with_norms = [&](const auto& body) {
       if (call.inverse_norms) return body(detail::keydiff_scores<true>{own});
       body(detail::keydiff_scores<false>{own});
     };
     if (detail::keydiff_by_tensor_cores(args.kv, [&](auto type, auto dim) {
-          find_anchors();
           with_norms([&](const auto& scoring) { detail::score_together<decltype(type), dim.value>(scoring, launch); });
         })) {
       return;
     }
-    own.parts = nullptr;
-    find_anchors();
+    launch(&detail::find_anchors<256>, 1, args.kv.heads, 256, 0, own);
     with_norms([&](const auto& scoring) { detail::stream(scoring, launch); });
   }
-  static void compact(const policy_type&, const eviction_args& args, const detail::eviction_call& call,
-                      const index_lists& lists, memory state, memory, detail::launcher& launch) {
-    using own = detail::unit_keys;
-    launch(&detail::add_unit_keys<own::threads, -1>,
-           detail::smaller(detail::pieces(args.kv.tokens, own::rows), own::most_blocks), args.kv.heads, own::threads, 0,
-           call_of(call, state), lists);
+  static detail::without_keys leaving(const policy_type&, const eviction_args&, const detail::eviction_call& call,
+                                      memory state) {
+    return {call_of(call, state)};
   }
 
  private:
   static detail::keydiff_call call_of(const detail::eviction_call& call, memory state, skim::detail::arena& arena) {
     detail::keydiff_call own = call_of(call, state);
-    const std::int64_t D = call.kv.k.dim;
-    own.anchors = arena.take<float>(call.heads * detail::padded(D));
-    own.parts = arena.take<char>(call.heads * detail::anchor_parts * D * 2);
+    own.anchors = arena.take<float>(call.heads * detail::padded(call.kv.k.dim));
     return own;
   }
   static detail::keydiff_call call_of(const detail::eviction_call& call, memory state) {

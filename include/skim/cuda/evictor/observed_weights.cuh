@@ -12,6 +12,7 @@
 #pragma once
 
 #include <skim/cuda/evictor/weigh_keys.cuh>
+#include <skim/cuda/kernel/compact.cuh>
 #include <skim/cuda/score_kernel.cuh>
 #include <skim/eviction.hpp>
 
@@ -107,9 +108,9 @@ struct weight_evictor {
     launch(&copy_weights<256>, pieces(args.kv.tokens, 256), args.kv.heads, 256, 0, call, scores.data,
            scores.strides[0]);
   }
-  static void compact(const Policy&, const eviction_args& args, eviction_call& call, const index_lists&, memory state,
-                      memory, launcher&) {
+  static no_farewell leaving(const Policy&, const eviction_args& args, eviction_call& call, memory state) {
     name_weights(call, args, state);
+    return {};
   }
 
  private:

@@ -20,7 +20,10 @@ struct eviction_call {
   retention keep;
   int heads, new_tokens;
   bool share_heads, refill, values_in_keys;
+  std::int32_t* left_out;  // [rows of lists, left_out_stride]: slots that leave, where choosing writes them; or null
+  std::int64_t left_out_stride;
 
+  SKIM_DEVICE std::int32_t* left_out_of(int row) const { return left_out ? left_out + row * left_out_stride : nullptr; }
   SKIM_DEVICE int list(int head) const { return share_heads ? 0 : head; }
   /// What a head keeps: with its own budget, within which the ends are.
   SKIM_DEVICE retention kept(int head) const {
@@ -57,37 +60,43 @@ inline eviction_call call_of(const eviction_args& args, const retention& keep) {
   return call;
 }
 
-/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 32 places at a time:
-/// each load waits for the one before.
+/// The first i in [low, high) that `holds(i)`, which then holds for all behind it; else `high`. By a warp, 128 places at a
+/// time: each load waits for the one before.
 template <class Holds>
 SKIM_DEVICE int first_that(int low, int high, const Holds& holds) {
+  constexpr int each = 4;
   const int lane = threadIdx.x % 32;
   while (low < high) {
-    const int step = (high - low + 31) / 32, begin = low + lane * step, last = min(begin + step, high) - 1;
-    const unsigned held = __ballot_sync(all_lanes, begin >= high || holds(last));
-    if (held == 0) return high;
-    const int lane_of_first = __ffs(static_cast<int>(held)) - 1;
-    low += lane_of_first * step;
+    const int step = (high - low + 32 * each - 1) / (32 * each);
+    int before = 0;  // steps that end before it
+#pragma unroll
+    for (int i = 0; i < each; ++i) before += holds(min(low + (lane * each + i + 1) * step, high) - 1) ? 0 : 1;
+    low += __reduce_add_sync(all_lanes, before) * step;
     if (low >= high) return high;
     high = min(low + step, high) - 1;
   }
   return low;
 }
 
-/// Slots that stay, ascending. Members are for warps.
+/// Slots of a head that stay, ascending. Members are for warps.
 struct kept_slots {
-  const std::int32_t* list;
-  int count;
+  const std::int32_t *list, *left_out;
+  int count, evicted;
 
-  SKIM_DEVICE kept_slots(const index_lists& lists, int row) : list(lists.row(row)), count(lists.counts[row]) {}
+  SKIM_DEVICE kept_slots(const eviction_call& call, const index_lists& lists, int head)
+      : list(lists.row(call.list(head))),
+        left_out(call.left_out_of(call.list(head))),
+        count(lists.counts[call.list(head)]),
+        evicted(call.kv.length(head) - count) {}
 
-  /// How many of the listed slots lie before `slot`.
+  /// How many of the listed slots lie before `slot`, which is one of the head's or follows them.
   SKIM_DEVICE int below(int slot) const {
-    return first_that(0, count, [&](int i) { return list[i] >= slot; });
+    return first_that(max(slot - evicted, 0), min(slot, count), [&](int i) { return list[i] >= slot; });
   }
-  /// The i-th slot that is not listed, of all from 0 on; `of`: if it lies before entry `of`, which saves looking further.
-  SKIM_DEVICE int missing(int i, int of) const {
-    return i + first_that(0, of, [&](int j) { return list[j] - j > i; });
+  /// The i-th slot that is not listed, of all from 0 on.
+  SKIM_DEVICE int missing(int i) const {
+    if (left_out) return left_out[i];
+    return i + first_that(0, count, [&](int j) { return list[j] - j > i; });
   }
 };
 
@@ -118,6 +127,7 @@ struct token_rows {
     return row;
   }
   SKIM_DEVICE int position(int list, int slot) const { return static_cast<int>(call.kv.position(list, slot)); }
+  SKIM_DEVICE std::int32_t* left_out(int list) const { return call.left_out_of(list); }
 
   template <int Each>
   SKIM_DEVICE void load_ranks(int list, const score_row& row, int first, const unsigned (&ages)[2],
@@ -131,14 +141,21 @@ struct token_rows {
 #pragma unroll
       for (int i = 0; i < slots::wide; ++i) ranks[part + i] = __float_as_uint(scores[i]);
     }
+    if (!has_ends) {
+#pragma unroll
+      for (int i = 0; i < Each; ++i) {
+        const int slot = slots::at(first, i);
+        ranks[i] = slot >= row.begin && slot < row.end ? rank_bits(__uint_as_float(ranks[i])) : 0;
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < Each; ++i) {
       if (i % slots::wide == 0) asm volatile("" ::: "memory");  // but of positions few: there are no registers for them
       const int slot = slots::at(first, i);
       const bool exists = slot >= row.begin && slot < row.end;
       const float score = __uint_as_float(ranks[i]);
-      const unsigned rank = has_ends && exists ? rank_of(score, position(list, slot), ages) : rank_bits(score);
-      ranks[i] = exists ? rank : 0;
+      ranks[i] = exists ? rank_of(score, position(list, slot), ages) : 0;
     }
   }
 };

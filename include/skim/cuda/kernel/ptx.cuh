@@ -60,6 +60,15 @@ SKIM_DEVICE uint4 load_once(const void* from) {
   return to;
 }
 
+/// The same where lanes read 64 bytes of a row at a time, as many rows at once.
+SKIM_DEVICE uint4 load_once_of_many(const void* from) {
+  uint4 to;
+  asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+      : "l"(from));
+  return to;
+}
+
 /// What kernels earlier in a chain wrote is there.
 SKIM_DEVICE void await_kernel_before() {
 #if SKIM_CUDA_SM90
