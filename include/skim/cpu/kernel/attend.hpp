@@ -285,7 +285,7 @@ struct attend_call {
     const few_scratch scratch(arena, kv.k.dim, Dv, count);
     strip_sums sums[few_heads][merge_stack::most];
     for (std::int64_t h = 0; h < count; ++h) {
-      scratch.heads[h].load(job(plan, head + h), rule.scale, scratch.row);
+      scratch.heads[h].load(job(plan, head + h), rule.scale);
       for (std::int64_t i = 0; i < workspace.depth; ++i) sums[h][i] = strip_sums(arena, Dv, plan.stride);
       if (units > 1) sums[h][0] = partial(plan, plan.first_unit + (head + h) * units + unit, Dv);
     }

@@ -21,14 +21,9 @@ inline constexpr int few_vectors(int rows) {
   return simd::registers / 2 / rows > 4 ? 4 : simd::registers / 2 / rows < 1 ? 1 : simd::registers / 2 / rows;
 }
 
-/// Whether rows of that many numbers fill vectors.
+/// Whether that many rows are few, and of numbers that fill vectors.
 SKIM_INLINE bool suits_few_rows(std::int64_t rows, std::int64_t D, std::int64_t Dv) {
-  return rows <= few_rows && D >= simd::lanes && Dv >= 4 * simd::lanes;
-}
-
-/// Where the j-th run of `width` of n numbers begins: the last ends with them, and repeats some of those before it.
-SKIM_INLINE std::int64_t run_begin(std::int64_t j, std::int64_t width, std::int64_t n) {
-  return smaller(j * width, n - width);
+  return rows <= few_rows && D % simd::lanes == 0 && Dv >= 4 * simd::lanes;
 }
 
 /// One KV head on its way through the keys.
@@ -39,33 +34,29 @@ struct few_head {
   row_block<float> rows;
   position_range queries;
   std::int64_t end;  // of its keys, in logical order
-  float* q;          // [few_rows, vectors of D]: what a vector repeats counts as zero
-  float* out;        // [few_rows, runs of Dv]
+  float* q;          // [few_rows, D]
+  float* out;        // [few_rows, runs of Dv]: the last run ends with the last number, and repeats some before it
 
   few_head() = default;
   few_head(arena& arena, std::int64_t D, std::int64_t Dv)
       : sight(arena, simd::lanes),
-        q(arena.take<float>(few_rows * round_up(D, simd::lanes))),
+        q(arena.take<float>(few_rows * D)),
         out(arena.take<float>(few_rows * round_up(Dv, 4 * simd::lanes))) {}
 
   /// Queries in f32, and what they see.
-  void load(const attend_job& given, float scale, float* row) {
+  void load(const attend_job& given, float scale) {
     job = given;
     bias = job.bias();
     const attention_args& args = *job.args;
-    const std::int64_t D = args.q.extents[2], length = round_up(D, simd::lanes);
+    const std::int64_t D = args.q.extents[2];
     for (std::int64_t r = 0; r < simd::lanes; ++r) sight.set(job, r);
     rows = sight.rows<float>(job, bias);
     queries = query_range(job, 0, job.rows);
     end = job.listed() + job.sequence.Tq;
-    for (std::int64_t i = 0; i < few_rows * length; ++i) q[i] = 0;
+    for (std::int64_t i = job.rows * D; i < few_rows * D; ++i) q[i] = 0;
     for (std::int64_t r = 0; r < job.rows; ++r) {
-      widen({args.q.at(job.sequence.first_row + job.token(r), job.query_head(r)), args.q.type}, D, row);
-      scale_row(scale, D, row);
-      for (std::int64_t d = 0; d < D; ++d) {
-        const std::int64_t j = d / simd::lanes;
-        q[r * length + j * simd::lanes + d - run_begin(j, simd::lanes, D)] = row[d];
-      }
+      widen({args.q.at(job.sequence.first_row + job.token(r), job.query_head(r)), args.q.type}, D, q + r * D);
+      scale_row(scale, D, q + r * D);
     }
   }
 };
@@ -73,7 +64,7 @@ struct few_head {
 /// Scratch of one worker.
 struct few_scratch {
   float *scores, *wide;     // [few_keys, few_rows], [few_keys, lanes]
-  float* row;               // one of K, V or q
+  float* row;               // one of V, or a vector of output rows
   stored_tile* clean;       // where some values are not finite
   float* values;            // [few_keys, Dv]: its own
   std::int32_t* positions;  // [few_keys]
@@ -83,7 +74,7 @@ struct few_scratch {
   few_scratch(arena& arena, std::int64_t D, std::int64_t Dv, std::int64_t heads_together)
       : scores(arena.take<float>(few_keys * few_rows)),
         wide(arena.take<float>(few_keys * simd::lanes)),
-        row(arena.take<float>(greater(greater(D, Dv), simd::lanes * round_up(Dv, padded_to)))),
+        row(arena.take<float>(simd::lanes * round_up(Dv, padded_to))),
         clean(arena.take<stored_tile>(1)),
         values(arena.take<float>(few_keys * Dv)),
         positions(arena.take<std::int32_t>(few_keys)),
@@ -118,21 +109,19 @@ SKIM_NOINLINE void score_few(const float* SKIM_RESTRICT q, std::int64_t D, const
   constexpr int together = static_cast<int>(simd::lanes) / Rows;  // keys
   constexpr std::int64_t step_bytes = simd::lanes * static_cast<std::int64_t>(sizeof(Type)) / block_values<Type>;
   constexpr std::int64_t steps = step_bytes < 64 ? 64 / step_bytes : 1;  // that a line takes
-  const std::int64_t length = round_up(D, simd::lanes);
   for (std::int64_t key = 0; key < stored.keys; key += together) {
     decltype(row_at<Type>(nullptr)) keys[static_cast<std::size_t>(together)];
     simd::unroll<together>(
         [&](auto i) SKIM_LAMBDA_INLINE { keys[i] = row_at<Type>(stored.k[smaller(key + i, stored.keys - 1)].data); });
     simd::vectors<Rows * together> sums;
     simd::unroll<Rows * together>([&](auto i) SKIM_LAMBDA_INLINE { sums[i] = simd::floats(0.0f); });
-    for (std::int64_t at = 0; at < length; at += simd::lanes) {
-      const std::int64_t d = smaller(at, D - simd::lanes);
-      if (at / simd::lanes % steps == 0) {
-        const std::int64_t fetched = at / simd::lanes * step_bytes;
+    for (std::int64_t d = 0; d < D; d += simd::lanes) {
+      if (d / simd::lanes % steps == 0) {
+        const std::int64_t fetched = d / simd::lanes * step_bytes;
         simd::unroll<together>([&](auto i) SKIM_LAMBDA_INLINE { fetch_bytes<step_bytes>(next.k[key + i], fetched); });
       }
       simd::vectors<Rows> row;
-      simd::unroll<Rows>([&](auto r) SKIM_LAMBDA_INLINE { row[r] = simd::load(q + r * length + at); });
+      simd::unroll<Rows>([&](auto r) SKIM_LAMBDA_INLINE { row[r] = simd::load(q + r * D + d); });
       simd::unroll<together>([&](auto i) SKIM_LAMBDA_INLINE {
         const simd::floats k = simd::load(keys[i] + d);
         simd::unroll<Rows>([&](auto r)
@@ -149,11 +138,10 @@ SKIM_NOINLINE void score_few(const float* SKIM_RESTRICT q, std::int64_t D, const
     }
     simd::store(scores + key * Rows, products);
   }
-  for (std::int64_t i = stored.keys * Rows; i < round_up(stored.keys * Rows, simd::lanes); ++i)
-    scores[i] = minus_infinity;
 }
 
-/// What `finish_scores` does, for scores [keys, Rows]; by way of rows in lanes where it is more than a soft cap.
+/// What `finish_scores` does, for scores [keys, Rows], -inf behind them up to a whole vector; by way of rows in lanes where
+/// it is more than a soft cap.
 template <int Rows>
 SKIM_INLINE void finish_few(const few_head& head, const stored_tile& stored, const std::int32_t* positions, bool masked,
                             logit_rule rule, float* scores, float* wide) {
@@ -209,8 +197,8 @@ SKIM_NOINLINE void weigh_few(std::int64_t keys, float* scores, float* largest, f
   }
 }
 
-/// out [Rows, runs of Dv] = out * shrink + the tile's values times weights [keys, Rows]. Asks for
-/// the values of the next tile.
+/// out [Rows, runs of Dv] = out * shrink + the tile's values times weights [keys, Rows]. Asks for the
+/// values of the next tile.
 template <int Rows, class Type>
 SKIM_NOINLINE void accumulate_few(const stored_tile& stored, std::int64_t Dv, const float* weights, const float* shrink,
                                   const coming_rows& next, float* out) {
