@@ -202,9 +202,14 @@ SKIM_HD SKIM_INLINE float to_float(std::int8_t value) {
   return static_cast<float>(value);
 }
 
-/// Number `i` of a block; exact, for f32 has digits enough for the product.
+/// Number `i` of a block; exact, for f32 has digits enough for the product. By bytes: compilers think of whole blocks where a
+/// type is known at run time only, and warn of memory that holds a number of another.
 SKIM_HD SKIM_INLINE float to_float(const q8_0& block, std::int64_t i) {
-  return to_float(block.scale) * to_float(block.values[i]);
+  f16 scale;
+  std::int8_t value;
+  std::memcpy(&scale, reinterpret_cast<const char*>(&block), sizeof scale);
+  std::memcpy(&value, reinterpret_cast<const char*>(&block) + sizeof scale + i, sizeof value);
+  return to_float(scale) * to_float(value);
 }
 
 /// Rounds to nearest, ties to even.

@@ -13,7 +13,7 @@ using byte = unsigned char;
 
 /// At any address.
 inline float number_at(const byte* at, element type) {
-  alignas(float) byte aligned[sizeof(float)];
+  alignas(float) byte aligned[sizeof(float)] = {};
   std::memcpy(aligned, at, static_cast<std::size_t>(bytes_of(type, 1)));
   return load_element(aligned, type, 0);
 }
