@@ -370,7 +370,6 @@ SKIM_INLINE void attend_few(const few_scratch& scratch, std::int64_t count, std:
 /// Calls `body(integral_constant<int, Rows>)` for a block of so many rows.
 template <class Body>
 SKIM_INLINE void with_few_rows(std::int64_t rows, const Body& body) {
-  if (rows == 1) return body(std::integral_constant<int, 1>{});
   if (rows <= 4) return body(std::integral_constant<int, 4>{});
   body(std::integral_constant<int, static_cast<int>(few_rows)>{});
 }

@@ -107,12 +107,12 @@ SKIM_INLINE void multiply_rows(const step_rows<typename Math::step>& rows, const
 }
 
 /// A block's sums of integers are exact; the blocks' follow each other in f32, in memory: the registers are the integers'.
-/// `between(step)` is called at every step.
+/// `between(step)` is called at every step. Not inlined, and its steps only half unrolled: it takes compilers long.
 template <class Math, int Vectors, class Between>
-SKIM_INLINE void multiply_rows(const integer_rows& rows, const typename Math::step* packed, std::int64_t D,
-                               simd::vectors<Vectors> (&products)[broadcasts], const Between& between) {
+SKIM_NOINLINE void multiply_rows(const integer_rows& rows, const typename Math::step* packed, std::int64_t D,
+                                 simd::vectors<Vectors> (&products)[broadcasts], const Between& between) {
   constexpr std::int64_t width = Vectors * simd::lanes;
-  constexpr int block_steps = Math::block_steps;
+  constexpr int block_steps = Math::block_steps, unrolled = block_steps / 2;
   const std::int64_t blocks = Math::blocks_of(D);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const typename Math::step* const steps = packed + block * block_steps * width;
@@ -124,17 +124,20 @@ SKIM_INLINE void multiply_rows(const integer_rows& rows, const typename Math::st
       simd::unroll<Vectors>([&](auto v)
                                 SKIM_LAMBDA_INLINE { sums[i][v] = Math::load_steps(begins + v * simd::lanes); });
     });
-    simd::unroll<block_steps>([&](auto step) SKIM_LAMBDA_INLINE {
-      if constexpr (!std::is_same_v<Between, nothing_between>) between(block * block_steps + step);
-      simd::vectors_of<simd::ints, Vectors> lane;
-      simd::unroll<Vectors>(
-          [&](auto v) SKIM_LAMBDA_INLINE { lane[v] = Math::load_steps(steps + step * width + v * simd::lanes); });
-      simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
-        const simd::ints key = Math::broadcast(rows.rows[i] + at + 4 * step);
-        simd::unroll<Vectors>([&](auto v)
-                                  SKIM_LAMBDA_INLINE { sums[i][v] = Math::multiply_add(lane[v], key, sums[i][v]); });
+    for (std::int64_t half = 0; half < block_steps; half += unrolled) {
+      simd::unroll<unrolled>([&](auto step) SKIM_LAMBDA_INLINE {
+        between(block * block_steps + half + step);
+        simd::vectors_of<simd::ints, Vectors> lane;
+        simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
+          lane[v] = Math::load_steps(steps + (half + step) * width + v * simd::lanes);
+        });
+        simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
+          const simd::ints key = Math::broadcast(rows.rows[i] + at + 4 * (half + step));
+          simd::unroll<Vectors>([&](auto v)
+                                    SKIM_LAMBDA_INLINE { sums[i][v] = Math::multiply_add(lane[v], key, sums[i][v]); });
+        });
       });
-    });
+    }
     simd::unroll<Vectors>([&](auto v) SKIM_LAMBDA_INLINE {
       const simd::floats of_lanes = simd::as_floats(Math::load_steps(scales + v * simd::lanes));
       simd::unroll<broadcasts>([&](auto i) SKIM_LAMBDA_INLINE {
@@ -159,10 +162,11 @@ SKIM_INLINE void multiply_lanes(const Rows& rows, const lane_rows<Math>& lanes, 
 }
 
 /// The products with all lanes.
-template <class Math, class Rows, class Take>
-SKIM_INLINE void multiply_all_lanes(const Rows& rows, const lane_rows<Math>& lanes, const Take& take) {
+template <class Math, class Rows, class Take, class Between = nothing_between>
+SKIM_INLINE void multiply_all_lanes(const Rows& rows, const lane_rows<Math>& lanes, const Take& take,
+                                    const Between& between = {}) {
   each_block(lanes, [&](auto vectors, std::int64_t begin)
-                        SKIM_LAMBDA_INLINE { multiply_lanes<Math, vectors>(rows, lanes, begin, take); });
+                        SKIM_LAMBDA_INLINE { multiply_lanes<Math, vectors>(rows, lanes, begin, take, between); });
 }
 
 }}}}}  // namespace skim::v0_2::cpu::SKIM_CPU_FEATURES::detail

@@ -188,9 +188,13 @@ SKIM_NOINLINE moments_found find_moments(const attention_sequence& block, std::i
       float* const products = scratch.products + i * lanes;
       fetch_moments(kv, head, past, begin + keys_of_tile + i, begin + keys_of_tile + i + broadcasts);
       if (queries.in_lanes) {
-        multiply_all_lanes(found.at(i), queries.lanes<Math>(),
-                           [&](auto k, std::int64_t lane, simd::floats dot)
-                               SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); });
+        const auto take = [&](auto k, std::int64_t lane, simd::floats dot)
+                              SKIM_LAMBDA_INLINE { simd::store(products + k * lanes + lane, dot); };
+        if constexpr (Math::values == 4) {
+          multiply_all_lanes(found.at(i), queries.lanes<Math>(), take, fetch_between<Math>(queries.data));
+        } else {
+          multiply_all_lanes(found.at(i), queries.lanes<Math>(), take);
+        }
         continue;
       }
       for (std::int64_t k = 0; k < broadcasts; ++k) {

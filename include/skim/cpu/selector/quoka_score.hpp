@@ -134,6 +134,10 @@ struct fetch_between {
       rows[j] = begin + j < next.count ? next.row(begin + j) : static_cast<const char*>(none);
     }
   }
+  /// Nothing new: for those who ask elsewhere, by the same code.
+  SKIM_INLINE explicit fetch_between(const void* none) : apart(0) {
+    for (std::int64_t j = 0; j < broadcasts; ++j) rows[j] = static_cast<const char*>(none);
+  }
   SKIM_INLINE void operator()(std::int64_t step) const {
     const std::uint64_t turn = static_cast<std::uint64_t>(step) / every;  // unsigned: a shift
     simd::prefetch_line(rows[turn % broadcasts] + static_cast<std::int64_t>(turn / broadcasts) * apart);
