@@ -10,8 +10,8 @@ struct widen_fma {};
 
 /// Rounds queries and softmax weights to bf16, numbers of 8 bits after their scales too, and multiplies pairs (AVX512_BF16
 /// `vdpbf16ps`, subnormals as zero). Storage of bf16 and 8 bits only; other storage, processors without the instruction, and
-/// the few rows of generation run `widen_fma`. NMSE <= 5e-5 on standard normal data; queries that are bf16 already stay exact,
-/// for others it grows with the square of the logits once their deviation passes 2.
+/// up to eight rows of a KV head (generation) run `widen_fma`. NMSE <= 5e-5 on standard normal data; queries that are bf16
+/// already stay exact, for others it grows with the square of the logits once their deviation passes 2.
 struct dot_pairs {};
 
 /// As `dot_pairs` in numbers, with the matrix tiles of Intel AMX (TDPBF16PS). For the FFN; attention, storage other than
